@@ -1,0 +1,116 @@
+"""All that travels from the prompt's reading to the sinks: plain values, one class per meaning.
+
+A run is `Started`, some `PromptProgress`, `PromptRead`, a `Token` per step and lane, `Finished` per lane.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "context", "loop", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the cache holds and has done, summed over its lanes; docs/readings.md says it in full.
+
+    Token counts are per KV head of a layer under the policy (every head holds equally many).
+    """
+
+    kept_prompt: int  # prompt tokens held
+    kept_generated: int  # generated tokens held
+    slots: int  # places there are, live or not
+    held_bytes: int  # keys and values of live slots
+    overhead_bytes: int  # positions, bias, slot lists, query rings, memos
+    allocated_bytes: int  # every buffer the cache owns
+    full_bytes: int  # keys and values that an uncompressed cache would hold now
+    read_bytes: int  # keys, values and bias that one step's attention reads now
+    moved_bytes: int  # copied by cache management since the start; eviction itself copies nothing
+    reference_moved_bytes: int  # what an implementation that gathers what it keeps would have copied
+    host_bytes: int  # copied between host and device: prompt ids, then one id per token each way
+    evictions: int  # times that something was evicted
+    evicted_tokens: int  # generated (or unprotected prompt) tokens evicted, per KV head
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Did the cache do what the profile promised? Counted from the slots themselves, at the end."""
+
+    policy_active: bool | None  # None: everything fitted, nothing had to be evicted
+    budget_held: bool  # generated tokens held never exceeded the budget and the current one
+    bytes_accounted: bool  # live slots and buffers add up to the readings
+    problems: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The longest stretch of the output that repeats itself."""
+
+    period: int  # tokens
+    start: int  # index of its first token in the output
+    tokens: int  # its length, all copies together
+    to_the_end: bool  # the output ended inside it
+
+
+@dataclass(frozen=True)
+class Started:
+    """Everything is known and nothing has been read: the settings in force and what was planned."""
+
+    lanes: int
+    prompt_tokens: tuple[int, ...]  # one per lane
+    max_new_tokens: int
+    policy: str  # in words: "slide, budget 2048 (256 recent), every 64 tokens, scorer attention"
+    profile: dict[str, Any]  # the complete profile in force
+    model: dict[str, Any]  # name, source, dtype, device, layers, context
+    versions: dict[str, str]
+    notes: tuple[str, ...] = ()  # what the user should know: a length that was cut, a policy without effect
+
+
+@dataclass(frozen=True)
+class PromptProgress:
+    lane: int
+    read: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class PromptRead:
+    lane: int
+    prompt_tokens: int
+    elapsed_s: float
+    peak_bytes: int  # of the device's allocator, or the process's resident set on a CPU
+    reading: Reading
+
+
+@dataclass(frozen=True)
+class Token:
+    lane: int
+    n: int  # its number in the output, from 1
+    token_id: int
+    text: str  # may be empty: a character is shown when it is whole
+    logprob: float  # natural logarithm, under the model's own distribution
+    elapsed_s: float  # since the first decode step began
+    reading: Reading
+
+
+@dataclass(frozen=True)
+class Finished:
+    lane: int
+    reason: FinishReason
+    text: str  # what was still held back
+    prompt_tokens: int
+    output_tokens: int
+    prefill_s: float
+    decode_s: float
+    prefill_peak_bytes: int
+    decode_peak_bytes: int
+    reading: Reading
+    audit: Audit
+    loop: Loop | None = None
+    stopped_by: str | None = None  # the stop text that ended it
+
+
+Event = Started | PromptProgress | PromptRead | Token | Finished

@@ -1,0 +1,30 @@
+"""Numbers to text, at the edge: bytes, seconds, rates. 1 GiB = 2**30 bytes."""
+
+
+def as_bytes(count: float) -> str:
+    """1536 -> '1.50 KiB'; whole bytes below one KiB."""
+    if abs(count) < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        count /= 1024
+        if abs(count) < 1024:
+            return f"{count:.2f} {unit}"
+    return f"{count / 1024:.2f} TiB"
+
+
+def as_duration(seconds: float) -> str:
+    """4000 -> '1:06:40'; below a minute '12.3 s'."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def as_rate(tokens_per_s: float) -> str:
+    return f"{tokens_per_s:.1f} tokens/s" if tokens_per_s < 100 else f"{tokens_per_s:.0f} tokens/s"
+
+
+def as_ratio(part: float, whole: float) -> str:
+    """The share of `whole` that `part` is: '12.5%'; a dash where there is no whole."""
+    return f"{100 * part / whole:.1f}%" if whole else "-"
