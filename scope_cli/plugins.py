@@ -1,0 +1,65 @@
+"""A plug-in's name and options in, a checked instance out. To register one, add its file.
+
+The scorers live in `scope_cli/scorers/`, the prefill methods in `scope_cli/prefills/`, one file each, named as the
+plug-in is; files starting with `_` and `base.py` are not plug-ins. Listing names imports nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+_registered: dict[tuple[str, str], type] = {}
+
+
+def names(kind: str) -> list[str]:
+    """The plug-ins of a kind ("scorers" or "prefills"), by the files in its folder."""
+    files = (Path(__file__).parent / kind).glob("*.py")
+    return sorted(file.stem for file in files if file.stem != "base" and not file.stem.startswith("_"))
+
+
+def register(kind: str, name: str) -> Callable[[type], type]:
+    """The decorator behind `@scorer(...)` and `@prefill(...)`: a frozen dataclass becomes a plug-in."""
+
+    def keep(cls: type) -> type:
+        cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+        _registered[kind, name] = cls
+        return cls
+
+    return keep
+
+
+def plugin_class(kind: str, name: str) -> type:
+    """Import the file `name` of a kind and return the class it registers under its own name."""
+    import_module(f"scope_cli.{kind}.{name}")
+    return _registered[kind, name]
+
+
+def build(kind: str, name: str, options: dict[str, Any]) -> Any:
+    """An instance with checked options.
+
+    Raises pydantic's ValidationError; `option_problems` says the same in words.
+    """
+    return TypeAdapter(plugin_class(kind, name)).validate_python(options)
+
+
+def option_problems(kind: str, name: str, options: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(option, pydantic's error) for every option that is unknown or out of range; [] when all is well."""
+    try:
+        build(kind, name, options)
+    except ValidationError as error:
+        return [(".".join(str(part) for part in one["loc"]), dict(one)) for one in error.errors()]
+    return []
+
+
+def purpose(cls: type) -> str:
+    """A plug-in's docstring, as one line."""
+    return " ".join((cls.__doc__ or "").split())
+
+
+def options_in_words(cls: type) -> str:
+    """'window=32, pooling=max': what can be set, with the defaults."""
+    return ", ".join(f"{option.name}={option.default}" for option in fields(cls))

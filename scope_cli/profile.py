@@ -1,0 +1,359 @@
+"""YAML file and options in, frozen Profile out; every problem is gathered first.
+
+Found by path, then by name in ./profiles, then among those shipped. What `--set` and the short options
+say is laid over the file, and the result is checked as a whole.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+
+from scope_cli import plugins
+from scope_cli.errors import ProfileError
+from scope_cli.names import did_you_mean
+
+Strategy = Literal["full", "slide", "adaptive", "discontinuous"]
+DEFAULT_PROFILE = "default"
+
+
+class Settings(BaseModel):
+    """One section of a profile."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(key, what is wrong) for settings that are fine alone and not together."""
+        yield from ()
+
+
+class Plugin(BaseModel):
+    """A plug-in by name, with options: `attention`, or `{name: window, window: 32}`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_serializer
+    def _shortest(self) -> Any:
+        return {"name": self.name, **self.options} if self.options else self.name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    def problems(self, kind: str) -> Iterator[tuple[str, str]]:
+        known = plugins.names(kind)
+        if self.name not in known:
+            yield "", f"there is no {self.name!r}{did_you_mean(self.name, known)}"
+        elif self.options:  # a bare name needs no import of the plug-in to be right
+            for option, error in plugins.option_problems(kind, self.name, self.options):
+                fields = [*plugins.plugin_class(kind, self.name).__dataclass_fields__]  # type: ignore[attr-defined]
+                yield option, _in_words(error, fields)
+
+
+class ModelSettings(Settings):
+    name: str = Field("smollm2-135m", description="a name from `scope models list`, a folder, a GGUF file, or a hub name")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
+        "auto", description="of weights and cache; auto: float32 on a CPU, the checkpoint's own on a GPU"
+    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: the first GPU, else the CPU")
+    load_in: Literal["8bit", "4bit"] | None = Field(None, description="quantise the weights with bitsandbytes")
+
+
+class PromptSettings(Settings):
+    system: str | None = Field(None, description="system message, where the chat template takes one")
+    raw: bool = Field(False, description="feed the prompt as it is, without the model's chat template")
+
+
+class PrefillSettings(Settings):
+    method: Plugin = Field(Plugin(name="full"), description="what is done once to the prompt's cache; see `scope prefills`")
+    chunk: int = Field(2048, ge=1, description="prompt tokens read at once; on a CPU at most 512, so that Ctrl-C is heard")
+
+
+class DecodeSettings(Settings):
+    strategy: Strategy = Field("slide", description="when generated tokens are evicted; full: never")
+    scorer: Plugin = Field(Plugin(name="attention"), description="which generated tokens are kept; see `scope scorers`")
+    budget: int = Field(2048, ge=1, description="generated tokens that each KV head of a layer may hold")
+    recent: int = Field(256, ge=1, description="the newest of them, never evicted")
+    interval: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="tokens between two evictions; auto: 64, and discontinuous computes its own"
+    )
+    protect_prompt: bool = Field(True, description="false: prompt tokens may be evicted too (the unified baseline)")
+    sinks: int = Field(0, ge=0, description="first prompt tokens that stay all the same when the prompt is not protected")
+    total_budget: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="prompt and generated tokens held together, when the prompt is not protected"
+    )
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.strategy != "full" and self.recent > self.budget:
+            yield "recent", f"is {self.recent}; it is part of the budget ({self.budget}) and cannot be larger"
+        if self.strategy == "discontinuous":
+            if self.recent == self.budget:
+                yield "recent", f"is the whole budget ({self.budget}); discontinuous needs room for heavy hitters"
+            if self.interval != "auto":
+                yield "interval", f"is {self.interval}; discontinuous computes its own (auto), adaptive takes one"
+        if self.protect_prompt:
+            if self.total_budget is not None:
+                yield "total_budget", "needs protect_prompt: false; with a protected prompt the limit is `budget`"
+            if self.sinks:
+                yield "sinks", "needs protect_prompt: false; a protected prompt is kept whole"
+        elif self.total_budget is not None and self.sinks + self.recent > self.total_budget:
+            yield "total_budget", f"is {self.total_budget}; sinks and recent alone are {self.sinks + self.recent}"
+
+
+class SamplingSettings(Settings):
+    temperature: float = Field(0.0, ge=0, description="0: always the most probable token")
+    top_k: Annotated[int, Field(ge=1)] | None = Field(None, description="sample among the k most probable")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample among the most probable that together reach p")
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="sample among those at least min_p times as probable as the best"
+    )
+    repetition_penalty: float = Field(1.0, gt=0, description="above 1: tokens written before lose; the prompt's do not")
+    seed: int = Field(0, ge=0, lt=2**63, description="same seed, same text")
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        4096, description="planned length; null: until the model stops or its context ends"
+    )
+    min_new_tokens: int = Field(0, ge=0, description="the model may not end before that many")
+    ignore_eos: bool = Field(False, description="the model may never end by itself")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="texts that end the output; not written")
+    stop_on_loop: bool = Field(False, description="end when the output repeats itself (period 1-128, 4 copies, 64 tokens)")
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            yield "min_new_tokens", f"is {self.min_new_tokens}, more than max_new_tokens ({self.max_new_tokens})"
+
+
+class Profile(Settings):
+    """Everything that decides a run's text and memory, besides the prompt."""
+
+    description: str = Field("", description="one line for `scope profiles list`")
+    model: ModelSettings = ModelSettings()
+    prompt: PromptSettings = PromptSettings()
+    prefill: PrefillSettings = PrefillSettings()
+    decode: DecodeSettings = DecodeSettings()
+    sampling: SamplingSettings = SamplingSettings()
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        for key in ("model", "prompt", "prefill", "decode", "sampling"):
+            for inner, text in getattr(self, key).problems():
+                yield f"{key}.{inner}", text
+        for key, plugin, kind in (
+            ("prefill.method", self.prefill.method, "prefills"),
+            ("decode.scorer", self.decode.scorer, "scorers"),
+        ):
+            for option, text in plugin.problems(kind):
+                yield f"{key}.{option}".rstrip("."), text
+        if self.decode.strategy in ("adaptive", "discontinuous") and self.sampling.max_new_tokens is None:
+            yield (
+                "sampling.max_new_tokens",
+                f"is null; {self.decode.strategy} grows its allowance up to a planned length: set --max-new-tokens",
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The complete profile, as it would be written in YAML."""
+        return self.model_dump(mode="json")
+
+
+@dataclass(frozen=True)
+class LoadedProfile:
+    profile: Profile
+    source: str  # the file it came from
+    typed: frozenset[str]  # dotted keys that were given on the command line
+
+
+def load_profile(name: str = DEFAULT_PROFILE, overrides: Mapping[str, Any] | None = None) -> LoadedProfile:
+    """Read a profile and lay `overrides` (dotted keys) over it.
+
+    Raises ProfileError with every problem of the result, one a line.
+    """
+    path = find_profile(name)
+    tree = read_yaml(path)
+    overrides = dict(overrides or {})
+    for key, value in overrides.items():
+        _lay_over(tree, key, value)
+    return LoadedProfile(check(tree, str(path)), str(path), frozenset(overrides))
+
+
+def find_profile(name: str) -> Path:
+    """By path, then by name in ./profiles, then among those shipped."""
+    as_path = Path(name).expanduser()
+    if as_path.is_file():
+        return as_path
+    folders = [Path("profiles"), shipped_folder()]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = [profile_name for folder in folders for profile_name in profile_names(folder)]
+    raise ProfileError(
+        f"there is no profile {name!r}{did_you_mean(name, dict.fromkeys(known))}",
+        "looked for a file of that path, then in ./profiles, then among those shipped: `scope profiles list`",
+    )
+
+
+def profile_names(folder: Path) -> list[str]:
+    """'slide', 'baselines/tova', ...: what `--profile` takes for the files below a folder."""
+    return sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
+
+
+def shipped_folder() -> Path:
+    """In a wheel the profiles lie inside the package, in a checkout beside it."""
+    installed = Path(__file__).parent / "shipped_profiles"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "profiles"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProfileError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ProfileError(f"{path} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ProfileError(f"{path}{where}: {getattr(error, 'problem', None) or error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ProfileError(f"{path}: a profile is a mapping of sections, this is a {type(tree).__name__}")
+    return tree
+
+
+def check(tree: dict[str, Any], source: str) -> Profile:
+    """A tree of plain values in, a Profile out, or one ProfileError with everything that is wrong."""
+    found: list[tuple[str, str]] = []
+    try:
+        profile = Profile.model_validate(tree)
+    except ValidationError as error:
+        for one in error.errors():
+            key = _yaml_key(one["loc"])
+            if key not in (seen for seen, _ in found):  # a union complains once for each of its members
+                found.append((key, _in_words(dict(one), _known_keys(key))))
+        profile = _without(tree, [key for key, _ in found])
+    found += [(key, text) for key, text in profile.problems() if not any(key == seen for seen, _ in found)]
+    if found:
+        lines = [f"{key}: {text}" for key, text in found]
+        count = "a problem" if len(lines) == 1 else f"{len(lines)} problems"
+        raise ProfileError(
+            f"{lines[0]}" if len(lines) == 1 else "\n  ".join([f"the profile has {count}:", *lines]),
+            f"the profile is {source}; `scope profiles show` prints the one in force, docs/profiles.md lists every key",
+        )
+    return profile
+
+
+def parse_set(items: list[str]) -> dict[str, Any]:
+    """['decode.recent=128', ...] -> {'decode.recent': 128, ...}; values are YAML."""
+    overrides = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise ProfileError(f"--set {item!r} is not KEY=VALUE", "for example --set decode.recent=128")
+        try:
+            overrides[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ProfileError(f"--set {key}: {text!r} is not a YAML value", "quote texts: --set 'key=\"a: b\"'") from error
+    return overrides
+
+
+def _lay_over(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set one dotted key; a plug-in's bare name makes way for its options."""
+    *parents, last = dotted.split(".")
+    for depth, parent in enumerate(parents):
+        below = tree.get(parent)
+        if isinstance(below, str) and ".".join(parents[: depth + 1]) in ("decode.scorer", "prefill.method"):
+            below = {"name": below}
+        if not isinstance(below, dict):
+            default = _default_plugin(".".join(parents[: depth + 1]))
+            below = {"name": default} if default else {}
+        tree[parent] = dict(below)
+        tree = tree[parent]
+    tree[last] = value
+
+
+def _default_plugin(dotted: str) -> str | None:
+    return {"decode.scorer": DecodeSettings().scorer.name, "prefill.method": PrefillSettings().method.name}.get(dotted)
+
+
+def _without(tree: dict[str, Any], bad_keys: list[str]) -> Profile:
+    """The profile with defaults where `tree` is wrong, so that the remaining settings can be checked together."""
+    kept: dict[str, Any] = {}
+    for section, values in tree.items():
+        if section not in Profile.model_fields or section in bad_keys:
+            continue
+        kept[section] = values
+        if isinstance(values, dict):
+            bad = {key.split(".")[1] for key in bad_keys if key.startswith(f"{section}.")}
+            kept[section] = {key: value for key, value in values.items() if str(key) not in bad}
+    return Profile.model_validate(kept)
+
+
+def _yaml_key(loc: tuple[Any, ...]) -> str:
+    """pydantic's path to a value, without the names it gives to the members of a union."""
+    parts = [str(part) for part in loc]
+    return ".".join(parts[:2]) if len(parts) > 1 and parts[0] in Profile.model_fields else parts[0]
+
+
+def _known_keys(key: str) -> list[str]:
+    """The keys that stand beside `key`."""
+    section = Profile.model_fields.get(key.split(".")[0])
+    if "." in key and section is not None and issubclass(section.annotation or object, Settings):
+        return list(section.annotation.model_fields)  # type: ignore[union-attr]
+    return list(Profile.model_fields)
+
+
+def _in_words(error: dict[str, Any], known: list[str]) -> str:
+    """One pydantic error as a person would say it."""
+    kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
+    name = str(error["loc"][-1])
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"no such key{did_you_mean(name, known)}"
+    if kind == "literal_error":
+        choices = [choice.strip("'") for choice in context["expected"].replace(" or ", ", ").split(", ")]
+        return f"there is no {value!r}{did_you_mean(str(value), choices)}"
+    if kind == "string_pattern_mismatch":
+        return f"is {value!r}; a device is auto, cpu, mps, cuda or cuda:N"
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        return f"is {value!r}, and has to be a mapping of keys"
+    return f"is {value!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def key_reference() -> Iterator[tuple[str, str, str, str]]:
+    """(dotted key, type, default, meaning) of every key, for docs/profiles.md."""
+    for section, section_field in Profile.model_fields.items():
+        if not (isinstance(section_field.annotation, type) and issubclass(section_field.annotation, Settings)):
+            yield section, _type_text(section_field.annotation), repr(section_field.default), section_field.description or ""
+            continue
+        for key, key_field in section_field.annotation.model_fields.items():
+            default = key_field.default.name if isinstance(key_field.default, Plugin) else key_field.default
+            shown = yaml.safe_dump(list(default) if isinstance(default, tuple) else default, default_flow_style=True)
+            yield (
+                f"{section}.{key}",
+                _type_text(key_field.annotation),
+                shown.splitlines()[0],
+                key_field.description or "",
+            )
+
+
+def _type_text(annotation: Any) -> str:
+    if annotation is type(None):
+        return "null"
+    if get_origin(annotation) is Literal:
+        return " \\| ".join(str(choice) for choice in get_args(annotation))
+    if get_origin(annotation) in (Union, UnionType):
+        return " \\| ".join(_type_text(member) for member in get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        return _type_text(get_args(annotation)[0])
+    if get_origin(annotation) is tuple:
+        return "list of texts"
+    return {"str": "text", "int": "whole number", "float": "number", "bool": "true \\| false"}.get(
+        annotation.__name__, "name \\| {name, options}"
+    )

@@ -1,0 +1,88 @@
+"""How many generated tokens are allowed after n of them, and how many have to go: pure integers.
+
+The strategies of SCOPE (arXiv 2412.13649, section 3.3) differ in `allowed` and `interval` alone.
+W = budget, R = recent, H = W - R heavy hitters, T = planned output length, n = generated tokens written.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+
+from scope_cli.profile import DecodeSettings, Strategy
+
+AUTO_INTERVAL = 64
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When one lane evicts, and down to how many tokens.
+
+    `base` and `floor` count what is limited beside generated tokens: with an unprotected prompt the limit is on
+    everything held, and the sinks stay whatever happens.
+    """
+
+    strategy: Strategy
+    budget: int
+    recent: int
+    interval: int
+    planned: int  # T
+    base: int = 0  # prompt tokens that the limit counts as well
+    floor: int = 0  # of them, those that cannot be evicted
+    total: int | None = None  # a limit on everything held, in place of base + allowed
+
+    @classmethod
+    def of(cls, decode: DecodeSettings, planned: int, kept_prompt: int) -> "Schedule":
+        """The schedule of a lane that will write `planned` tokens after a prompt of which `kept_prompt` are held."""
+        unified = not decode.protect_prompt
+        return cls(
+            strategy=decode.strategy,
+            budget=decode.budget,
+            recent=decode.recent,
+            interval=_interval(decode, planned),
+            planned=planned,
+            base=kept_prompt if unified else 0,
+            floor=min(decode.sinks, kept_prompt) if unified else 0,
+            total=decode.total_budget,
+        )
+
+    def allowed(self, n: int) -> int | None:
+        """Generated tokens that may be held after n were written; None where nothing limits them."""
+        if self.strategy == "full":
+            return None
+        if self.strategy == "slide":
+            return self.budget
+        if self.planned <= self.budget:
+            return None
+        heavy = self.budget - self.recent
+        return min(self.budget, self.recent + max(0, n - self.recent) * heavy // (self.planned - self.recent))
+
+    def excess(self, n: int, held: int) -> int:
+        """How many tokens to evict now, with `held` of those that the limit counts.
+
+        0 until more than the limit are held; then as many as make room for `interval` - 1 further tokens.
+        """
+        limit = self.limit(n)
+        if limit is None or held <= limit:
+            return 0
+        return held - max(self.recent + self.floor, limit - self.interval + 1)
+
+    def limit(self, n: int) -> int | None:
+        allowed = self.allowed(n)
+        if allowed is None:
+            return None
+        return self.total if self.total is not None else self.base + allowed
+
+    @property
+    def most_held(self) -> int:
+        """The most that is ever held of what the limit counts, the current token included: the slots to allocate."""
+        if self.strategy == "full":
+            return self.base + self.planned
+        if self.total is not None:  # the whole prompt is read before the first eviction
+            return max(self.base + 1, min(self.total + 1, self.base + self.planned))
+        return self.base + min(self.budget + 1, self.planned)
+
+
+def _interval(decode: DecodeSettings, planned: int) -> int:
+    """discontinuous: ceil((T - R) / H), about H evictions in all (SCOPE, section 3.3)."""
+    if decode.strategy == "discontinuous":
+        return max(1, ceil((planned - decode.recent) / (decode.budget - decode.recent)))
+    return AUTO_INTERVAL if decode.interval == "auto" else decode.interval
