@@ -1,0 +1,432 @@
+"""Geometry and shape in, ScopeCache out: fixed slots that are freed and filled in place, and every byte counted.
+
+Nothing is moved, concatenated or reallocated after construction. Attention does not care about the order of slots,
+because keys carry their rotation; a token's age is its position, never its slot.
+
+Two kinds of layers: `PolicyLayer` (full attention) holds the prompt and a bounded number of generated tokens;
+`WindowLayer` (sliding window) is bounded by the model itself and overwrites its oldest slot.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+
+from scope_cli.events import Audit, Reading
+from scope_cli.geometry import Geometry, LayerGeometry
+from scope_cli.plan import CacheShape
+from scope_cli.schedule import Schedule
+from scope_cli.scorers.base import Scorer, SlotView
+
+FREE = -1  # the position of a slot that holds nothing
+READ_STEP = 64  # a step reads the used slots, rounded up: few different shapes
+INF = float("inf")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A stretch of one lane's prompt that is being read."""
+
+    lane: int
+    start: int  # position of its first token
+    tokens: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.tokens
+
+
+class SlotLayer:
+    """The buffers of one attention layer.
+
+    keys, values: [lanes, kv_heads, slots, head_dim]; positions: [lanes, kv_heads, slots], FREE where nothing is held;
+    bias: [lanes, kv_heads, 1, slots], 0 where a token is held, else -inf
+    """
+
+    def __init__(self, cache: "ScopeCache", index: int, geometry: LayerGeometry, slots: int) -> None:
+        self.cache, self.index, self.geometry, self.slots = cache, index, geometry, slots
+        self.scale = geometry.head_dim**-0.5  # the model's own, told with the first call
+        like = {"dtype": cache.dtype, "device": cache.device}
+        head = (cache.shape.lanes, geometry.kv_heads)
+        self.keys = torch.zeros(*head, slots, geometry.head_dim, **like)  # zeros: a NaN would spread through a mask
+        self.values = torch.zeros(*head, slots, geometry.head_dim, **like)
+        self.positions = torch.full((*head, slots), FREE, dtype=torch.int32, device=cache.device)
+        self.bias = torch.full((*head, 1, slots), -INF, **like)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"keys": self.keys, "values": self.values, "positions": self.positions, "bias": self.bias}
+
+    def reset(self, lane: int) -> None:
+        self.positions[lane] = FREE
+        self.bias[lane] = -INF
+
+    def read(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """Store a chunk of a prompt; what its queries see: keys, values, mask."""
+        raise NotImplementedError
+
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Store one token per lane, [lanes, kv_heads, 1, head_dim]; what its query sees: keys, values, bias."""
+        raise NotImplementedError
+
+    def remember(self, queries: Tensor, chunk: Chunk | None) -> None:
+        """Keep what a scorer will want to know about these queries, [lanes, heads, tokens, head_dim]."""
+
+    @property
+    def read_slots(self) -> int:
+        """The prefix of the slots that a step reads."""
+        return min(self.slots, -(-self.cache.used_slots(self) // READ_STEP) * READ_STEP)
+
+    def _fill(self, slot: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Put each lane's current token into `slot`, [lanes, kv_heads, 1]."""
+        into = slot.unsqueeze(-1).expand(-1, -1, 1, self.geometry.head_dim)
+        self.keys.scatter_(2, into, keys)
+        self.values.scatter_(2, into, values)
+        now = self.cache.next_position.to(torch.int32).view(-1, 1, 1).expand_as(slot)
+        self.positions.scatter_(2, slot, now)
+        self.bias.scatter_(3, slot.unsqueeze(2), torch.zeros_like(slot.unsqueeze(2), dtype=self.bias.dtype))
+        used = self.read_slots
+        return self.keys[:, :, :used], self.values[:, :, :used], self.bias[..., :used]
+
+
+class PolicyLayer(SlotLayer):
+    """Full attention: prompt slots first, generated tokens in whatever slots are free.
+
+    vacant: [lanes, kv_heads, evictable], the evictable slots; those of a lane's first `held` entries are taken, the
+    rest are free. Every KV head has its own, because heads forget different tokens.
+    queries: [lanes, heads, ring, head_dim], the newest queries
+    """
+
+    def __init__(self, cache: "ScopeCache", index: int, geometry: LayerGeometry) -> None:
+        shape = cache.shape
+        super().__init__(cache, index, geometry, shape.layer_slots(geometry))
+        self.first_evictable = self.slots - shape.evictable
+        self.vacant = torch.empty(
+            shape.lanes, geometry.kv_heads, shape.evictable, dtype=torch.int32, device=cache.device
+        )
+        self.queries = torch.zeros(
+            shape.lanes, geometry.heads, shape.ring, geometry.head_dim, dtype=cache.dtype, device=cache.device
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**super().tensors(), "vacant": self.vacant, "queries": self.queries}
+
+    def reset(self, lane: int) -> None:
+        super().reset(lane)
+        self.vacant[lane] = torch.arange(
+            self.first_evictable, self.slots, dtype=torch.int32, device=self.vacant.device
+        )
+
+    def read(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Any]:
+        lane, new = chunk.lane, slice(chunk.start, chunk.end)
+        self.keys[lane, :, new] = keys[0]
+        self.values[lane, :, new] = values[0]
+        self.positions[lane, :, new] = torch.arange(chunk.start, chunk.end, device=keys.device)
+        self.bias[lane, :, :, new] = 0
+        seen = (slice(lane, lane + 1), slice(None), slice(chunk.end))
+        return self.keys[seen], self.values[seen], causal_lower_right(chunk.tokens, chunk.end)
+
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        nth = self.cache.held.view(-1, 1, 1).expand(-1, self.geometry.kv_heads, 1)
+        return self._fill(self.vacant.gather(2, nth).long(), keys, values)
+
+    def remember(self, queries: Tensor, chunk: Chunk | None) -> None:
+        if chunk is None:
+            at = (self.cache.next_position % self.queries.shape[2]).view(-1, 1, 1, 1)
+            self.queries.scatter_(2, at.expand(-1, queries.shape[1], 1, queries.shape[3]), queries)
+        else:
+            newest = torch.arange(max(chunk.start, chunk.end - self.queries.shape[2]), chunk.end, device=queries.device)
+            self.queries[chunk.lane, :, newest % self.queries.shape[2]] = queries[0, :, newest - chunk.start]
+
+    def evict(self, scores: Tensor, is_candidate: Tensor, excess: Sequence[int]) -> None:
+        """Free each lane's `excess` lowest scored candidates, the older first among equals.
+
+        scores, is_candidate: [lanes, kv_heads, read_slots]; excess: per lane
+        """
+        first, most = self.first_evictable, max(excess)
+        scores = scores.masked_fill(~is_candidate, INF)[:, :, first:]
+        positions = self.positions[:, :, first : first + scores.shape[2]]
+        by_age = positions.argsort(-1)
+        by_score = scores.gather(2, by_age).sort(dim=-1, stable=True).indices[:, :, :most]
+        victims = by_age.gather(2, by_score)  # [lanes, kv_heads, most], counted from the first evictable slot
+
+        rank = torch.arange(most, device=victims.device)
+        leaving = torch.tensor(excess, device=victims.device).view(-1, 1, 1)  # [lanes, 1, 1]
+        goes = (rank < leaving).expand_as(victims)
+        # The lane's list ends, among its taken entries, with the slots that are free from now on. A lane that evicts
+        # fewer than `most` writes back what stood there; the indices are distinct, as scatter_ wants them.
+        entry = (self.cache.held.view(-1, 1, 1) - leaving + rank) % self.vacant.shape[2]
+        entry = entry.expand_as(victims)
+        freed = torch.where(goes, (victims + first).to(torch.int32), self.vacant.gather(2, entry))
+        self.vacant.scatter_(2, entry, freed)
+
+        slots = victims + first
+        self.positions.scatter_(2, slots, self.positions.gather(2, slots).masked_fill(goes, FREE))
+        at = slots.unsqueeze(2)
+        self.bias.scatter_(3, at, self.bias.gather(3, at).masked_fill(goes.unsqueeze(2), -INF))
+
+
+class WindowLayer(SlotLayer):
+    """A sliding window: the token at position p lies in slot p mod window, where it overwrites the one that left."""
+
+    def __init__(self, cache: "ScopeCache", index: int, geometry: LayerGeometry) -> None:
+        super().__init__(cache, index, geometry, cache.shape.layer_slots(geometry))
+
+    def read(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Any]:
+        lane, window, device = chunk.lane, self.geometry.window, keys.device
+        before = torch.arange(max(0, chunk.start - window + 1), chunk.start, device=device)
+        past = before % self.slots
+        seen_keys = torch.cat([self.keys[lane : lane + 1, :, past], keys], 2)
+        seen_values = torch.cat([self.values[lane : lane + 1, :, past], values], 2)
+        newest = torch.arange(chunk.start, chunk.end, device=device)
+        distance = newest[:, None] - torch.cat([before, newest])[None]
+        stays = newest[-self.slots :]  # what a later token can still see
+        slot = stays % self.slots
+        self.keys[lane, :, slot] = keys[0, :, stays - chunk.start]
+        self.values[lane, :, slot] = values[0, :, stays - chunk.start]
+        self.positions[lane, :, slot] = stays.to(torch.int32)
+        self.bias[lane, :, :, slot] = 0
+        return seen_keys, seen_values, (distance >= 0) & (distance < window)
+
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        slot = (self.cache.next_position % self.slots).view(-1, 1, 1).expand(-1, self.geometry.kv_heads, 1)
+        return self._fill(slot, keys, values)
+
+
+@dataclass
+class LaneCount:
+    """What the host knows of a lane without asking the device."""
+
+    schedule: Schedule
+    prompt: int = 0  # prompt tokens read
+    written: int = 0  # generated tokens written (n)
+    held: int = 0  # held of what the schedule limits
+    most_held: int = 0
+    evictions: int = 0
+    evicted: int = 0
+    active: bool = True
+
+
+class ScopeCache:
+    """Every layer's slots, the lanes' counters, and the policy that frees slots.
+
+    next_position, held, running, seeds: [lanes], on the device, so that a step asks the host for nothing;
+    query_positions: [lanes, ring], FREE where no query has been seen
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        shape: CacheShape,
+        scorer: Scorer,
+        *,
+        protect_prompt: bool = True,
+        sinks: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.geometry, self.shape, self.scorer = geometry, shape, scorer
+        self.protect_prompt, self.sinks = protect_prompt, sinks
+        self.dtype, self.device = dtype, torch.device(device)
+        kinds = {"full": PolicyLayer, "window": WindowLayer}
+        self.layers: list[SlotLayer] = [
+            kinds[layer.kind](self, index, layer) for index, layer in enumerate(geometry.layers)
+        ]
+        self.next_position = torch.zeros(shape.lanes, dtype=torch.int64, device=device)
+        self.held = torch.zeros(shape.lanes, dtype=torch.int64, device=device)
+        self.running = torch.zeros(shape.lanes, dtype=torch.int64, device=device)  # 1 where a step counts
+        self.seeds = torch.zeros(shape.lanes, dtype=torch.int64, device=device)
+        self.query_positions = torch.full((shape.lanes, shape.ring), FREE, dtype=torch.int64, device=device)
+        self.lanes: list[LaneCount | None] = [None] * shape.lanes
+        self.chunk: Chunk | None = None  # the part of a prompt that is being read; None while decoding
+        self.moved_bytes = 0
+        self.reference_moved_bytes = 0
+        self.host_bytes = 0  # counted by who copies
+
+    @property
+    def policy_layers(self) -> list[PolicyLayer]:
+        return [layer for layer in self.layers if isinstance(layer, PolicyLayer)]
+
+    # Reading a prompt
+
+    def start_prompt(self, lane: int, schedule: Schedule, seed: int = 0) -> None:
+        """Empty a lane, in place, for a new prompt."""
+        self.lanes[lane] = LaneCount(schedule)
+        for layer in self.layers:
+            layer.reset(lane)
+        self.next_position[lane] = self.held[lane] = self.running[lane] = 0
+        self.seeds[lane] = seed
+        self.query_positions[lane] = FREE
+
+    def start_chunk(self, lane: int, tokens: int) -> Tensor:
+        """The next `tokens` of a lane's prompt are about to be read; their positions, [1, tokens]."""
+        start = self.count(lane).prompt
+        self.chunk = Chunk(lane, start, tokens)
+        return torch.arange(start, start + tokens, device=self.device).unsqueeze(0)
+
+    def end_chunk(self) -> None:
+        chunk, ring = self.chunk, self.shape.ring
+        assert chunk is not None, "no chunk was started"
+        self.count(chunk.lane).prompt = chunk.end
+        newest = torch.arange(max(chunk.start, chunk.end - ring), chunk.end, device=self.device)
+        self.query_positions[chunk.lane, newest % ring] = newest
+        self.chunk = None
+
+    def start_decode(self, lane: int) -> None:
+        """The lane's prompt is read; what comes from now on is output."""
+        count = self.count(lane)
+        count.held = count.most_held = 0 if self.protect_prompt else count.prompt
+        self.held[lane] = count.held
+        self.next_position[lane] = count.prompt
+        self.running[lane] = 1
+
+    # Decoding
+
+    def end_step(self) -> None:
+        """Count the token that each active lane wrote, and evict where a lane holds more than it may."""
+        ring = self.query_positions.shape[1]
+        self.query_positions.scatter_(1, (self.next_position % ring).unsqueeze(1), self.next_position.unsqueeze(1))
+        self.held += self.running
+        excess = [0] * len(self.lanes)
+        for lane, count in enumerate(self.lanes):
+            if count is not None and count.active:
+                count.written += 1
+                count.held += 1
+                count.most_held = max(count.most_held, count.held)
+                excess[lane] = count.schedule.excess(count.written, count.held)
+        if any(excess):
+            self._evict(excess)
+        self.next_position += self.running
+
+    def finish(self, lane: int) -> None:
+        """A finished lane still takes part in the steps; what it writes goes to one slot and is never read."""
+        self.count(lane).active = False
+        self.running[lane] = 0
+
+    def _evict(self, excess: list[int]) -> None:
+        for layer in self.policy_layers:
+            view = SlotView(self, layer)
+            layer.evict(self.scorer.score(view), view.is_candidate, excess)
+        self.held -= torch.tensor(excess, device=self.device)
+        for lane, (count, leaving) in enumerate(zip(self.lanes, excess, strict=True)):
+            if count is not None and leaving:
+                count.held -= leaving
+                count.evictions += 1
+                count.evicted += leaving
+                self.reference_moved_bytes += self.kept_tokens(lane) * self._policy_token_bytes
+
+    # What is counted
+
+    def count(self, lane: int) -> LaneCount:
+        count = self.lanes[lane]
+        assert count is not None, f"lane {lane} has no prompt"
+        return count
+
+    def kept_tokens(self, lane: int) -> int:
+        """Prompt and generated tokens that each KV head of a policy layer holds."""
+        count = self.count(lane)
+        return count.held + (count.prompt if self.protect_prompt else 0)
+
+    def used_slots(self, layer: SlotLayer) -> int:
+        """One more than the highest slot that any lane has ever filled, the token being written included."""
+        counts = [count for count in self.lanes if count is not None]
+        if isinstance(layer, WindowLayer):
+            return min(layer.slots, max((count.prompt + count.written + 1 for count in counts), default=0))
+        taken = max((max(count.most_held, count.held + 1) for count in counts), default=0)
+        return min(layer.slots, taken + (self.shape.prompt_slots if self.protect_prompt else 0))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole state, flat: with the lanes' counts, all that a lane's future depends on."""
+        own = {name: getattr(self, name) for name in ("next_position", "held", "running", "seeds", "query_positions")}
+        for layer in self.layers:
+            own |= {f"layers.{layer.index}.{name}": tensor for name, tensor in layer.tensors().items()}
+        return own
+
+    def reading(self) -> Reading:
+        """Arithmetic on shapes and counters: nothing waits for the device (but with an unprotected prompt, which
+        needs one look at the positions to say how much of it is left)."""
+        counts = [(lane, count) for lane, count in enumerate(self.lanes) if count is not None]
+        held_bytes = full_bytes = kept_prompt = kept_generated = 0
+        for lane, count in counts:
+            kept, seen = self.kept_tokens(lane), count.prompt + count.written
+            held_bytes += kept * self._policy_token_bytes + self._window_bytes(seen)
+            full_bytes += seen * self._policy_token_bytes + self._window_bytes(seen)
+            prompt = count.prompt if self.protect_prompt else self._live_prompt(lane)
+            kept_prompt += prompt
+            kept_generated += kept - prompt
+        allocated = self.shape.cache_bytes(self.geometry, self.dtype.itemsize)
+        slot_bytes = sum(
+            self.shape.lanes * layer.slots * layer.geometry.slot_bytes(self.dtype.itemsize) for layer in self.layers
+        )
+        return Reading(
+            kept_prompt=kept_prompt,
+            kept_generated=kept_generated,
+            slots=self.shape.slots * self.shape.lanes if self.geometry.policy_layers else 0,
+            held_bytes=held_bytes,
+            overhead_bytes=allocated - slot_bytes,
+            allocated_bytes=allocated,
+            full_bytes=full_bytes,
+            read_bytes=self.shape.lanes * sum(
+                layer.read_slots
+                * (layer.geometry.slot_bytes(self.dtype.itemsize) + layer.geometry.kv_heads * self.dtype.itemsize)
+                for layer in self.layers
+            ),
+            moved_bytes=self.moved_bytes,
+            reference_moved_bytes=self.reference_moved_bytes,
+            host_bytes=self.host_bytes,
+            evictions=sum(count.evictions for _, count in counts),
+            evicted_tokens=sum(count.evicted for _, count in counts),
+        )
+
+    def audit(self) -> Audit:
+        """Count the slots themselves and compare with what was promised and what the readings say."""
+        problems = []
+        reading = self.reading()
+        buffers = sum(tensor.nbytes for tensor in self.tensors().values())
+        if buffers != reading.allocated_bytes:
+            problems.append(f"buffers take {buffers} bytes, the reading says {reading.allocated_bytes}")
+        live = sum(
+            int((layer.positions >= 0).sum()) * 2 * layer.geometry.head_dim * self.dtype.itemsize for layer in self.layers
+        )
+        if live != reading.held_bytes:
+            problems.append(f"live slots take {live} bytes, the reading says {reading.held_bytes}")
+        accounted = not problems
+        over = [lane for lane, count in enumerate(self.lanes) if count and self._over_budget(lane, count)]
+        problems += [f"lane {lane} held more than its budget, or lost recent tokens" for lane in over]
+        limited = any(count and count.most_held > (count.schedule.limit(count.written) or INF) for count in self.lanes)
+        if limited and not reading.evictions:
+            problems.append("the budget was exceeded and nothing was evicted")
+        active = True if reading.evictions else (False if limited else None)
+        return Audit(active, not over, accounted, tuple(problems))
+
+    def _over_budget(self, lane: int, count: LaneCount) -> bool:
+        """More than the limit and the current token held at any time, or a recent token gone."""
+        schedule, seen = count.schedule, count.prompt + count.written
+        limit = schedule.limit(count.written)
+        if limit is None or not self.policy_layers:
+            return False
+        newest = min(schedule.recent, count.written)
+        recent_gone = any(
+            bool(((layer.positions[lane] >= seen - newest).sum(-1) != newest).any()) for layer in self.policy_layers
+        )
+        return count.most_held > max(limit + 1, schedule.base + 1) or recent_gone
+
+    def _live_prompt(self, lane: int) -> int:
+        """Prompt tokens left of an unprotected prompt, averaged over heads and layers."""
+        positions = [layer.positions[lane] for layer in self.policy_layers]
+        prompt = self.count(lane).prompt
+        live = sum(((where >= 0) & (where < prompt)).sum() for where in positions)
+        return round(float(live) / max(1, sum(where.shape[0] for where in positions)))
+
+    def _window_bytes(self, seen: int) -> int:
+        return sum(
+            min(seen, layer.slots) * layer.geometry.slot_bytes(self.dtype.itemsize)
+            for layer in self.layers
+            if isinstance(layer, WindowLayer)
+        )
+
+    @property
+    def _policy_token_bytes(self) -> int:
+        return sum(layer.geometry.slot_bytes(self.dtype.itemsize) for layer in self.policy_layers)

@@ -1,0 +1,48 @@
+"""Prompt ids in, first logits and a filled lane out, chunk by chunk."""
+
+from collections.abc import Callable, Generator
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from scope_cli.cache import ScopeCache
+from scope_cli.events import PromptProgress
+from scope_cli.schedule import Schedule
+
+CPU_CHUNK = 512  # tokens: a CPU takes about a second for them, and Ctrl-C is heard between two chunks
+
+
+@torch.no_grad()
+def read_prompt(
+    model: PreTrainedModel,
+    cache: ScopeCache,
+    prompt_ids: Tensor,
+    schedule: Schedule,
+    *,
+    lane: int = 0,
+    seed: int = 0,
+    chunk: int = 2048,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Generator[PromptProgress, None, Tensor | None]:
+    """Read a prompt into a lane, reporting after each chunk.
+
+    prompt_ids: [1, prompt_tokens]; returns the logits of the last token, [1, vocab], or None when interrupted
+    """
+    cache.start_prompt(lane, schedule, seed)
+    if cache.device.type == "cpu":
+        chunk = min(chunk, CPU_CHUNK)
+    else:
+        cache.host_bytes += prompt_ids.nbytes
+    logits = prompt_ids.new_empty(0)
+    for ids in prompt_ids.to(cache.device).split(chunk, dim=1):
+        positions = cache.start_chunk(lane, ids.shape[1])
+        logits = model(
+            input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1, scope_cache=cache
+        ).logits[:, -1]
+        cache.end_chunk()
+        yield PromptProgress(lane, cache.count(lane).prompt, prompt_ids.shape[1])
+        if interrupted():
+            return None
+    cache.start_decode(lane)
+    return logits

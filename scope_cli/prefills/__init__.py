@@ -1,0 +1,1 @@
+"""One file per prefill method; `base.py` has the contract."""

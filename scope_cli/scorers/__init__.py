@@ -1,0 +1,1 @@
+"""One file per scorer; `base.py` has the view and the contract."""

@@ -1,0 +1,20 @@
+"""SCOPE's own score: how much the current token attended to each held token."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from scope_cli.scorers.base import SlotView, scorer
+
+
+@scorer("attention")
+@dataclass(frozen=True)
+class Attention:
+    """Attention probability of the current query, averaged over the heads of a group (SCOPE, eq. 4)."""
+
+    window: ClassVar[int] = 1
+
+    def score(self, view: SlotView) -> Tensor:
+        """[lanes, kv_heads, slots], higher is kept."""
+        return view.attention(window=1)

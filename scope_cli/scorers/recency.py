@@ -1,0 +1,20 @@
+"""The newest tokens: StreamingLLM's rule, with the whole prompt in the place of its sinks."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from scope_cli.scorers.base import SlotView, scorer
+
+
+@scorer("recency")
+@dataclass(frozen=True)
+class Recency:
+    """The newer the better; looks at nothing (StreamingLLM, arXiv 2309.17453, with the prompt as sinks)."""
+
+    window: ClassVar[int] = 1
+
+    def score(self, view: SlotView) -> Tensor:
+        """[lanes, kv_heads, slots], higher is kept; exact up to 2**24 tokens."""
+        return view.positions.float()

@@ -1,0 +1,93 @@
+"""Kept positions and logits, step by step, against the oracle; and what a run's end looks like."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scope_cli import plugins
+from scope_cli.cache import PolicyLayer, ScopeCache
+from scope_cli.model import geometry_of
+from scope_cli.plan import plan_run
+from scope_cli.prefill import read_prompt
+from scope_cli.profile import LoadedProfile, Profile
+from tests.oracle import Oracle
+from tests.tiny import tiny_model
+
+torch.set_num_threads(1)
+MODELS = {family: tiny_model(family) for family in ("llama", "llama-mha", "qwen3", "gemma3")}
+ORACLES = {family: tiny_model(family, attention="oracle") for family in MODELS}
+
+
+def finish(generator):
+    """Run a generator to its end and give what it returns."""
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            return end.value
+
+
+@torch.no_grad()
+def run_both(family, prompt_tokens, steps, chunk=512, seed=0, check_every=1, **decode):
+    """Feed the same random tokens to the tool and to the oracle, comparing after each step."""
+    torch.manual_seed(prompt_tokens + steps)
+    text = torch.randint(0, 256, (prompt_tokens + steps,)).tolist()
+    profile = Profile.model_validate({"decode": decode, "sampling": {"max_new_tokens": steps + 1, "seed": seed}})
+    geometry = geometry_of(MODELS[family].config)
+    plan = plan_run(LoadedProfile(profile, "test", frozenset()), geometry, prompt_tokens, ring=1)
+    cache = ScopeCache(
+        geometry,
+        plan.shape,
+        plugins.build("scorers", profile.decode.scorer.name, {}),
+        protect_prompt=profile.decode.protect_prompt,
+        sinks=profile.decode.sinks,
+        dtype=torch.float64,
+    )
+    oracle = Oracle(
+        ORACLES[family],
+        text[:prompt_tokens],
+        planned=steps + 1,
+        seed=seed,
+        **{"strategy": "slide", "scorer": "attention", **decode, "interval": plan.schedule.interval},
+    )
+    pointers = [tensor.data_ptr() for tensor in cache.tensors().values()]
+    expected = oracle.read()
+    got = finish(read_prompt(MODELS[family], cache, torch.tensor([text[:prompt_tokens]]), plan.schedule, seed=seed, chunk=chunk))
+    torch.testing.assert_close(got[0], expected, atol=1e-9, rtol=0)
+    for step, token in enumerate(text[prompt_tokens:]):
+        expected = oracle.write(token)
+        got = MODELS[family](
+            input_ids=torch.tensor([[token]]), position_ids=cache.next_position[None], use_cache=False, scope_cache=cache
+        ).logits[0, -1]
+        cache.end_step()
+        torch.testing.assert_close(got, expected, atol=1e-9, rtol=0, msg=lambda m: f"step {step}: {m}")
+        for layer in cache.layers:
+            if isinstance(layer, PolicyLayer):
+                for head in range(layer.geometry.kv_heads):
+                    held = layer.positions[0, head]
+                    assert sorted(held[held >= 0].tolist()) == oracle.kept(layer.index, head), f"step {step}"
+    assert [tensor.data_ptr() for tensor in cache.tensors().values()] == pointers, "a buffer was reallocated"
+    audit = cache.audit()
+    assert audit.passed, audit.problems
+    return cache, oracle
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_kept_positions_and_logits_equal_the_oracles(data):
+    budget = data.draw(st.integers(2, 14), "budget")
+    strategy = data.draw(st.sampled_from(["slide", "adaptive", "discontinuous"]), "strategy")
+    recent = data.draw(st.integers(1, budget - (strategy == "discontinuous")), "recent")
+    interval = {} if strategy == "discontinuous" else {"interval": data.draw(st.integers(1, 9), "interval")}
+    run_both(
+        data.draw(st.sampled_from(list(MODELS)), "family"),
+        prompt_tokens=data.draw(st.integers(1, 24), "prompt"),
+        steps=data.draw(st.integers(1, 40), "steps"),
+        chunk=data.draw(st.sampled_from([3, 7, 512]), "chunk"),
+        seed=data.draw(st.integers(0, 2**63 - 1), "seed"),
+        strategy=strategy,
+        scorer=data.draw(st.sampled_from(["attention", "recency", "random"]), "scorer"),
+        budget=budget,
+        recent=recent,
+        **interval,
+    )
