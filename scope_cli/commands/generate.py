@@ -1,0 +1,207 @@
+"""scope generate: one prompt in, its text streamed to the terminal and to a file."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scope_cli.commands import options as o
+from scope_cli.errors import AuditError, ModelError, UsageError
+from scope_cli.events import Finished
+from scope_cli.signals import Interruption
+
+if TYPE_CHECKING:
+    from scope_cli.model import OpenedModel
+    from scope_cli.plan import RunPlan
+    from scope_cli.profile import LoadedProfile
+    from scope_cli.sinks.base import Sink
+    from scope_cli.sinks.textfile import FileMode
+
+PROMPT, OUTPUT = "Prompt", "Output"
+AUDIT_HINT = "this is a bug in scope: the text may be wrong; please report it with the run record"
+
+
+def generate_command(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads standard input.", show_default=False)] = None,
+    prompt_file: Annotated[
+        str | None, o.option("--prompt-file", "-f", panel=PROMPT, help="Read the prompt from a file; - is standard input.")
+    ] = None,
+    system: Annotated[str | None, o.option("--system", "-s", panel=PROMPT, help="System message.")] = None,
+    system_file: Annotated[
+        str | None, o.option("--system-file", panel=PROMPT, help="Read the system message from a file.")
+    ] = None,
+    raw: Annotated[
+        bool, o.option("--raw", panel=PROMPT, help="Feed the prompt as it is, without the chat template.")
+    ] = False,
+    output: Annotated[
+        Path | None, o.option("--output", "-o", panel=OUTPUT, help="Write the text to a file as well, as it comes.")
+    ] = None,
+    append: Annotated[bool, o.option("--append", panel=OUTPUT, help="Add to the output file.")] = False,
+    force: Annotated[bool, o.option("--force", panel=OUTPUT, help="Overwrite the output file.")] = False,
+    json: Annotated[bool, o.option("--json", panel=OUTPUT, help="One JSON object per event on stdout.")] = False,
+    quiet: Annotated[bool, o.option("--quiet", "-q", panel=OUTPUT, help="Text and errors, nothing else.")] = False,
+    profile: o.Profile = "default",
+    set_: o.Set = [],  # noqa: B006  typer copies it
+    offline: o.Offline = False,
+    model: o.Model = None,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    load_in: o.LoadIn = None,
+    strategy: o.Strategy = None,
+    scorer: o.Scorer = None,
+    budget: o.Budget = None,
+    recent: o.Recent = None,
+    interval: o.Interval = None,
+    max_new_tokens: o.MaxNewTokens = None,
+    min_new_tokens: o.MinNewTokens = None,
+    ignore_eos: o.IgnoreEos = False,
+    stop: o.Stop = [],  # noqa: B006
+    stop_on_loop: o.StopOnLoop = False,
+    seed: o.Seed = None,
+    temperature: o.Temperature = None,
+    top_p: o.TopP = None,
+    top_k: o.TopK = None,
+    min_p: o.MinP = None,
+    repetition_penalty: o.RepetitionPenalty = None,
+) -> None:
+    """Write a long text: one prompt, the SCOPE cache, one model.
+
+    Text goes to stdout as it comes, everything else to stderr.
+
+        scope generate --prompt-file report.txt --budget 2048
+    """
+    text = one_prompt(prompt, prompt_file)
+    if system is not None and system_file is not None:
+        raise UsageError("--system and --system-file exclude each other")
+    system = read_text(system_file, "--system-file") if system_file else system
+    typed = o.overrides(
+        set_, model=model, dtype=dtype, device=device, load_in=load_in, strategy=strategy, scorer=scorer,
+        budget=budget, recent=recent, interval=interval, max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens, ignore_eos=ignore_eos, stop=stop, stop_on_loop=stop_on_loop, seed=seed,
+        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty,
+        system=system, raw=raw,
+    )  # fmt: skip
+    if append and force:
+        raise UsageError("--append and --force exclude each other")
+
+    from scope_cli.profile import load_profile
+
+    settings = load_profile(profile, typed)
+    sinks = open_sinks(output, "append" if append else "overwrite" if force else "new", json, quiet)
+    try:
+        code = run(settings, text, sinks, offline, quiet)
+    finally:
+        for sink in sinks:
+            sink.close()
+    raise typer.Exit(code)
+
+
+def one_prompt(argument: str | None, file: str | None) -> str:
+    """The prompt from the one place it was given in."""
+    if argument is not None and file is not None:
+        raise UsageError("a prompt and --prompt-file exclude each other")
+    if file is None and argument is None:
+        raise UsageError("there is no prompt", "give it as an argument, with --prompt-file FILE, or - for standard input")
+    text = read_text(file or "-", "--prompt-file") if file is not None or argument == "-" else argument or ""
+    if not text.strip():
+        raise UsageError("the prompt is empty", f"{file} has nothing but white space" if file else "")
+    return text
+
+
+def read_text(file: str, option: str) -> str:
+    """A UTF-8 file, or standard input for "-"; says where it is not UTF-8."""
+    name = "standard input" if file == "-" else file
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
+    except OSError as error:
+        raise UsageError(f"{option}: cannot read {name}: {error.strerror}", "give a text file in UTF-8") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UsageError(
+            f"{option}: {name} is not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start}, line {line}",
+            f"convert it, for example: iconv -f latin1 -t utf-8 {file}" if file != "-" else "",
+        ) from error
+
+
+def open_sinks(output: Path | None, mode: "FileMode", json: bool, quiet: bool) -> "list[Sink]":
+    """Where the events go; a file that cannot be written is known before the model is loaded."""
+    from rich.console import Console
+
+    from scope_cli.sinks.jsonl import JsonLines
+    from scope_cli.sinks.plain import PlainText
+    from scope_cli.sinks.record import RunRecord
+    from scope_cli.sinks.summary import Summary
+    from scope_cli.sinks.terminal import Terminal
+    from scope_cli.sinks.textfile import TextFile
+
+    sinks: list[Sink] = []
+    if output is not None:
+        sinks += [TextFile(output, mode), RunRecord(output)]
+    if json:
+        sinks.append(JsonLines(sys.stdout))
+    elif sys.stdout.isatty():
+        sinks.append(Terminal(Console(), stats=not quiet))
+    else:
+        sinks.append(PlainText(sys.stdout))
+    if not quiet:
+        sinks.append(Summary(Console(stderr=True)))
+    return sinks
+
+
+def run(settings: "LoadedProfile", text: str, sinks: "list[Sink]", offline: bool, quiet: bool) -> int:
+    """Open the model, plan, load, generate; the exit code."""
+    say = no_word if quiet else tell
+
+    from scope_cli import plugins
+    from scope_cli.generate import generate
+    from scope_cli.model import open_model
+    from scope_cli.plan import plan_run
+
+    profile = settings.profile
+    opened = open_model(profile.model, offline, say)
+    prompt_ids = opened.encode(text, profile.prompt)
+    scorer = plugins.plugin_class("scorers", profile.decode.scorer.name)
+    plan = plan_run(settings, opened.geometry, len(prompt_ids), ring=scorer.window)
+    check_memory(opened, plan)
+    loaded = opened.load()
+    with Interruption() as interruption:
+        for event in generate(loaded, profile, prompt_ids, plan, interruption):
+            for sink in list(sinks):
+                try:
+                    sink.receive(event)
+                except BrokenPipeError:  # the reader went away: end in good order, and quietly
+                    interruption.signal = signal.SIGPIPE
+                    sinks.remove(sink)
+                    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  what is buffered has nowhere to go
+            if isinstance(event, Finished) and not event.audit.passed:
+                raise AuditError("the audit failed: " + "; ".join(event.audit.problems), AUDIT_HINT)
+    return interruption.exit_code
+
+
+def tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def no_word(line: str) -> None:
+    pass
+
+
+def check_memory(opened: "OpenedModel", plan: "RunPlan") -> None:
+    """Raises ModelError, before any weight is read, where weights and cache do not fit what is free."""
+    from scope_cli.memory import free_bytes
+    from scope_cli.units import as_bytes
+
+    cache = plan.shape.cache_bytes(opened.geometry, opened.dtype.itemsize)
+    needed, free = opened.weight_bytes + cache, free_bytes(opened.device)
+    if needed > free:
+        cheaper = "--load-in 4bit" if opened.weight_bytes > cache else "a smaller --budget or --max-new-tokens"
+        raise ModelError(
+            f"not enough memory: {opened.name} needs {as_bytes(needed)} (weights {as_bytes(opened.weight_bytes)}, "
+            f"cache {as_bytes(cache)}), {opened.device} has {as_bytes(free)} free",
+            f"try {cheaper}, or a smaller model",
+        )

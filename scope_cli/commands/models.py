@@ -1,0 +1,104 @@
+"""scope models list | pull | show: names in, a table or JSON on stdout."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="List, fetch and describe models.", no_args_is_help=True)
+
+Name = Annotated[
+    str, typer.Argument(help="A name from `scope models list`, a folder, a GGUF file, or a hub name.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command("list")
+def list_models(as_json: Json = False) -> None:
+    """The embedded models, and what is on this machine."""
+    from dataclasses import asdict
+
+    from scope_cli.registry import listed
+    from scope_cli.units import as_bytes
+
+    rows = listed()
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    _print_table(
+        ["name", "state", "on disk", "source", ""],
+        [
+            [row.name, "ready", as_bytes(row.disk_bytes), row.source, row.description]
+            if row.ready
+            else [row.name, "not pulled", "-", row.source, row.description]
+            for row in rows
+        ],
+    )
+
+
+@app.command()
+def pull(name: Name) -> None:
+    """Fetch a model, so that later starts need no network."""
+    from scope_cli.registry import find
+
+    found = find(name, say=_say)
+    _say(f"{name} is ready: {found.source}, {found.path}")
+
+
+@app.command()
+def show(
+    name: Name,
+    offline: Annotated[bool, typer.Option(help="Never use the network.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The shape of a model and what its cache costs; fetches the model if need be."""
+    from scope_cli.model import open_model
+    from scope_cli.profile import ModelSettings
+    from scope_cli.units import as_bytes
+
+    opened = open_model(ModelSettings(name=name), offline=offline, say=_say)
+    geometry = opened.geometry
+    windows = sorted({layer.window for layer in geometry.layers if layer.kind == "window"})
+    facts: dict[str, Any] = opened.describe() | {
+        "path": str(opened.folder.path),
+        "policy_layers": geometry.policy_layers,
+        "sliding_windows": windows,
+        "kv_bytes_per_token": geometry.token_bytes(opened.dtype.itemsize),
+        "chat_template": opened.tokenizer.chat_template is not None,
+    }
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    sliding = len(geometry.layers) - geometry.policy_layers
+    kinds = [f"{geometry.policy_layers} full attention"]
+    kinds += [f"{sliding} sliding window ({', '.join(map(str, windows))} tokens)"] if sliding else []
+    _print_table(
+        ["", name],
+        [
+            ["source", facts["source"]],
+            ["path", facts["path"]],
+            ["layers", f"{facts['layers']}: {', '.join(kinds)}"],
+            ["heads", f"{facts['heads']}, {facts['kv_heads']} KV heads, {facts['head_dim']} wide"],
+            ["context", f"{facts['context']} tokens"],
+            ["weights", f"{as_bytes(facts['weight_bytes'])} as {facts['dtype']} on {facts['device']}"],
+            ["KV cache", f"{as_bytes(facts['kv_bytes_per_token'])} per token"],
+            ["chat template", "yes" if facts["chat_template"] else "no"],
+        ],
+    )
+
+
+def _print_table(columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # a path in brackets is no markup
+    Console().print(table)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)

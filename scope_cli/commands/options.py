@@ -1,0 +1,94 @@
+"""Option types that the commands share, and how they become overrides of a profile. No torch."""
+
+from typing import Annotated, Any
+
+import typer
+
+Profile = Annotated[
+    str, typer.Option("--profile", "-p", help="A profile's name or file; `scope profiles list` names them.")
+]
+Set = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Any key of the profile, e.g. decode.recent=128. Repeatable."),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Never touch the network.")]
+
+MODEL, POLICY, SAMPLING = "Model", "Cache policy", "Length and sampling"
+
+
+def option(*names: str, panel: str, help: str, **more: Any) -> Any:
+    """A short option whose value, where given, overrides a key of the profile."""
+    return typer.Option(*names, rich_help_panel=panel, help=help, show_default=False, **more)
+
+
+Model = Annotated[str | None, option("--model", "-m", panel=MODEL, help="Name, folder, GGUF file or hub name.")]
+Dtype = Annotated[str | None, option("--dtype", panel=MODEL, help="auto, float32, bfloat16, float16.")]
+Device = Annotated[str | None, option("--device", panel=MODEL, help="auto, cpu, cuda, cuda:N, mps.")]
+LoadIn = Annotated[str | None, option("--load-in", panel=MODEL, help="8bit or 4bit weights (bitsandbytes).")]
+
+Strategy = Annotated[
+    str | None, option("--strategy", panel=POLICY, help="full, slide, adaptive or discontinuous.")
+]
+Scorer = Annotated[str | None, option("--scorer", panel=POLICY, help="Which tokens stay: `scope scorers`.")]
+Budget = Annotated[int | None, option("--budget", panel=POLICY, help="Generated tokens each KV head may hold.")]
+Recent = Annotated[int | None, option("--recent", panel=POLICY, help="The newest of them, never evicted.")]
+Interval = Annotated[str | None, option("--interval", panel=POLICY, help="Tokens between two evictions, or auto.")]
+
+MaxNewTokens = Annotated[
+    int | None, option("--max-new-tokens", "-n", panel=SAMPLING, help="Planned length of the output, in tokens.")
+]
+MinNewTokens = Annotated[
+    int | None, option("--min-new-tokens", panel=SAMPLING, help="The model may not end before.")
+]
+IgnoreEos = Annotated[bool, option("--ignore-eos", panel=SAMPLING, help="The model may never end by itself.")]
+Stop = Annotated[list[str], option("--stop", panel=SAMPLING, help="End before this text. Repeatable.")]
+StopOnLoop = Annotated[
+    bool, option("--stop-on-loop", panel=SAMPLING, help="End when the output only repeats itself.")
+]
+Seed = Annotated[int | None, option("--seed", panel=SAMPLING, help="Same seed, same text.")]
+Temperature = Annotated[float | None, option("--temperature", panel=SAMPLING, help="0: the most probable token.")]
+TopP = Annotated[float | None, option("--top-p", panel=SAMPLING, help="Nucleus sampling.")]
+TopK = Annotated[int | None, option("--top-k", panel=SAMPLING, help="Among the k most probable.")]
+MinP = Annotated[float | None, option("--min-p", panel=SAMPLING, help="At least min-p times the best's probability.")]
+RepetitionPenalty = Annotated[
+    float | None, option("--repetition-penalty", panel=SAMPLING, help="Above 1: words written before lose.")
+]
+
+KEYS = {
+    "model": "model.name",
+    "dtype": "model.dtype",
+    "device": "model.device",
+    "load_in": "model.load_in",
+    "strategy": "decode.strategy",
+    "scorer": "decode.scorer",
+    "budget": "decode.budget",
+    "recent": "decode.recent",
+    "interval": "decode.interval",
+    "max_new_tokens": "sampling.max_new_tokens",
+    "min_new_tokens": "sampling.min_new_tokens",
+    "ignore_eos": "sampling.ignore_eos",
+    "stop": "sampling.stop",
+    "stop_on_loop": "sampling.stop_on_loop",
+    "seed": "sampling.seed",
+    "temperature": "sampling.temperature",
+    "top_p": "sampling.top_p",
+    "top_k": "sampling.top_k",
+    "min_p": "sampling.min_p",
+    "repetition_penalty": "sampling.repetition_penalty",
+    "system": "prompt.system",
+    "raw": "prompt.raw",
+}
+
+
+def overrides(set_: list[str], **typed: Any) -> dict[str, Any]:
+    """`--set` first, then every short option that was given, as {dotted key: value}."""
+    from scope_cli.profile import parse_set
+
+    result = parse_set(set_)
+    for name, value in typed.items():
+        if value is None or value is False or value == []:
+            continue
+        if name == "interval" and str(value).isdecimal():
+            value = int(value)
+        result[KEYS[name]] = value
+    return result

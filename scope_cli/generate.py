@@ -1,0 +1,128 @@
+"""One prompt's walk through the model, events out; read this file first."""
+
+import platform
+from collections.abc import Callable, Iterator
+from time import perf_counter
+
+import torch
+import transformers
+
+import scope_cli
+from scope_cli import plugins
+from scope_cli.cache import ScopeCache
+from scope_cli.decode import Lane, decode
+from scope_cli.events import Event, Finished, PromptRead, Started
+from scope_cli.memory import PeakMeter
+from scope_cli.model import LoadedModel
+from scope_cli.plan import RunPlan
+from scope_cli.prefill import read_prompt
+from scope_cli.profile import Profile
+from scope_cli.sampling import Sampler
+from scope_cli.text import TextStream
+
+
+def generate(
+    loaded: LoadedModel,
+    profile: Profile,
+    prompt_ids: list[int],
+    plan: RunPlan,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Read the prompt, write the output; the caller decides where the events go.
+
+    `interrupted` is asked between chunks and between tokens; once it says yes, the run ends as `interrupted` with
+    everything that was written so far.
+    """
+    yield Started(
+        lanes=1,
+        prompt_tokens=(plan.prompt_tokens,),
+        max_new_tokens=plan.max_new_tokens,
+        policy=policy_in_words(profile, plan),
+        profile=profile.as_dict(),
+        model=loaded.opened.describe(),
+        versions=versions(),
+        notes=plan.notes,
+    )
+    with PeakMeter(loaded.device) as peak:
+        cache = new_cache(loaded, profile, plan)
+        began = perf_counter()
+        prompt = torch.tensor([prompt_ids], device=loaded.device)
+        logits = yield from read_prompt(
+            loaded.model,
+            cache,
+            prompt,
+            plan.schedule,
+            seed=profile.sampling.seed,
+            chunk=profile.prefill.chunk,
+            interrupted=interrupted,
+        )
+        read, prefill_peak = perf_counter(), peak.lap()
+        lane = None
+        if logits is not None:
+            yield PromptRead(0, plan.prompt_tokens, read - began, prefill_peak, cache.reading())
+            lane = new_lane(loaded, profile, plan, prompt, logits)
+            yield from decode(loaded.model, cache, [lane], interrupted)
+        yield Finished(
+            lane=0,
+            reason=(lane.reason if lane else None) or "interrupted",
+            text=lane.text.flush() if lane else "",
+            prompt_tokens=plan.prompt_tokens,
+            output_tokens=lane.written if lane else 0,
+            prefill_s=read - began,
+            decode_s=perf_counter() - read,
+            prefill_peak_bytes=prefill_peak,
+            decode_peak_bytes=peak.lap(),
+            reading=cache.reading(),
+            audit=cache.audit(),
+            loop=lane.loop if lane else None,
+            stopped_by=lane.text.stopped if lane else None,
+        )
+
+
+def new_cache(loaded: LoadedModel, profile: Profile, plan: RunPlan) -> ScopeCache:
+    decode = profile.decode
+    return ScopeCache(
+        loaded.geometry,
+        plan.shape,
+        plugins.build("scorers", decode.scorer.name, decode.scorer.options),
+        protect_prompt=decode.protect_prompt,
+        sinks=decode.sinks,
+        dtype=loaded.dtype,
+        device=loaded.device,
+    )
+
+
+def new_lane(
+    loaded: LoadedModel, profile: Profile, plan: RunPlan, prompt: torch.Tensor, logits: torch.Tensor
+) -> Lane:
+    """A lane whose prompt, [1, prompt_tokens], has been read; logits: [1, vocab], of its last token."""
+    sampling = profile.sampling
+    return Lane(
+        prompt_ids=prompt,
+        logits=logits,
+        sampler=Sampler(sampling, prompt.shape[1], loaded.eos_ids, loaded.device),
+        text=TextStream(loaded.tokenizer, prompt[0].tolist(), sampling.stop),
+        eos_ids=frozenset() if sampling.ignore_eos else frozenset(loaded.eos_ids),
+        max_new_tokens=plan.max_new_tokens,
+        stop_on_loop=sampling.stop_on_loop,
+        at_the_end="context" if plan.ends_with_context else "length",
+    )
+
+
+def policy_in_words(profile: Profile, plan: RunPlan) -> str:
+    decode, schedule = profile.decode, plan.schedule
+    if decode.strategy == "full":
+        return "full: nothing is evicted"
+    what = f"total budget {decode.total_budget}" if decode.total_budget else f"budget {decode.budget}"
+    prompt = "" if decode.protect_prompt else f", prompt not protected ({decode.sinks} sinks)"
+    every = "every token" if schedule.interval == 1 else f"every {schedule.interval} tokens"
+    return f"{decode.strategy}, {what} ({decode.recent} recent), {every}, scorer {decode.scorer.name}{prompt}"
+
+
+def versions() -> dict[str, str]:
+    return {
+        "scope": scope_cli.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+    }
