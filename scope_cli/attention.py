@@ -1,8 +1,8 @@
 """The one seam into transformers: a layer's queries, keys and values in, its attention output out.
 
-Registered as the attention implementation "scope", it works for every model that asks transformers for one, with
-no change to model code. No mask function is registered, so `attention_mask` is always None: what may be seen is
-decided here, by the slots. The cache arrives as a keyword argument of the model call.
+Registered as the attention implementation "scope", it works for every model that asks transformers for one,
+with no change to model code. No mask function is registered, so `attention_mask` is always None: what may be
+seen is decided here, by the slots. The cache arrives as a keyword argument of the model call.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,8 @@ def attend(
     """Store the new keys and values, attend over everything held, remember the queries.
 
     query: [lanes, heads, tokens, head_dim], rotated; key, value: [lanes, kv_heads, tokens, head_dim]
-    returns [lanes, tokens, heads, head_dim]; while a prompt is read `lanes` is 1, while decoding `tokens` is 1
+    returns [lanes, tokens, heads, head_dim]
+    While a prompt is read `lanes` is 1; while decoding `tokens` is 1.
     """
     assert scope_cache is not None, "a model with scope's attention is called with scope_cache=..."
     layer = scope_cache.layers[module.layer_idx]  # type: ignore[index]
@@ -41,7 +42,7 @@ def attend(
     else:
         keys, values, bias = layer.write(key, value)
         lanes, heads, _tokens, head_dim = query.shape
-        grouped = query.view(lanes, keys.shape[1], -1, head_dim)  # a group shares its KV head: nothing is repeated
+        grouped = query.view(lanes, keys.shape[1], -1, head_dim)  # a group shares its KV head
         out = F.scaled_dot_product_attention(grouped, keys, values, bias, scale=layer.scale)
         out = out.view(lanes, heads, 1, head_dim)
     layer.remember(query, scope_cache.chunk)

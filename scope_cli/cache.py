@@ -1,7 +1,7 @@
-"""Geometry and shape in, ScopeCache out: fixed slots that are freed and filled in place, and every byte counted.
+"""Geometry and shape in, ScopeCache out: fixed slots, freed and filled in place, and every byte counted.
 
-Nothing is moved, concatenated or reallocated after construction. Attention does not care about the order of slots,
-because keys carry their rotation; a token's age is its position, never its slot.
+Nothing is moved, concatenated or reallocated after construction. Attention does not care about the order of
+slots, because keys carry their rotation; a token's age is its position, never its slot.
 
 Two kinds of layers: `PolicyLayer` (full attention) holds the prompt and a bounded number of generated tokens;
 `WindowLayer` (sliding window) is bounded by the model itself and overwrites its oldest slot.
@@ -42,16 +42,18 @@ class Chunk:
 class SlotLayer:
     """The buffers of one attention layer.
 
-    keys, values: [lanes, kv_heads, slots, head_dim]; positions: [lanes, kv_heads, slots], FREE where nothing is held;
+    keys, values: [lanes, kv_heads, slots, head_dim]
+    positions: [lanes, kv_heads, slots], FREE where nothing is held
     bias: [lanes, kv_heads, 1, slots], 0 where a token is held, else -inf
     """
 
     def __init__(self, cache: "ScopeCache", index: int, geometry: LayerGeometry, slots: int) -> None:
         self.cache, self.index, self.geometry, self.slots = cache, index, geometry, slots
         self.scale = geometry.head_dim**-0.5  # the model's own, told with the first call
-        like = {"dtype": cache.dtype, "device": cache.device}
+        like: dict[str, Any] = {"dtype": cache.dtype, "device": cache.device}
         head = (cache.shape.lanes, geometry.kv_heads)
-        self.keys = torch.zeros(*head, slots, geometry.head_dim, **like)  # zeros: a NaN would spread through a mask
+        # Zeros, because a NaN would spread through a mask.
+        self.keys = torch.zeros(*head, slots, geometry.head_dim, **like)
         self.values = torch.zeros(*head, slots, geometry.head_dim, **like)
         self.positions = torch.full((*head, slots), FREE, dtype=torch.int32, device=cache.device)
         self.bias = torch.full((*head, 1, slots), -INF, **like)
@@ -68,7 +70,7 @@ class SlotLayer:
         raise NotImplementedError
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Store one token per lane, [lanes, kv_heads, 1, head_dim]; what its query sees: keys, values, bias."""
+        """Store a token per lane, [lanes, kv_heads, 1, head_dim]; what its query sees: keys, values, bias."""
         raise NotImplementedError
 
     def remember(self, queries: Tensor, chunk: Chunk | None) -> None:
@@ -94,9 +96,9 @@ class SlotLayer:
 class PolicyLayer(SlotLayer):
     """Full attention: prompt slots first, generated tokens in whatever slots are free.
 
-    vacant: [lanes, kv_heads, evictable], the evictable slots; those of a lane's first `held` entries are taken, the
-    rest are free. Every KV head has its own, because heads forget different tokens.
-    queries: [lanes, heads, ring, head_dim], the newest queries
+    vacant: [lanes, kv_heads, evictable], the evictable slots; those of a lane's first `held` entries are
+    taken, the rest are free. Every KV head has its own, because heads forget different tokens. queries:
+    [lanes, heads, ring, head_dim], the newest queries
     """
 
     def __init__(self, cache: "ScopeCache", index: int, geometry: LayerGeometry) -> None:
@@ -137,7 +139,9 @@ class PolicyLayer(SlotLayer):
             at = (self.cache.next_position % self.queries.shape[2]).view(-1, 1, 1, 1)
             self.queries.scatter_(2, at.expand(-1, queries.shape[1], 1, queries.shape[3]), queries)
         else:
-            newest = torch.arange(max(chunk.start, chunk.end - self.queries.shape[2]), chunk.end, device=queries.device)
+            newest = torch.arange(
+                max(chunk.start, chunk.end - self.queries.shape[2]), chunk.end, device=queries.device
+            )
             self.queries[chunk.lane, :, newest % self.queries.shape[2]] = queries[0, :, newest - chunk.start]
 
     def evict(self, scores: Tensor, is_candidate: Tensor, excess: Sequence[int]) -> None:
@@ -155,8 +159,9 @@ class PolicyLayer(SlotLayer):
         rank = torch.arange(most, device=victims.device)
         leaving = torch.tensor(excess, device=victims.device).view(-1, 1, 1)  # [lanes, 1, 1]
         goes = (rank < leaving).expand_as(victims)
-        # The lane's list ends, among its taken entries, with the slots that are free from now on. A lane that evicts
-        # fewer than `most` writes back what stood there; the indices are distinct, as scatter_ wants them.
+        # The lane's list ends, among its taken entries, with the slots that are free from now on. A lane that
+        # evicts fewer than `most` writes back what stood there; the indices are distinct, as scatter_ wants
+        # them.
         entry = (self.cache.held.view(-1, 1, 1) - leaving + rank) % self.vacant.shape[2]
         entry = entry.expand_as(victims)
         freed = torch.where(goes, (victims + first).to(torch.int32), self.vacant.gather(2, entry))
@@ -169,7 +174,7 @@ class PolicyLayer(SlotLayer):
 
 
 class WindowLayer(SlotLayer):
-    """A sliding window: the token at position p lies in slot p mod window, where it overwrites the one that left."""
+    """A sliding window: position p lies in slot p mod window, where it overwrites the one that left."""
 
     def __init__(self, cache: "ScopeCache", index: int, geometry: LayerGeometry) -> None:
         super().__init__(cache, index, geometry, cache.shape.layer_slots(geometry))
@@ -287,7 +292,9 @@ class ScopeCache:
     def end_step(self) -> None:
         """Count the token that each active lane wrote, and evict where a lane holds more than it may."""
         ring = self.query_positions.shape[1]
-        self.query_positions.scatter_(1, (self.next_position % ring).unsqueeze(1), self.next_position.unsqueeze(1))
+        self.query_positions.scatter_(
+            1, (self.next_position % ring).unsqueeze(1), self.next_position.unsqueeze(1)
+        )
         self.held += self.running
         excess = [0] * len(self.lanes)
         for lane, count in enumerate(self.lanes):
@@ -301,7 +308,7 @@ class ScopeCache:
         self.next_position += self.running
 
     def finish(self, lane: int) -> None:
-        """A finished lane still takes part in the steps; what it writes goes to one slot and is never read."""
+        """A finished lane still takes part in the steps; what it writes goes to one slot, never read."""
         self.count(lane).active = False
         self.running[lane] = 0
 
@@ -339,14 +346,19 @@ class ScopeCache:
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole state, flat: with the lanes' counts, all that a lane's future depends on."""
-        own = {name: getattr(self, name) for name in ("next_position", "held", "running", "seeds", "query_positions")}
+        own = {
+            name: getattr(self, name)
+            for name in ("next_position", "held", "running", "seeds", "query_positions")
+        }
         for layer in self.layers:
             own |= {f"layers.{layer.index}.{name}": tensor for name, tensor in layer.tensors().items()}
         return own
 
     def reading(self) -> Reading:
-        """Arithmetic on shapes and counters: nothing waits for the device (but with an unprotected prompt, which
-        needs one look at the positions to say how much of it is left)."""
+        """Arithmetic on shapes and counters: nothing waits for the device.
+
+        An unprotected prompt is the exception: how much of it is left takes a look at the positions.
+        """
         counts = [(lane, count) for lane, count in enumerate(self.lanes) if count is not None]
         held_bytes = full_bytes = kept_prompt = kept_generated = 0
         for lane, count in counts:
@@ -358,7 +370,8 @@ class ScopeCache:
             kept_generated += kept - prompt
         allocated = self.shape.cache_bytes(self.geometry, self.dtype.itemsize)
         slot_bytes = sum(
-            self.shape.lanes * layer.slots * layer.geometry.slot_bytes(self.dtype.itemsize) for layer in self.layers
+            self.shape.lanes * layer.slots * layer.geometry.slot_bytes(self.dtype.itemsize)
+            for layer in self.layers
         )
         return Reading(
             kept_prompt=kept_prompt,
@@ -368,9 +381,13 @@ class ScopeCache:
             overhead_bytes=allocated - slot_bytes,
             allocated_bytes=allocated,
             full_bytes=full_bytes,
-            read_bytes=self.shape.lanes * sum(
+            read_bytes=self.shape.lanes
+            * sum(
                 layer.read_slots
-                * (layer.geometry.slot_bytes(self.dtype.itemsize) + layer.geometry.kv_heads * self.dtype.itemsize)
+                * (
+                    layer.geometry.slot_bytes(self.dtype.itemsize)
+                    + layer.geometry.kv_heads * self.dtype.itemsize
+                )
                 for layer in self.layers
             ),
             moved_bytes=self.moved_bytes,
@@ -388,14 +405,17 @@ class ScopeCache:
         if buffers != reading.allocated_bytes:
             problems.append(f"buffers take {buffers} bytes, the reading says {reading.allocated_bytes}")
         live = sum(
-            int((layer.positions >= 0).sum()) * 2 * layer.geometry.head_dim * self.dtype.itemsize for layer in self.layers
+            int((layer.positions >= 0).sum()) * 2 * layer.geometry.head_dim * self.dtype.itemsize
+            for layer in self.layers
         )
         if live != reading.held_bytes:
             problems.append(f"live slots take {live} bytes, the reading says {reading.held_bytes}")
         accounted = not problems
         over = [lane for lane, count in enumerate(self.lanes) if count and self._over_budget(lane, count)]
         problems += [f"lane {lane} held more than its budget, or lost recent tokens" for lane in over]
-        limited = any(count and count.most_held > (count.schedule.limit(count.written) or INF) for count in self.lanes)
+        limited = any(
+            count and count.most_held > (count.schedule.limit(count.written) or INF) for count in self.lanes
+        )
         if limited and not reading.evictions:
             problems.append("the budget was exceeded and nothing was evicted")
         active = True if reading.evictions else (False if limited else None)
@@ -409,7 +429,8 @@ class ScopeCache:
             return False
         newest = min(schedule.recent, count.written)
         recent_gone = any(
-            bool(((layer.positions[lane] >= seen - newest).sum(-1) != newest).any()) for layer in self.policy_layers
+            bool(((layer.positions[lane] >= seen - newest).sum(-1) != newest).any())
+            for layer in self.policy_layers
         )
         return count.most_held > max(limit + 1, schedule.base + 1) or recent_gone
 

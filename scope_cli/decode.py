@@ -60,7 +60,10 @@ class Lane:
 
 @torch.no_grad()
 def decode(
-    model: PreTrainedModel, cache: ScopeCache, lanes: list[Lane], interrupted: Callable[[], bool] = lambda: False
+    model: PreTrainedModel,
+    cache: ScopeCache,
+    lanes: list[Lane],
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Token]:
     """Write until every lane has a reason to end; `interrupted` is asked once per step."""
     started = perf_counter()

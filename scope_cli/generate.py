@@ -30,8 +30,8 @@ def generate(
 ) -> Iterator[Event]:
     """Read the prompt, write the output; the caller decides where the events go.
 
-    `interrupted` is asked between chunks and between tokens; once it says yes, the run ends as `interrupted` with
-    everything that was written so far.
+    `interrupted` is asked between chunks and between tokens; once it says yes, the run ends as `interrupted`
+    with everything that was written so far.
     """
     yield Started(
         lanes=1,
@@ -62,10 +62,12 @@ def generate(
             yield PromptRead(0, plan.prompt_tokens, read - began, prefill_peak, cache.reading())
             lane = new_lane(loaded, profile, plan, prompt, logits)
             yield from decode(loaded.model, cache, [lane], interrupted)
+        rest = lane.text.flush() if lane else ""  # may complete a stop text
+        stopped_by = lane.text.stopped if lane else None
         yield Finished(
             lane=0,
-            reason=(lane.reason if lane else None) or "interrupted",
-            text=lane.text.flush() if lane else "",
+            reason="stop" if stopped_by else (lane.reason if lane else None) or "interrupted",
+            text=rest,
             prompt_tokens=plan.prompt_tokens,
             output_tokens=lane.written if lane else 0,
             prefill_s=read - began,
@@ -75,7 +77,7 @@ def generate(
             reading=cache.reading(),
             audit=cache.audit(),
             loop=lane.loop if lane else None,
-            stopped_by=lane.text.stopped if lane else None,
+            stopped_by=stopped_by,
         )
 
 

@@ -40,7 +40,9 @@ class CacheShape:
         """What a ScopeCache of this shape allocates, to the byte."""
         counters = self.lanes * COUNTER_BYTES * 4  # next position, held, running, seed
         ring_positions = self.lanes * COUNTER_BYTES * self.ring
-        return counters + ring_positions + sum(self.layer_bytes(layer, dtype_bytes) for layer in geometry.layers)
+        return (
+            counters + ring_positions + sum(self.layer_bytes(layer, dtype_bytes) for layer in geometry.layers)
+        )
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class RunPlan:
     notes: tuple[str, ...]
 
 
-def plan_run(loaded: LoadedProfile, geometry: Geometry, prompt_tokens: int, ring: int, lanes: int = 1) -> RunPlan:
+def plan_run(
+    loaded: LoadedProfile, geometry: Geometry, prompt_tokens: int, ring: int, lanes: int = 1
+) -> RunPlan:
     """Decide the output length and the cache's shape.
 
     Raises UsageError where the prompt, or an output length that was typed, does not fit the model's context.
@@ -70,7 +74,8 @@ def plan_run(loaded: LoadedProfile, geometry: Geometry, prompt_tokens: int, ring
     asked = profile.sampling.max_new_tokens
     if asked is not None and asked > left and "sampling.max_new_tokens" in loaded.typed:
         raise UsageError(
-            f"{asked:,} new tokens after a prompt of {prompt_tokens:,} exceed the model's context of {geometry.context:,}",
+            f"{asked:,} new tokens after a prompt of {prompt_tokens:,} exceed the model's context of "
+            f"{geometry.context:,}",
             f"at most --max-new-tokens {left} fits",
         )
     planned = left if asked is None else min(asked, left)
@@ -79,7 +84,9 @@ def plan_run(loaded: LoadedProfile, geometry: Geometry, prompt_tokens: int, ring
         notes.append(f"output cut from {asked:,} to {planned:,} tokens: all that the model's context leaves")
     schedule = Schedule.of(profile.decode, planned, kept_prompt=prompt_tokens)
     if profile.decode.strategy != "full" and not geometry.policy_layers:
-        notes.append("every layer of this model has a sliding window of its own: the strategy has nothing to govern")
+        notes.append(
+            "every layer of this model has a sliding window of its own: the strategy has nothing to govern"
+        )
     protect = profile.decode.protect_prompt
     slots = prompt_tokens + schedule.most_held if protect else schedule.most_held
     return RunPlan(

@@ -1,7 +1,7 @@
 """A plug-in's name and options in, a checked instance out. To register one, add its file.
 
-The scorers live in `scope_cli/scorers/`, the prefill methods in `scope_cli/prefills/`, one file each, named as the
-plug-in is; files starting with `_` and `base.py` are not plug-ins. Listing names imports nothing.
+The scorers live in `scope_cli/scorers/`, the prefill methods in `scope_cli/prefills/`, one file each, named
+as the plug-in is; `base.py` and files starting with `_` are not plug-ins. Listing names imports nothing.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def register(kind: str, name: str) -> Callable[[type], type]:
     return keep
 
 
-def plugin_class(kind: str, name: str) -> type:
+def plugin_class(kind: str, name: str) -> Any:
     """Import the file `name` of a kind and return the class it registers under its own name."""
     import_module(f"scope_cli.{kind}.{name}")
     return _registered[kind, name]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from typing_extensions import TypeIs
 
 from scope_cli import plugins
 from scope_cli.errors import ProfileError
@@ -56,17 +57,23 @@ class Plugin(BaseModel):
             yield "", f"there is no {self.name!r}{did_you_mean(self.name, known)}"
         elif self.options:  # a bare name needs no import of the plug-in to be right
             for option, error in plugins.option_problems(kind, self.name, self.options):
-                fields = [*plugins.plugin_class(kind, self.name).__dataclass_fields__]  # type: ignore[attr-defined]
+                fields = [*plugins.plugin_class(kind, self.name).__dataclass_fields__]
                 yield option, _in_words(error, fields)
 
 
 class ModelSettings(Settings):
-    name: str = Field("smollm2-135m", description="a name from `scope models list`, a folder, a GGUF file, or a hub name")
+    name: str = Field(
+        "smollm2-135m", description="a name from `scope models list`, a folder, a GGUF file, or a hub name"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
         "auto", description="of weights and cache; auto: float32 on a CPU, the checkpoint's own on a GPU"
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: the first GPU, else the CPU")
-    load_in: Literal["8bit", "4bit"] | None = Field(None, description="quantise the weights with bitsandbytes")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: the first GPU, else the CPU"
+    )
+    load_in: Literal["8bit", "4bit"] | None = Field(
+        None, description="quantise the weights with bitsandbytes"
+    )
 
 
 class PromptSettings(Settings):
@@ -75,20 +82,30 @@ class PromptSettings(Settings):
 
 
 class PrefillSettings(Settings):
-    method: Plugin = Field(Plugin(name="full"), description="what is done once to the prompt's cache; see `scope prefills`")
-    chunk: int = Field(2048, ge=1, description="prompt tokens read at once; on a CPU at most 512, so that Ctrl-C is heard")
+    method: Plugin = Field(
+        Plugin(name="full"), description="what is done once to the prompt's cache; see `scope prefills`"
+    )
+    chunk: int = Field(
+        2048, ge=1, description="prompt tokens read at once; on a CPU at most 512, so that Ctrl-C is heard"
+    )
 
 
 class DecodeSettings(Settings):
     strategy: Strategy = Field("slide", description="when generated tokens are evicted; full: never")
-    scorer: Plugin = Field(Plugin(name="attention"), description="which generated tokens are kept; see `scope scorers`")
+    scorer: Plugin = Field(
+        Plugin(name="attention"), description="which generated tokens are kept; see `scope scorers`"
+    )
     budget: int = Field(2048, ge=1, description="generated tokens that each KV head of a layer may hold")
     recent: int = Field(256, ge=1, description="the newest of them, never evicted")
     interval: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="tokens between two evictions; auto: 64, and discontinuous computes its own"
     )
-    protect_prompt: bool = Field(True, description="false: prompt tokens may be evicted too (the unified baseline)")
-    sinks: int = Field(0, ge=0, description="first prompt tokens that stay all the same when the prompt is not protected")
+    protect_prompt: bool = Field(
+        True, description="false: prompt tokens may be evicted too (the unified baseline)"
+    )
+    sinks: int = Field(
+        0, ge=0, description="first prompt tokens that stay all the same when the prompt is not protected"
+    )
     total_budget: Annotated[int, Field(ge=1)] | None = Field(
         None, description="prompt and generated tokens held together, when the prompt is not protected"
     )
@@ -98,16 +115,28 @@ class DecodeSettings(Settings):
             yield "recent", f"is {self.recent}; it is part of the budget ({self.budget}) and cannot be larger"
         if self.strategy == "discontinuous":
             if self.recent == self.budget:
-                yield "recent", f"is the whole budget ({self.budget}); discontinuous needs room for heavy hitters"
+                yield (
+                    "recent",
+                    f"is the whole budget ({self.budget}); discontinuous needs room for heavy hitters",
+                )
             if self.interval != "auto":
-                yield "interval", f"is {self.interval}; discontinuous computes its own (auto), adaptive takes one"
+                yield (
+                    "interval",
+                    f"is {self.interval}; discontinuous computes its own (auto), adaptive takes one",
+                )
         if self.protect_prompt:
             if self.total_budget is not None:
-                yield "total_budget", "needs protect_prompt: false; with a protected prompt the limit is `budget`"
+                yield (
+                    "total_budget",
+                    "needs protect_prompt: false; with a protected prompt the limit is `budget`",
+                )
             if self.sinks:
                 yield "sinks", "needs protect_prompt: false; a protected prompt is kept whole"
         elif self.total_budget is not None and self.sinks + self.recent > self.total_budget:
-            yield "total_budget", f"is {self.total_budget}; sinks and recent alone are {self.sinks + self.recent}"
+            yield (
+                "total_budget",
+                f"is {self.total_budget}; sinks and recent alone are {self.sinks + self.recent}",
+            )
 
 
 class SamplingSettings(Settings):
@@ -117,19 +146,28 @@ class SamplingSettings(Settings):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="sample among those at least min_p times as probable as the best"
     )
-    repetition_penalty: float = Field(1.0, gt=0, description="above 1: tokens written before lose; the prompt's do not")
+    repetition_penalty: float = Field(
+        1.0, gt=0, description="above 1: tokens written before lose; the prompt's do not"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="same seed, same text")
     max_new_tokens: Annotated[int, Field(ge=1)] | None = Field(
         4096, description="planned length; null: until the model stops or its context ends"
     )
     min_new_tokens: int = Field(0, ge=0, description="the model may not end before that many")
     ignore_eos: bool = Field(False, description="the model may never end by itself")
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="texts that end the output; not written")
-    stop_on_loop: bool = Field(False, description="end when the output repeats itself (period 1-128, 4 copies, 64 tokens)")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="texts that end the output; not written"
+    )
+    stop_on_loop: bool = Field(
+        False, description="end when the output repeats itself (period 1-128, 4 copies, 64 tokens)"
+    )
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
-            yield "min_new_tokens", f"is {self.min_new_tokens}, more than max_new_tokens ({self.max_new_tokens})"
+            yield (
+                "min_new_tokens",
+                f"is {self.min_new_tokens}, more than max_new_tokens ({self.max_new_tokens})",
+            )
 
 
 class Profile(Settings):
@@ -155,7 +193,7 @@ class Profile(Settings):
         if self.decode.strategy in ("adaptive", "discontinuous") and self.sampling.max_new_tokens is None:
             yield (
                 "sampling.max_new_tokens",
-                f"is null; {self.decode.strategy} grows its allowance up to a planned length: set --max-new-tokens",
+                f"is null; {self.decode.strategy} grows its allowance up to a planned length",
             )
 
     def as_dict(self) -> dict[str, Any]:
@@ -216,7 +254,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ProfileError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ProfileError(f"{path} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}") from error
+        raise ProfileError(
+            f"{path} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}"
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -245,7 +285,7 @@ def check(tree: dict[str, Any], source: str) -> Profile:
         count = "a problem" if len(lines) == 1 else f"{len(lines)} problems"
         raise ProfileError(
             f"{lines[0]}" if len(lines) == 1 else "\n  ".join([f"the profile has {count}:", *lines]),
-            f"the profile is {source}; `scope profiles show` prints the one in force, docs/profiles.md lists every key",
+            f"the profile is {source}; docs/profiles.md lists every key",
         )
     return profile
 
@@ -260,7 +300,9 @@ def parse_set(items: list[str]) -> dict[str, Any]:
         try:
             overrides[key.strip()] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ProfileError(f"--set {key}: {text!r} is not a YAML value", "quote texts: --set 'key=\"a: b\"'") from error
+            raise ProfileError(
+                f"--set {key}: {text!r} is not a YAML value", "quote texts: --set 'key=\"a: b\"'"
+            ) from error
     return overrides
 
 
@@ -280,11 +322,14 @@ def _lay_over(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _default_plugin(dotted: str) -> str | None:
-    return {"decode.scorer": DecodeSettings().scorer.name, "prefill.method": PrefillSettings().method.name}.get(dotted)
+    return {
+        "decode.scorer": DecodeSettings().scorer.name,
+        "prefill.method": PrefillSettings().method.name,
+    }.get(dotted)
 
 
 def _without(tree: dict[str, Any], bad_keys: list[str]) -> Profile:
-    """The profile with defaults where `tree` is wrong, so that the remaining settings can be checked together."""
+    """The profile with defaults where `tree` is wrong, so that the rest can be checked together."""
     kept: dict[str, Any] = {}
     for section, values in tree.items():
         if section not in Profile.model_fields or section in bad_keys:
@@ -305,9 +350,13 @@ def _yaml_key(loc: tuple[Any, ...]) -> str:
 def _known_keys(key: str) -> list[str]:
     """The keys that stand beside `key`."""
     section = Profile.model_fields.get(key.split(".")[0])
-    if "." in key and section is not None and issubclass(section.annotation or object, Settings):
-        return list(section.annotation.model_fields)  # type: ignore[union-attr]
+    if "." in key and section is not None and _is_section(section.annotation):
+        return list(section.annotation.model_fields)
     return list(Profile.model_fields)
+
+
+def _is_section(annotation: Any) -> TypeIs[type[Settings]]:
+    return isinstance(annotation, type) and issubclass(annotation, Settings)
 
 
 def _in_words(error: dict[str, Any], known: list[str]) -> str:
@@ -329,12 +378,21 @@ def _in_words(error: dict[str, Any], known: list[str]) -> str:
 def key_reference() -> Iterator[tuple[str, str, str, str]]:
     """(dotted key, type, default, meaning) of every key, for docs/profiles.md."""
     for section, section_field in Profile.model_fields.items():
-        if not (isinstance(section_field.annotation, type) and issubclass(section_field.annotation, Settings)):
-            yield section, _type_text(section_field.annotation), repr(section_field.default), section_field.description or ""
+        if not (
+            isinstance(section_field.annotation, type) and issubclass(section_field.annotation, Settings)
+        ):
+            yield (
+                section,
+                _type_text(section_field.annotation),
+                repr(section_field.default),
+                section_field.description or "",
+            )
             continue
         for key, key_field in section_field.annotation.model_fields.items():
             default = key_field.default.name if isinstance(key_field.default, Plugin) else key_field.default
-            shown = yaml.safe_dump(list(default) if isinstance(default, tuple) else default, default_flow_style=True)
+            shown = yaml.safe_dump(
+                list(default) if isinstance(default, tuple) else default, default_flow_style=True
+            )
             yield (
                 f"{section}.{key}",
                 _type_text(key_field.annotation),

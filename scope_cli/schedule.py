@@ -16,8 +16,8 @@ AUTO_INTERVAL = 64
 class Schedule:
     """When one lane evicts, and down to how many tokens.
 
-    `base` and `floor` count what is limited beside generated tokens: with an unprotected prompt the limit is on
-    everything held, and the sinks stay whatever happens.
+    `base` and `floor` count what is limited beside generated tokens: with an unprotected prompt the limit is
+    on everything held, and the sinks stay whatever happens.
     """
 
     strategy: Strategy
@@ -31,7 +31,7 @@ class Schedule:
 
     @classmethod
     def of(cls, decode: DecodeSettings, planned: int, kept_prompt: int) -> "Schedule":
-        """The schedule of a lane that will write `planned` tokens after a prompt of which `kept_prompt` are held."""
+        """For a lane that writes `planned` tokens after a prompt of which `kept_prompt` are held."""
         unified = not decode.protect_prompt
         return cls(
             strategy=decode.strategy,
@@ -73,7 +73,7 @@ class Schedule:
 
     @property
     def most_held(self) -> int:
-        """The most that is ever held of what the limit counts, the current token included: the slots to allocate."""
+        """The most that is ever held of what the limit counts, the current token included."""
         if self.strategy == "full":
             return self.base + self.planned
         if self.total is not None:  # the whole prompt is read before the first eviction

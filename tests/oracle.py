@@ -1,7 +1,7 @@
 """The slow, obvious SCOPE: plain lists of tokens, attention written out, evictions as the design says them.
 
-It shares no code with the tool. Model code is transformers', with an attention implementation of its own that keeps,
-per layer and KV head, a list of (position, key, value) and walks it token by token.
+It shares no code with the tool. Model code is transformers', with an attention implementation of its own that
+keeps, per layer and KV head, a list of (position, key, value) and walks it token by token.
 """
 
 from dataclasses import dataclass, field

@@ -32,7 +32,9 @@ def run_both(family, prompt_tokens, steps, chunk=512, seed=0, check_every=1, **d
     """Feed the same random tokens to the tool and to the oracle, comparing after each step."""
     torch.manual_seed(prompt_tokens + steps)
     text = torch.randint(0, 256, (prompt_tokens + steps,)).tolist()
-    profile = Profile.model_validate({"decode": decode, "sampling": {"max_new_tokens": steps + 1, "seed": seed}})
+    profile = Profile.model_validate(
+        {"decode": decode, "sampling": {"max_new_tokens": steps + 1, "seed": seed}}
+    )
     geometry = geometry_of(MODELS[family].config)
     plan = plan_run(LoadedProfile(profile, "test", frozenset()), geometry, prompt_tokens, ring=1)
     cache = ScopeCache(
@@ -52,15 +54,22 @@ def run_both(family, prompt_tokens, steps, chunk=512, seed=0, check_every=1, **d
     )
     pointers = [tensor.data_ptr() for tensor in cache.tensors().values()]
     expected = oracle.read()
-    got = finish(read_prompt(MODELS[family], cache, torch.tensor([text[:prompt_tokens]]), plan.schedule, seed=seed, chunk=chunk))
+    got = finish(
+        read_prompt(
+            MODELS[family], cache, torch.tensor([text[:prompt_tokens]]), plan.schedule, seed=seed, chunk=chunk
+        )
+    )
     torch.testing.assert_close(got[0], expected, atol=1e-9, rtol=0)
     for step, token in enumerate(text[prompt_tokens:]):
         expected = oracle.write(token)
         got = MODELS[family](
-            input_ids=torch.tensor([[token]]), position_ids=cache.next_position[None], use_cache=False, scope_cache=cache
+            input_ids=torch.tensor([[token]]),
+            position_ids=cache.next_position[None],
+            use_cache=False,
+            scope_cache=cache,
         ).logits[0, -1]
         cache.end_step()
-        torch.testing.assert_close(got, expected, atol=1e-9, rtol=0, msg=lambda m: f"step {step}: {m}")
+        assert (got - expected).abs().max() < 1e-9, f"logits differ at step {step}"
         for layer in cache.layers:
             if isinstance(layer, PolicyLayer):
                 for head in range(layer.geometry.kv_heads):
@@ -90,4 +99,38 @@ def test_kept_positions_and_logits_equal_the_oracles(data):
         budget=budget,
         recent=recent,
         **interval,
+    )
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_an_unprotected_prompt_is_evicted_like_the_oracles(data):
+    recent = data.draw(st.integers(1, 6), "recent")
+    sinks = data.draw(st.integers(0, 4), "sinks")
+    total = data.draw(st.none() | st.integers(recent + sinks + 1, 20), "total_budget")
+    run_both(
+        data.draw(st.sampled_from(["llama", "gemma3"]), "family"),
+        prompt_tokens=data.draw(st.integers(1, 24), "prompt"),
+        steps=data.draw(st.integers(1, 30), "steps"),
+        strategy="slide",
+        scorer=data.draw(st.sampled_from(["attention", "recency", "random"]), "scorer"),
+        budget=recent + data.draw(st.integers(0, 6), "heavy"),
+        recent=recent,
+        interval=data.draw(st.integers(1, 5), "interval"),
+        protect_prompt=False,
+        sinks=sinks,
+        total_budget=total,
+    )
+
+
+def test_the_oracle_notices_another_choice():
+    """The comparison has teeth: against another scorer it fails."""
+    cache, oracle = run_both(
+        "llama", 10, 30, strategy="slide", scorer="attention", budget=8, recent=2, interval=1
+    )
+    other, _ = run_both("llama", 10, 30, strategy="slide", scorer="random", budget=8, recent=2, interval=1)
+    assert cache.reading().evictions == other.reading().evictions == 22
+    assert any(
+        set(a.positions[0, 0].tolist()) != set(b.positions[0, 0].tolist())
+        for a, b in zip(cache.layers, other.layers, strict=True)
     )

@@ -1,4 +1,4 @@
-"""Tiny random models of every family the tool promises, made in the test: no download, milliseconds a step."""
+"""Tiny random models of every promised family, made in the test: no download, milliseconds a step."""
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -41,6 +41,7 @@ FAMILIES: dict[str, PreTrainedConfig] = {
         sliding_window=8,
         layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
         query_pre_attn_scalar=8,
+        tie_word_embeddings=False,  # tied and scaled, a random one repeats its input
     ),
 }
 
@@ -48,7 +49,7 @@ FAMILIES: dict[str, PreTrainedConfig] = {
 def tiny_model(
     family: str = "llama", dtype: torch.dtype = torch.float64, attention: str = ATTENTION, seed: int = 0
 ) -> PreTrainedModel:
-    """A random model whose next tokens differ: the weights are larger than usual, so that attention matters."""
+    """A random model with larger weights than usual, so that attention matters and tokens differ."""
     config = type(FAMILIES[family]).from_dict({**FAMILIES[family].to_dict(), "initializer_range": 0.4})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)

@@ -25,9 +25,14 @@ AUDIT_HINT = "this is a bug in scope: the text may be wrong; please report it wi
 
 
 def generate_command(
-    prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads standard input.", show_default=False)] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; - reads standard input.", show_default=False)
+    ] = None,
     prompt_file: Annotated[
-        str | None, o.option("--prompt-file", "-f", panel=PROMPT, help="Read the prompt from a file; - is standard input.")
+        str | None,
+        o.option(
+            "--prompt-file", "-f", panel=PROMPT, help="Read the prompt from a file; - is standard input."
+        ),
     ] = None,
     system: Annotated[str | None, o.option("--system", "-s", panel=PROMPT, help="System message.")] = None,
     system_file: Annotated[
@@ -37,12 +42,17 @@ def generate_command(
         bool, o.option("--raw", panel=PROMPT, help="Feed the prompt as it is, without the chat template.")
     ] = False,
     output: Annotated[
-        Path | None, o.option("--output", "-o", panel=OUTPUT, help="Write the text to a file as well, as it comes.")
+        Path | None,
+        o.option("--output", "-o", panel=OUTPUT, help="Write the text to a file as well, as it comes."),
     ] = None,
     append: Annotated[bool, o.option("--append", panel=OUTPUT, help="Add to the output file.")] = False,
     force: Annotated[bool, o.option("--force", panel=OUTPUT, help="Overwrite the output file.")] = False,
-    json: Annotated[bool, o.option("--json", panel=OUTPUT, help="One JSON object per event on stdout.")] = False,
-    quiet: Annotated[bool, o.option("--quiet", "-q", panel=OUTPUT, help="Text and errors, nothing else.")] = False,
+    json: Annotated[
+        bool, o.option("--json", panel=OUTPUT, help="One JSON object per event on stdout.")
+    ] = False,
+    quiet: Annotated[
+        bool, o.option("--quiet", "-q", panel=OUTPUT, help="Text and errors, nothing else.")
+    ] = False,
     profile: o.Profile = "default",
     set_: o.Set = [],  # noqa: B006  typer copies it
     offline: o.Offline = False,
@@ -104,7 +114,9 @@ def one_prompt(argument: str | None, file: str | None) -> str:
     if argument is not None and file is not None:
         raise UsageError("a prompt and --prompt-file exclude each other")
     if file is None and argument is None:
-        raise UsageError("there is no prompt", "give it as an argument, with --prompt-file FILE, or - for standard input")
+        raise UsageError(
+            "there is no prompt", "give it as an argument, with --prompt-file FILE, or - for standard input"
+        )
     text = read_text(file or "-", "--prompt-file") if file is not None or argument == "-" else argument or ""
     if not text.strip():
         raise UsageError("the prompt is empty", f"{file} has nothing but white space" if file else "")
@@ -117,13 +129,16 @@ def read_text(file: str, option: str) -> str:
     try:
         content = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
     except OSError as error:
-        raise UsageError(f"{option}: cannot read {name}: {error.strerror}", "give a text file in UTF-8") from error
+        raise UsageError(
+            f"{option}: cannot read {name}: {error.strerror}", "give a text file in UTF-8"
+        ) from error
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UsageError(
-            f"{option}: {name} is not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start}, line {line}",
+            f"{option}: {name} is not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start}, "
+            f"line {line}",
             f"convert it, for example: iconv -f latin1 -t utf-8 {file}" if file != "-" else "",
         ) from error
 
@@ -199,9 +214,12 @@ def check_memory(opened: "OpenedModel", plan: "RunPlan") -> None:
     cache = plan.shape.cache_bytes(opened.geometry, opened.dtype.itemsize)
     needed, free = opened.weight_bytes + cache, free_bytes(opened.device)
     if needed > free:
-        cheaper = "--load-in 4bit" if opened.weight_bytes > cache else "a smaller --budget or --max-new-tokens"
+        cheaper = (
+            "--load-in 4bit" if opened.weight_bytes > cache else "a smaller --budget or --max-new-tokens"
+        )
         raise ModelError(
-            f"not enough memory: {opened.name} needs {as_bytes(needed)} (weights {as_bytes(opened.weight_bytes)}, "
-            f"cache {as_bytes(cache)}), {opened.device} has {as_bytes(free)} free",
+            f"not enough memory: {opened.name} needs {as_bytes(needed)} "
+            f"(weights {as_bytes(opened.weight_bytes)}, cache {as_bytes(cache)}), "
+            f"{opened.device} has {as_bytes(free)} free",
             f"try {cheaper}, or a smaller model",
         )

@@ -9,7 +9,9 @@ Profile = Annotated[
 ]
 Set = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Any key of the profile, e.g. decode.recent=128. Repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Any key of the profile, e.g. decode.recent=128. Repeatable."
+    ),
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Never touch the network.")]
 
@@ -21,7 +23,9 @@ def option(*names: str, panel: str, help: str, **more: Any) -> Any:
     return typer.Option(*names, rich_help_panel=panel, help=help, show_default=False, **more)
 
 
-Model = Annotated[str | None, option("--model", "-m", panel=MODEL, help="Name, folder, GGUF file or hub name.")]
+Model = Annotated[
+    str | None, option("--model", "-m", panel=MODEL, help="Name, folder, GGUF file or hub name.")
+]
 Dtype = Annotated[str | None, option("--dtype", panel=MODEL, help="auto, float32, bfloat16, float16.")]
 Device = Annotated[str | None, option("--device", panel=MODEL, help="auto, cpu, cuda, cuda:N, mps.")]
 LoadIn = Annotated[str | None, option("--load-in", panel=MODEL, help="8bit or 4bit weights (bitsandbytes).")]
@@ -30,12 +34,17 @@ Strategy = Annotated[
     str | None, option("--strategy", panel=POLICY, help="full, slide, adaptive or discontinuous.")
 ]
 Scorer = Annotated[str | None, option("--scorer", panel=POLICY, help="Which tokens stay: `scope scorers`.")]
-Budget = Annotated[int | None, option("--budget", panel=POLICY, help="Generated tokens each KV head may hold.")]
+Budget = Annotated[
+    int | None, option("--budget", panel=POLICY, help="Generated tokens each KV head may hold.")
+]
 Recent = Annotated[int | None, option("--recent", panel=POLICY, help="The newest of them, never evicted.")]
-Interval = Annotated[str | None, option("--interval", panel=POLICY, help="Tokens between two evictions, or auto.")]
+Interval = Annotated[
+    str | None, option("--interval", panel=POLICY, help="Tokens between two evictions, or auto.")
+]
 
 MaxNewTokens = Annotated[
-    int | None, option("--max-new-tokens", "-n", panel=SAMPLING, help="Planned length of the output, in tokens.")
+    int | None,
+    option("--max-new-tokens", "-n", panel=SAMPLING, help="Planned length of the output, in tokens."),
 ]
 MinNewTokens = Annotated[
     int | None, option("--min-new-tokens", panel=SAMPLING, help="The model may not end before.")
@@ -46,10 +55,14 @@ StopOnLoop = Annotated[
     bool, option("--stop-on-loop", panel=SAMPLING, help="End when the output only repeats itself.")
 ]
 Seed = Annotated[int | None, option("--seed", panel=SAMPLING, help="Same seed, same text.")]
-Temperature = Annotated[float | None, option("--temperature", panel=SAMPLING, help="0: the most probable token.")]
+Temperature = Annotated[
+    float | None, option("--temperature", panel=SAMPLING, help="0: the most probable token.")
+]
 TopP = Annotated[float | None, option("--top-p", panel=SAMPLING, help="Nucleus sampling.")]
 TopK = Annotated[int | None, option("--top-k", panel=SAMPLING, help="Among the k most probable.")]
-MinP = Annotated[float | None, option("--min-p", panel=SAMPLING, help="At least min-p times the best's probability.")]
+MinP = Annotated[
+    float | None, option("--min-p", panel=SAMPLING, help="At least min-p times the best's probability.")
+]
 RepetitionPenalty = Annotated[
     float | None, option("--repetition-penalty", panel=SAMPLING, help="Above 1: words written before lose.")
 ]

@@ -1,7 +1,8 @@
 """What a scorer sees of a layer's slots, and what it promises.
 
-A scorer is a frozen dataclass: its fields are its options in YAML, its docstring is its line in `scope scorers`. It
-ranks the slots of every KV head by itself and leaves choosing, freeing and counting to the cache. It holds no state.
+A scorer is a frozen dataclass: its fields are its options in YAML, its docstring is its line in
+`scope scorers`. It ranks the slots of every KV head by itself, leaves choosing, freeing and counting to the
+cache, and holds no state.
 """
 
 from collections.abc import Callable
@@ -47,12 +48,17 @@ class SlotView:
         self.queries, self.query_positions = layer.queries, cache.query_positions
         self.seeds = cache.seeds
         device = self.positions.device
-        lanes = [(count.prompt, count.written, count.schedule.recent) if count else (0, 0, 0) for count in cache.lanes]
+        lanes = [
+            (count.prompt, count.written, count.schedule.recent) if count else (0, 0, 0)
+            for count in cache.lanes
+        ]
         prompt, n, recent = torch.tensor(lanes, device=device).T.reshape(3, -1, 1, 1)
         self.n = n
         self.is_prompt = (self.positions >= 0) & (self.positions < prompt)
         self.is_recent = self.positions >= prompt + n - recent
-        protected = self.is_prompt if cache.protect_prompt else self.is_prompt & (self.positions < cache.sinks)
+        protected = (
+            self.is_prompt if cache.protect_prompt else self.is_prompt & (self.positions < cache.sinks)
+        )
         self.is_candidate = (self.positions >= 0) & ~self.is_recent & ~protected
 
     def logits(self, window: int) -> Tensor:
@@ -70,7 +76,7 @@ class SlotView:
         return products.masked_fill((slots < 0) | (slots > newest.view(lanes, 1, 1, window, 1)), -torch.inf)
 
     def attention(self, window: int) -> Tensor:
-        """Attention probabilities over everything held, averaged over the newest `window` queries and the group.
+        """Attention probabilities over everything held, averaged over the newest queries and the group.
 
         [lanes, kv_heads, slots]
         """
@@ -79,8 +85,8 @@ class SlotView:
     def uniform(self) -> Tensor:
         """Random numbers in [0, 1) that depend on lane seed, layer, KV head, position and n alone.
 
-        [lanes, kv_heads, slots], float32. A hash (the finaliser of SplitMix64) in place of a generator: a lane draws
-        the same whatever the others hold, and a compiled step can draw it.
+        [lanes, kv_heads, slots], float32. A hash (the finaliser of SplitMix64) in place of a generator: a
+        lane draws the same whatever the others hold, and a compiled step can draw it.
         """
         heads = torch.arange(self.positions.shape[1], device=self.positions.device).view(1, -1, 1)
         mixed = self.seeds.view(-1, 1, 1)

@@ -1,0 +1,61 @@
+"""The user's door, a tiny model in a folder, and quiet defaults."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from scope_cli import cli
+from tests.tiny import tiny_model, tiny_tokenizer
+
+settings.register_profile("scope", deadline=None)  # shared machines are slow at times
+settings.load_profile("scope")
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def scope(capfd, monkeypatch):
+    """Run one command line through `cli.main`: `scope("generate", "hi")`."""
+
+    def run(*argv: str) -> Result:
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        code = cli.main([str(part) for part in argv])
+        assert before == {number: signal.getsignal(number) for number in before}, "a handler was left behind"
+        captured = capfd.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    monkeypatch.setenv("COLUMNS", "200")
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A tiny random Llama with a byte-level tokenizer, as a model folder."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model(dtype=torch.float32).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def scope_process(*argv: str, **more) -> subprocess.Popen:
+    """`scope` as a process of its own, for signals and pipes."""
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "scope_cli", *[str(part) for part in argv]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=env,
+        **more,
+    )

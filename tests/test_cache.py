@@ -1,0 +1,113 @@
+"""The cache over thousands of tokens, its state, and what the audit notices."""
+
+import pytest
+import torch
+
+from scope_cli.cache import FREE, PolicyLayer
+from scope_cli.generate import new_cache
+from scope_cli.model import LoadedModel, OpenedModel, geometry_of
+from scope_cli.plan import plan_run
+from scope_cli.prefill import read_prompt
+from scope_cli.profile import load_profile
+from scope_cli.registry import ModelFolder
+from tests.test_decode import finish
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+def loaded_tiny(tmp_path, family="llama") -> LoadedModel:
+    model = tiny_model(family, torch.float32)
+    opened = OpenedModel(
+        name=family,
+        folder=ModelFolder(family, tmp_path, "made in the test"),
+        config=model.config,
+        tokenizer=tiny_tokenizer(),
+        geometry=geometry_of(model.config),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        weight_bytes=0,
+        load_in=None,
+    )
+    return LoadedModel(model, opened)
+
+
+@torch.no_grad()
+def walk(loaded, tokens, prompt_tokens=30, **settings):
+    """Write random tokens; yields the cache after each step."""
+    torch.manual_seed(0)
+    keys = {
+        "sampling.max_new_tokens": tokens + 1,
+        **{f"decode.{key}": value for key, value in settings.items()},
+    }
+    profile = load_profile("default", keys)
+    plan = plan_run(profile, loaded.geometry, prompt_tokens, ring=1)
+    cache = new_cache(loaded, profile.profile, plan)
+    prompt = torch.randint(0, 256, (1, prompt_tokens))
+    finish(read_prompt(loaded.model, cache, prompt, plan.schedule))
+    for token in torch.randint(0, 256, (tokens,)):
+        loaded.model(
+            input_ids=token.view(1, 1),
+            position_ids=cache.next_position[None],
+            use_cache=False,
+            scope_cache=cache,
+        )
+        cache.end_step()
+        yield cache
+
+
+@pytest.mark.parametrize("interval", [1, 64, 300])
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_4000_tokens_stay_within_the_budget_and_the_buffers(tmp_path, family, interval):
+    most, allocated, pointers = 0, set(), set()
+    for cache in walk(loaded_tiny(tmp_path, family), 4000, budget=256, recent=64, interval=interval):
+        reading = cache.reading()
+        most = max(most, cache.lanes[0].most_held)
+        allocated.add(reading.allocated_bytes)
+        pointers.add(tuple(tensor.data_ptr() for tensor in cache.tensors().values()))
+        assert reading.kept_generated <= 256
+    assert most == 257  # the budget, and the current token before its eviction
+    assert len(allocated) == len(pointers) == 1
+    assert reading.moved_bytes == 0 and reading.evictions >= 12 and reading.reference_moved_bytes > 0
+    assert cache.audit().passed and cache.audit().policy_active
+    assert sum(tensor.nbytes for tensor in cache.tensors().values()) == reading.allocated_bytes
+
+
+def test_the_plan_knows_the_bytes_before_anything_is_allocated(tmp_path):
+    for strategy, unprotected in (("slide", False), ("adaptive", False), ("full", False), ("slide", True)):
+        loaded = loaded_tiny(tmp_path, "gemma3")
+        settings = {"budget": 40, "recent": 8, "strategy": strategy, "protect_prompt": not unprotected}
+        *_, cache = walk(loaded, 100, **settings)
+        planned = cache.shape.cache_bytes(loaded.geometry, 4)
+        assert planned == sum(tensor.nbytes for tensor in cache.tensors().values())
+
+
+def test_a_lane_is_the_same_after_another_prompt_went_through_it(tmp_path):
+    """Nothing leaks: a cache that is used again holds what a fresh one holds."""
+    loaded = loaded_tiny(tmp_path)
+    *_, fresh = walk(loaded, 50, budget=16, recent=4, interval=4)
+    profile = load_profile(
+        "default", {"decode.budget": 16, "decode.recent": 4, "sampling.max_new_tokens": 51}
+    )
+    plan = plan_run(profile, loaded.geometry, 30, ring=1)
+    for _ in range(2):
+        with torch.no_grad():
+            torch.manual_seed(0)
+            finish(read_prompt(loaded.model, fresh, torch.randint(0, 256, (1, 30)), plan.schedule))
+    reading = fresh.reading()
+    assert (reading.kept_prompt, reading.kept_generated, reading.evictions) == (30, 0, 0)
+    assert fresh.audit().passed
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda layer: layer.positions[0, 0].masked_fill_(layer.positions[0, 0] == 30 + 99, FREE), "recent"),
+        (lambda layer: layer.positions[0, 0, :3].fill_(FREE), "live slots"),
+        (lambda layer: setattr(layer, "keys", layer.keys[:, :, :-1].clone()), "buffers"),
+    ],
+)
+def test_the_audit_notices(tmp_path, damage, told):
+    *_, cache = walk(loaded_tiny(tmp_path), 100, budget=16, recent=4, interval=4)
+    assert cache.audit().passed
+    damage(next(layer for layer in cache.layers if isinstance(layer, PolicyLayer)))
+    audit = cache.audit()
+    assert not audit.passed and any(told in problem for problem in audit.problems)

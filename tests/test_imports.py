@@ -1,0 +1,79 @@
+"""Imports point one way, and what answers at once does not import torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "scope_cli"
+EVERYONE = {"errors", "units", "events", "names", "geometry"}
+ABOVE = {  # what each module may import besides EVERYONE; a folder stands for its files
+    "cli": {"commands"},
+    "commands": {
+        "profile",
+        "model",
+        "registry",
+        "memory",
+        "plan",
+        "plugins",
+        "generate",
+        "sinks",
+        "signals",
+        "prefill",
+    },
+    "generate": {
+        "prefill",
+        "decode",
+        "sampling",
+        "text",
+        "cache",
+        "plan",
+        "plugins",
+        "profile",
+        "model",
+        "memory",
+    },
+    "prefill": {"cache", "schedule"},
+    "decode": {"cache", "sampling", "text", "loops"},
+    "cache": {"plan", "schedule", "scorers"},
+    "attention": {"cache"},
+    "scorers": {"plugins", "cache"},
+    "prefills": {"plugins"},
+    "plan": {"profile", "schedule"},
+    "schedule": {"profile"},
+    "model": {"profile", "registry", "attention"},
+    "registry": set(),
+    "sampling": {"profile"},
+    "profile": {"plugins"},
+    "sinks": set(),
+}
+
+
+def imported(file: Path) -> set[str]:
+    """Modules of ours that a file imports, by the first name below the package."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("scope_cli.")}
+    return found
+
+
+@pytest.mark.parametrize(
+    "file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE))
+)
+def test_imports_point_one_way(file):
+    own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    allowed = EVERYONE | {own, "__version__"} | ABOVE.get(own, set())
+    if own in ("__main__", "__init__"):
+        allowed |= {"cli"}
+    assert imported(file) <= allowed
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["generate", "--help"], ["--version"], ["profiles", "show"]])
+def test_what_answers_at_once_imports_no_torch(argv):
+    code = f"import sys; from scope_cli import cli; cli.main({argv!r}); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -1,0 +1,82 @@
+"""The embedded model itself: the same tokens as transformers, and thousands of tokens within the budget."""
+
+import json
+
+import pytest
+import torch
+
+from scope_cli.model import open_model
+from scope_cli.profile import ModelSettings, PromptSettings
+from tests.test_same_tokens import plain, write
+
+pytestmark = pytest.mark.real_model
+PROMPT = "List ten animals, and write one surprising sentence about each of them."
+
+
+@pytest.fixture(scope="module")
+def opened():
+    return open_model(ModelSettings(name="smollm2-135m", dtype="float32", device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def expected(opened):
+    """What transformers writes with its own cache and attention."""
+    prompt = opened.encode(PROMPT, PromptSettings())
+    return prompt, plain(opened.load(attention="sdpa").model, prompt, 120)
+
+
+@pytest.fixture(scope="module")
+def model(opened):
+    return opened.load().model
+
+
+@pytest.mark.parametrize("strategy", ["full", "slide", "adaptive", "discontinuous"])
+def test_a_budget_that_fits_everything_changes_no_token(opened, model, expected, strategy):
+    prompt, ids = expected
+    assert len(set(ids)) > 40, "the text must be one that can differ"
+    got = write(model, prompt, 120, opened.tokenizer, strategy=strategy, budget=4096, recent=64)
+    assert got == ids
+
+
+def test_a_small_budget_does_change_the_text(opened, model, expected):
+    prompt, ids = expected
+    small = write(model, prompt, 120, opened.tokenizer, strategy="slide", budget=24, recent=8, interval=1)
+    assert small != ids and small[:24] == ids[:24]
+
+
+def test_the_readmes_command_on_the_sample_report(scope, tmp_path):
+    out = tmp_path / "summary.txt"
+    result = scope(
+        "generate", "--prompt-file", "examples/report.txt", "--budget", 2048, "-n", 40, "--output", out
+    )
+    assert result.code == 0
+    assert out.read_text() == result.stdout and len(result.stdout.split()) > 15
+    record = json.loads((tmp_path / "summary.txt.run.json").read_text())
+    assert record["prompt_tokens"][0] > 2000
+    assert record["results"][0]["audit"]["problems"] == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("interval", [1, 64])
+def test_4000_tokens_at_budget_256(scope, tmp_path, interval):
+    out = tmp_path / "story.txt"
+    result = scope(
+        "generate", "Write a very long novel about a lighthouse keeper.", "--budget", 256, "--recent", 64,
+        "--interval", interval, "-n", 4001, "--ignore-eos", "--temperature", 0.8, "--output", out, "--json",
+    )  # fmt: skip
+    assert result.code == 0
+    tokens = [json.loads(line) for line in result.stdout.splitlines() if '"event": "token"' in line]
+    assert len(tokens) == 4001
+    bytes_of_a_token = 30 * 3 * 64 * 2 * 4
+    prompt = json.loads(result.stdout.splitlines()[0])["prompt_tokens"][0]
+    assert all(token["held_bytes"] <= (prompt + 257) * bytes_of_a_token for token in tokens)
+    end = json.loads((tmp_path / "story.txt.run.json").read_text())["results"][0]
+    assert end["reading"]["moved_bytes"] == 0 and end["audit"]["problems"] == []
+    assert end["reading"]["kept_generated"] <= 256 < end["reading"]["evicted_tokens"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_writes_what_the_cpu_writes(scope):
+    argv = ["generate", PROMPT, "--dtype", "float32", "--budget", 24, "--recent", 8, "-n", 60, "--quiet"]
+    assert scope(*argv, "--device", "cuda").stdout == scope(*argv, "--device", "cpu").stdout

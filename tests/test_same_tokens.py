@@ -1,0 +1,75 @@
+"""With a budget that fits everything, every strategy writes what transformers' own `generate` writes."""
+
+import pytest
+import torch
+
+from scope_cli import plugins
+from scope_cli.cache import ScopeCache
+from scope_cli.decode import Lane, decode
+from scope_cli.events import Token
+from scope_cli.model import geometry_of
+from scope_cli.plan import plan_run
+from scope_cli.prefill import read_prompt
+from scope_cli.profile import LoadedProfile, Profile
+from scope_cli.sampling import Sampler
+from scope_cli.text import TextStream
+from tests.test_decode import finish
+from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
+
+PROMPT = list(b"The keeper of the lighthouse wrote every evening, and ")
+
+
+def write(model, prompt, new_tokens, tokenizer=None, **decode_settings) -> list[int]:
+    """The ids that scope writes, ignoring the end-of-text token."""
+    profile = Profile.model_validate(
+        {"decode": decode_settings, "sampling": {"max_new_tokens": new_tokens, "ignore_eos": True}}
+    )
+    plan = plan_run(
+        LoadedProfile(profile, "test", frozenset()), geometry_of(model.config), len(prompt), ring=1
+    )
+    cache = ScopeCache(
+        geometry_of(model.config),
+        plan.shape,
+        plugins.build("scorers", profile.decode.scorer.name, {}),
+        dtype=model.dtype,
+    )
+    ids = torch.tensor([prompt])
+    logits = finish(read_prompt(model, cache, ids, plan.schedule, chunk=20))
+    sampler = Sampler(profile.sampling, len(prompt), (), "cpu")
+    text = TextStream(tokenizer or tiny_tokenizer(), prompt)
+    lane = Lane(ids, logits, sampler, text, frozenset(), new_tokens)
+    events = list(decode(model, cache, [lane]))
+    assert all(isinstance(event, Token) for event in events)
+    assert cache.audit().passed
+    return [event.token_id for event in events]
+
+
+def plain(model, prompt, new_tokens) -> list[int]:
+    """The same from transformers."""
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("strategy", ["full", "slide", "adaptive", "discontinuous"])
+def test_a_budget_that_fits_everything_changes_no_token(family, strategy):
+    expected = plain(tiny_model(family, torch.float32, "sdpa"), PROMPT, 60)
+    assert len(set(expected)) > 10, "the text must be one that can differ"
+    got = write(tiny_model(family, torch.float32), PROMPT, 60, strategy=strategy, budget=10_000, recent=64)
+    assert got == expected
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "mistral-window"])
+def test_a_small_budget_does_change_the_text(family):
+    """So the test above compares something that could have differed."""
+    model = tiny_model(family, torch.float32)
+    small = write(model, PROMPT, 60, strategy="slide", budget=8, recent=4)
+    assert small != write(model, PROMPT, 60, strategy="full")

@@ -1,0 +1,89 @@
+"""What the strategies allow, against the table of the design, and the bounds that the memory plan rests on."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scope_cli.profile import DecodeSettings
+from scope_cli.schedule import Schedule
+
+
+def walk(schedule, steps):
+    """Held after each step, the current token included, before and after the eviction."""
+    held = schedule.base
+    for n in range(1, steps + 1):
+        held += 1
+        excess = schedule.excess(n, held)
+        yield n, held, excess
+        held -= excess
+
+
+@given(
+    strategy=st.sampled_from(["slide", "adaptive", "discontinuous"]),
+    budget=st.integers(2, 40),
+    recent_share=st.floats(0, 1),
+    interval=st.integers(1, 80),
+    planned=st.integers(1, 200),
+    prompt=st.integers(0, 50),
+    unified=st.booleans(),
+)
+def test_never_more_than_the_slots_that_were_planned(
+    strategy, budget, recent_share, interval, planned, prompt, unified
+):
+    recent = max(1, min(budget - 1, round(budget * recent_share)))
+    decode = DecodeSettings(
+        strategy=strategy,
+        budget=budget,
+        recent=recent,
+        interval="auto" if strategy == "discontinuous" else interval,
+        protect_prompt=not unified,
+        sinks=2 if unified else 0,
+    )
+    schedule = Schedule.of(decode, planned, prompt)
+    for n, held, excess in walk(schedule, planned - 1):
+        assert held <= schedule.most_held
+        assert held <= schedule.base + budget + 1
+        left = held - excess
+        assert left >= min(held, recent + schedule.floor)
+        if (limit := schedule.limit(n)) is not None:
+            assert left <= limit
+
+
+def test_slide_evicts_every_token_at_interval_1_and_every_64_by_default():
+    every = Schedule.of(DecodeSettings(budget=100, recent=10, interval=1), 1000, 0)
+    assert [n for n, _, excess in walk(every, 300) if excess] == list(range(101, 301))
+    sometimes = Schedule.of(DecodeSettings(budget=100, recent=10), 1000, 0)
+    assert [(n, excess) for n, _, excess in walk(sometimes, 300) if excess] == [
+        (101, 64),
+        (165, 64),
+        (229, 64),
+        (293, 64),
+    ]
+
+
+def test_adaptive_grows_from_recent_to_budget_over_the_planned_length():
+    adaptive = Schedule.of(DecodeSettings(strategy="adaptive", budget=100, recent=20, interval=1), 420, 0)
+    assert [adaptive.allowed(n) for n in (1, 20, 25, 220, 420, 1000)] == [20, 20, 21, 60, 100, 100]
+
+
+def test_adaptive_has_no_limit_where_everything_fits():
+    assert (
+        Schedule.of(DecodeSettings(strategy="adaptive", budget=100, recent=20), 100, 0).allowed(100) is None
+    )
+
+
+def test_discontinuous_evicts_about_as_often_as_there_are_heavy_hitters():
+    """The paper's 4K setting: 256 heavy hitters; in the first steps little may go, so it looks more often."""
+    schedule = Schedule.of(DecodeSettings(strategy="discontinuous", budget=512, recent=256), 4096, 0)
+    assert schedule.interval == 15  # (4096 - 256) / 256
+    evicting = [n for n, _, excess in walk(schedule, 4095) if excess]
+    assert 256 <= len(evicting) <= 256 + 15 * 4  # interval x its harmonic number
+    late = [after - before for before, after in zip(evicting, evicting[1:], strict=False) if before > 1000]
+    assert set(late) <= {15, 16, 17}
+
+
+def test_a_total_budget_counts_the_prompt_and_lets_it_be_read_first():
+    decode = DecodeSettings(budget=50, recent=8, interval=1, protect_prompt=False, sinks=4, total_budget=60)
+    schedule = Schedule.of(decode, 500, 200)
+    assert schedule.most_held == 201
+    held = [held - excess for _, held, excess in walk(schedule, 20)]
+    assert held == [60] * 20
