@@ -44,19 +44,26 @@ def _options(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit codes are listed in docs/cli.md."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = app(args=list(sys.argv[1:] if argv is None else argv), standalone_mode=True)
-    except SystemExit as end:
-        code = end.code
+        return app(args=arguments, prog_name="scope", standalone_mode=False) or 0
     except ScopeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        code = error.exit_code
-    except KeyboardInterrupt:
+        return _tell(str(error), error.hint, error.exit_code)
+    except typer.TyperException as error:  # a command line that cannot be understood
+        said = error.format_message()
+        if not said:  # no command was named, and the help was the answer
+            return 2
+        return _tell(said[0].lower() + said[1:].rstrip("."), "scope --help, scope COMMAND --help", 2)
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
-        code = 130
-    return code if isinstance(code, int) else 0
+        return 130
+
+
+def _tell(message: str, hint: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    return code
 
 
 def run() -> None:

@@ -4,7 +4,7 @@ Found by path, then by name in ./profiles, then among those shipped. What `--set
 say is laid over the file, and the result is checked as a whole.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -69,7 +69,9 @@ class ModelSettings(Settings):
         "auto", description="of weights and cache; auto: float32 on a CPU, the checkpoint's own on a GPU"
     )
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: the first GPU, else the CPU"
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto (the first GPU, else the CPU), cpu, mps, cuda or cuda:N",
     )
     load_in: Literal["8bit", "4bit"] | None = Field(
         None, description="quantise the weights with bitsandbytes"
@@ -218,7 +220,7 @@ def load_profile(name: str = DEFAULT_PROFILE, overrides: Mapping[str, Any] | Non
     overrides = dict(overrides or {})
     for key, value in overrides.items():
         _lay_over(tree, key, value)
-    return LoadedProfile(check(tree, str(path)), str(path), frozenset(overrides))
+    return LoadedProfile(check(tree, str(path), overrides), str(path), frozenset(overrides))
 
 
 def find_profile(name: str) -> Path:
@@ -268,24 +270,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def check(tree: dict[str, Any], source: str) -> Profile:
-    """A tree of plain values in, a Profile out, or one ProfileError with everything that is wrong."""
-    found: list[tuple[str, str]] = []
+def check(tree: dict[str, Any], source: str, typed: Collection[str] = ()) -> Profile:
+    """A tree of plain values in, a Profile out, or one ProfileError with everything that is wrong.
+
+    `typed` are the keys that came from the command line: then the profile's file is not to blame.
+    """
+    found: dict[str, str] = {}
     try:
         profile = Profile.model_validate(tree)
     except ValidationError as error:
-        for one in error.errors():
+        for one in error.errors():  # a union complains once for each of its members; the last says most
             key = _yaml_key(one["loc"])
-            if key not in (seen for seen, _ in found):  # a union complains once for each of its members
-                found.append((key, _in_words(dict(one), _known_keys(key))))
-        profile = _without(tree, [key for key, _ in found])
-    found += [(key, text) for key, text in profile.problems() if not any(key == seen for seen, _ in found)]
+            found[key] = _in_words(dict(one), _known_keys(key))
+        profile = _without(tree, list(found))
+    for key, text in profile.problems():
+        found.setdefault(key, text)
     if found:
-        lines = [f"{key}: {text}" for key, text in found]
-        count = "a problem" if len(lines) == 1 else f"{len(lines)} problems"
+        lines = [f"{key}: {text}" for key, text in found.items()]
+        where = "as given on the command line" if set(found) <= set(typed) else f"the profile is {source}"
         raise ProfileError(
-            f"{lines[0]}" if len(lines) == 1 else "\n  ".join([f"the profile has {count}:", *lines]),
-            f"the profile is {source}; docs/profiles.md lists every key",
+            lines[0] if len(lines) == 1 else "\n  ".join([f"the profile has {len(lines)} problems:", *lines]),
+            f"{where}; docs/profiles.md lists every key, `scope profiles show` the values in force",
         )
     return profile
 
@@ -336,7 +341,7 @@ def _without(tree: dict[str, Any], bad_keys: list[str]) -> Profile:
             continue
         kept[section] = values
         if isinstance(values, dict):
-            bad = {key.split(".")[1] for key in bad_keys if key.startswith(f"{section}.")}
+            bad = {key.partition(".")[2] for key in bad_keys if key.startswith(f"{section}.")}
             kept[section] = {key: value for key, value in values.items() if str(key) not in bad}
     return Profile.model_validate(kept)
 
@@ -377,41 +382,33 @@ def _in_words(error: dict[str, Any], known: list[str]) -> str:
 
 def key_reference() -> Iterator[tuple[str, str, str, str]]:
     """(dotted key, type, default, meaning) of every key, for docs/profiles.md."""
-    for section, section_field in Profile.model_fields.items():
-        if not (
-            isinstance(section_field.annotation, type) and issubclass(section_field.annotation, Settings)
-        ):
-            yield (
-                section,
-                _type_text(section_field.annotation),
-                repr(section_field.default),
-                section_field.description or "",
-            )
+    for section, field in Profile.model_fields.items():
+        if not _is_section(field.annotation):
+            yield section, _type_text(field.annotation), _default_text(field.default), field.description or ""
             continue
-        for key, key_field in section_field.annotation.model_fields.items():
-            default = key_field.default.name if isinstance(key_field.default, Plugin) else key_field.default
-            shown = yaml.safe_dump(
-                list(default) if isinstance(default, tuple) else default, default_flow_style=True
-            )
-            yield (
-                f"{section}.{key}",
-                _type_text(key_field.annotation),
-                shown.splitlines()[0],
-                key_field.description or "",
-            )
+        for key, inner in field.annotation.model_fields.items():
+            default = _default_text(inner.default)
+            yield f"{section}.{key}", _type_text(inner.annotation), default, inner.description or ""
+
+
+def _default_text(default: Any) -> str:
+    """A default as it would be written in YAML."""
+    plain = default.name if isinstance(default, Plugin) else default
+    shown = yaml.safe_dump(list(plain) if isinstance(plain, tuple) else plain, default_flow_style=True)
+    return str(shown).splitlines()[0]
 
 
 def _type_text(annotation: Any) -> str:
     if annotation is type(None):
         return "null"
     if get_origin(annotation) is Literal:
-        return " \\| ".join(str(choice) for choice in get_args(annotation))
+        return ", ".join(str(choice) for choice in get_args(annotation))
     if get_origin(annotation) in (Union, UnionType):
-        return " \\| ".join(_type_text(member) for member in get_args(annotation))
+        return ", ".join(_type_text(member) for member in get_args(annotation))
     if get_origin(annotation) is Annotated:
         return _type_text(get_args(annotation)[0])
     if get_origin(annotation) is tuple:
         return "list of texts"
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true \\| false"}.get(
-        annotation.__name__, "name \\| {name, options}"
+    return {"str": "text", "int": "whole number", "float": "number", "bool": "true, false"}.get(
+        annotation.__name__, "name, {name, options}"
     )

@@ -1,0 +1,22 @@
+"""scope models: what there is, where it comes from, what its cache costs."""
+
+import json
+
+
+def test_show_tells_the_shape_of_a_folders_model(scope, tiny_folder):
+    result = scope("models", "show", tiny_folder, "--json")
+    shown = json.loads(result.stdout)
+    assert result.code == 0
+    assert shown["kv_bytes_per_token"] == 2 * 2 * 2 * 8 * 4  # layers, K and V, KV heads, head_dim, float32
+    assert (shown["layers"], shown["heads"], shown["kv_heads"], shown["context"]) == (2, 4, 2, 8192)
+
+
+def test_list_names_the_embedded_model(scope):
+    result = scope("models", "list")
+    assert result.code == 0 and "smollm2-135m" in result.stdout
+
+
+def test_an_unknown_model_is_told_with_what_was_tried(scope):
+    result = scope("models", "show", "smollm2-135n", "--offline")
+    assert (result.code, result.stdout) == (2, "")
+    assert "smollm2-135m" in result.stderr
