@@ -1,0 +1,1 @@
+"""Events in, one destination each: a terminal, a pipe, a file, a script, a record, a summary."""

@@ -1,0 +1,38 @@
+"""Events in, one JSON object a line out: for scripts; docs/events.md describes each."""
+
+import json
+from dataclasses import asdict
+from typing import Any, TextIO
+
+from scope_cli.events import Event, Finished, PromptProgress, PromptRead, Started, Token
+from scope_cli.sinks.base import write_utf8
+
+EVENT_NAMES: dict[type[Event], str] = {
+    Started: "started",
+    PromptProgress: "prompt_progress",
+    PromptRead: "prompt_read",
+    Token: "token",
+    Finished: "finished",
+}
+TOKEN_READINGS = ("held_bytes", "full_bytes", "evictions")  # the rest is in prompt_read and finished
+
+
+class JsonLines:
+    def __init__(self, stdout: TextIO) -> None:
+        self._stdout = stdout
+
+    def receive(self, event: Event) -> None:
+        write_utf8(self._stdout, json.dumps(as_object(event), ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        """Every line was flushed when it came."""
+
+
+def as_object(event: Event) -> dict[str, Any]:
+    """The event's name and its fields; a token's reading is cut down to three numbers beside them."""
+    name = {"event": EVENT_NAMES[type(event)]}
+    if not isinstance(event, Token):
+        return name | asdict(event)
+    fields = name | vars(event)
+    reading = fields.pop("reading")
+    return fields | {key: getattr(reading, key) for key in TOKEN_READINGS}

@@ -1,0 +1,50 @@
+"""Events in, FILE.run.json out: the profile, versions and readings that belong to the text in FILE."""
+
+import json
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from scope_cli.errors import ScopeError
+from scope_cli.events import Event, Finished, Started
+
+
+class RunRecord:
+    """Written whole at the start ("running") and when every lane is through ("finished"), never in between.
+
+    A run that was killed leaves the first version.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.path = output.with_name(f"{output.name}.run.json")
+        self._record: dict[str, Any] = {}
+
+    def receive(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self._record = {"status": "running", "started_at": _now(), "finished_at": None}
+            self._record |= asdict(event) | {"results": []}
+            self._write()
+        elif isinstance(event, Finished):
+            result = asdict(event)
+            del result["text"]  # the end of the text, and the text is in FILE
+            self._record["results"].append(result)
+            if len(self._record["results"]) == self._record["lanes"]:
+                self._record |= {"status": "finished", "finished_at": _now()}
+                self._write()
+
+    def close(self) -> None:
+        """Everything was written when it was known."""
+
+    def _write(self) -> None:
+        text = json.dumps(self._record, ensure_ascii=False, indent=2)
+        partial = self.path.with_name(f"{self.path.name}.part")
+        try:
+            partial.write_text(f"{text}\n", encoding="utf-8")
+            partial.replace(self.path)  # a reader sees the old record or the new one
+        except OSError as error:
+            raise ScopeError(f"cannot write {self.path}: {error.strerror}") from error
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,62 @@
+import io
+from dataclasses import replace
+
+from rich.console import Console
+
+from scope_cli.events import Audit, Loop
+from scope_cli.sinks.summary import Summary
+
+
+def printed(events, **console) -> str:
+    file = io.StringIO()
+    sink = Summary(Console(file=file, **{"width": 40, **console}))
+    for event in events:
+        sink.receive(event)
+    sink.close()
+    return file.getvalue()
+
+
+def test_the_summary_of_a_piped_run_is_plain_aligned_text(events_of_a_run):
+    assert printed(events_of_a_run(["x"] * 100)) == (
+        "tiny, cpu float32, slide, budget 256\n"
+        "prompt:    3,210 tokens in 5.6 s, 573 tokens/s, peak 1.00 GiB\n"
+        "output:    100 tokens in 5.0 s, 20.0 tokens/s, peak 1.50 GiB\n"
+        "finish:    length\n"
+        "KV held:   12.00 MiB / 96.00 MiB full cache (12.5%)\n"
+        "KV memory: 14.00 MiB allocated, 768.00 KiB overhead, 13.00 MiB read per step\n"
+        "transfer:  1.00 MiB moved, 5.00 GiB saved of 5.00 GiB, 25.08 KiB host\n"
+        "kept:      3,210 prompt + 256 generated tokens / 3,467 slots\n"
+        "evicted:   1,071 tokens in 17 evictions\n"
+        "audit:     policy active, budget held, bytes accounted for\n"
+    )
+
+
+def test_a_loop_and_a_failed_audit_are_named(events_of_a_run):
+    audit = Audit(False, True, True, ("slide never evicted", "and more"))
+    text = printed(events_of_a_run(["x"], loop=Loop(6, 411, 1120, True), audit=audit))
+    assert "repeats itself: period 6, from token 412 to the end (1,120 tokens)\n" in text
+    assert "audit:     failed: slide never evicted; and more\n" in text
+
+
+def test_a_loop_that_ended_says_where(events_of_a_run):
+    assert "from token 1 to token 80 (80 tokens)" in printed(events_of_a_run([], loop=Loop(2, 0, 80, False)))
+
+
+def test_nothing_evicted_is_said(events_of_a_run):
+    assert "audit:     nothing had to be evicted, budget" in printed(
+        events_of_a_run([], audit=Audit(None, True, True))
+    )
+
+
+def test_notes_come_first_and_markup_in_data_is_only_text(events_of_a_run):
+    started, *rest = events_of_a_run(["x"], reason="stop", stopped_by="[/red]")
+    started = replace(started, notes=("cut to [bold]900[/bold] :smile:",), policy="[red]slide")
+    text = printed([started, *rest])
+    assert text.startswith("note: cut to [bold]900[/bold] :smile:\ntiny, cpu float32, [red]slide\n")
+    assert "finish:    stop '[/red]'\n" in text
+
+
+def test_colour_is_for_terminals(events_of_a_run):
+    events = events_of_a_run(["x"], audit=Audit(True, False, True, ("over budget",)))
+    assert "\x1b" not in printed(events)
+    assert "\x1b[" in printed(events, force_terminal=True, color_system="standard", no_color=False)
