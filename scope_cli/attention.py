@@ -41,6 +41,8 @@ def attend(
         raise ModelError("attention with learned sinks (gpt-oss) is not supported")
     layer = scope_cache.layers[module.layer_idx]  # type: ignore[index]
     layer.scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if scope_cache.policy.weigh:
+        layer.output_weight = module.o_proj.weight  # type: ignore[union-attr, assignment]
     if scope_cache.chunk is not None:
         keys, values, visible = layer.read(scope_cache.chunk, key, value)
         out = F.scaled_dot_product_attention(query, keys, values, visible, scale=layer.scale, enable_gqa=True)

@@ -19,7 +19,7 @@ from scope_cli.events import Audit, Reading
 from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.plan import CacheShape
 from scope_cli.schedule import Schedule
-from scope_cli.scorers.base import Scorer, SlotView
+from scope_cli.scorers.base import Policy, SlotView
 
 FREE = -1  # the position of a slot that holds nothing
 READ_STEP = 64  # a step reads the used slots, rounded up: few different shapes
@@ -28,11 +28,12 @@ INF = float("inf")
 
 @dataclass(frozen=True)
 class Chunk:
-    """A stretch of one lane's prompt that is being read."""
+    """A stretch of one lane's text that is fed at once: its prompt, or output that is already known."""
 
     lane: int
     start: int  # position of its first token
     tokens: int
+    known_output: bool = False
 
     @property
     def end(self) -> int:
@@ -50,6 +51,7 @@ class SlotLayer:
     def __init__(self, cache: "ScopeCache", index: int, geometry: LayerGeometry, slots: int) -> None:
         self.cache, self.index, self.geometry, self.slots = cache, index, geometry, slots
         self.scale = geometry.head_dim**-0.5  # the model's own, told with the first call
+        self.output_weight: Tensor | None = None  # [hidden, heads * head_dim], told where the policy weighs
         like: dict[str, Any] = {"dtype": cache.dtype, "device": cache.device}
         head = (cache.shape.lanes, geometry.kv_heads)
         # Zeros, because a NaN would spread through a mask.
@@ -111,17 +113,28 @@ class PolicyLayer(SlotLayer):
         self.queries = torch.zeros(
             shape.lanes, geometry.heads, shape.ring, geometry.head_dim, dtype=cache.dtype, device=cache.device
         )
+        self.memos = {
+            name: torch.zeros(
+                shape.lanes, geometry.kv_heads, self.slots, dtype=torch.float32, device=cache.device
+            )
+            for name in cache.policy.scorer.memos
+        }
 
     def tensors(self) -> dict[str, Tensor]:
-        return {**super().tensors(), "vacant": self.vacant, "queries": self.queries}
+        own = {**super().tensors(), "vacant": self.vacant, "queries": self.queries}
+        return own | {f"memos.{name}": memo for name, memo in self.memos.items()}
 
     def reset(self, lane: int) -> None:
         super().reset(lane)
+        for memo in self.memos.values():
+            memo[lane] = 0
         self.vacant[lane] = torch.arange(
             self.first_evictable, self.slots, dtype=torch.int32, device=self.vacant.device
         )
 
     def read(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Any]:
+        if chunk.known_output:
+            return self._feed(chunk, keys, values)
         lane, new = chunk.lane, slice(chunk.start, chunk.end)
         self.keys[lane, :, new] = keys[0]
         self.values[lane, :, new] = values[0]
@@ -132,7 +145,30 @@ class PolicyLayer(SlotLayer):
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         nth = self.cache.held.view(-1, 1, 1).expand(-1, self.geometry.kv_heads, 1)
-        return self._fill(self.vacant.gather(2, nth).long(), keys, values)
+        slot = self.vacant.gather(2, nth).long()
+        for memo in self.memos.values():
+            memo.scatter_(2, slot, 0)
+        return self._fill(slot, keys, values)
+
+    def _feed(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Store known output; every KV head has its own slots, so the mask is [1, heads, tokens, slots]."""
+        lane, head_dim = slice(chunk.lane, chunk.lane + 1), self.geometry.head_dim
+        first = self.cache.count(chunk.lane).held
+        slots = self.vacant[lane, :, first : first + chunk.tokens].long()
+        into = slots.unsqueeze(-1).expand(-1, -1, -1, head_dim)
+        self.keys[lane].scatter_(2, into, keys)
+        self.values[lane].scatter_(2, into, values)
+        new = torch.arange(chunk.start, chunk.end, dtype=torch.int32, device=keys.device)
+        self.positions[lane].scatter_(2, slots, new.expand_as(slots))
+        self.bias[lane].scatter_(
+            3, slots.unsqueeze(2), torch.zeros_like(slots.unsqueeze(2), dtype=keys.dtype)
+        )
+        for memo in self.memos.values():
+            memo[lane].scatter_(2, slots, 0)
+        held = self.positions[lane].unsqueeze(2)  # [1, kv_heads, 1, slots]
+        seen = (held >= 0) & (held <= new.view(1, 1, -1, 1))
+        group = self.geometry.heads // self.geometry.kv_heads
+        return self.keys[lane], self.values[lane], seen.repeat_interleave(group, 1)
 
     def remember(self, queries: Tensor, chunk: Chunk | None) -> None:
         if chunk is None:
@@ -225,15 +261,14 @@ class ScopeCache:
         self,
         geometry: Geometry,
         shape: CacheShape,
-        scorer: Scorer,
+        policy: Policy,
         *,
-        protect_prompt: bool = True,
-        sinks: int = 0,
+        inv_freq: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.geometry, self.shape, self.scorer = geometry, shape, scorer
-        self.protect_prompt, self.sinks = protect_prompt, sinks
+        self.geometry, self.shape, self.policy = geometry, shape, policy
+        self.inv_freq = inv_freq  # [rotated / 2], the policy layers' RoPE, for scorers that undo it
         self.dtype, self.device = dtype, torch.device(device)
         kinds = {"full": PolicyLayer, "window": WindowLayer}
         self.layers: list[SlotLayer] = [
@@ -271,18 +306,49 @@ class ScopeCache:
         self.chunk = Chunk(lane, start, tokens)
         return torch.arange(start, start + tokens, device=self.device).unsqueeze(0)
 
+    def start_known(self, lane: int, tokens: int) -> Tensor:
+        """Output that is already known is about to be fed; its positions, [1, tokens].
+
+        At most `tokens_to_eviction`, and one at a time where the scorer observes every step.
+        """
+        assert tokens <= self.tokens_to_eviction(lane), "an eviction is due before the end of the chunk"
+        start = self.count(lane).prompt + self.count(lane).written
+        self.chunk = Chunk(lane, start, tokens, known_output=True)
+        return torch.arange(start, start + tokens, device=self.device).unsqueeze(0)
+
+    def tokens_to_eviction(self, lane: int) -> int:
+        """How many tokens can be fed at once: the last of them is followed by an eviction, none before it."""
+        count, most = self.count(lane), self.shape.slots
+        if self.policy.scorer.every_step:
+            return 1
+        due = (
+            more for more in range(1, most) if count.schedule.excess(count.written + more, count.held + more)
+        )
+        return next(due, most)
+
     def end_chunk(self) -> None:
         chunk, ring = self.chunk, self.shape.ring
         assert chunk is not None, "no chunk was started"
-        self.count(chunk.lane).prompt = chunk.end
         newest = torch.arange(max(chunk.start, chunk.end - ring), chunk.end, device=self.device)
         self.query_positions[chunk.lane, newest % ring] = newest
         self.chunk = None
+        count = self.count(chunk.lane)
+        if chunk.known_output:
+            count.written += chunk.tokens
+            count.held += chunk.tokens
+            count.most_held = max(count.most_held, count.held)
+            self.held[chunk.lane] = count.held
+            excess = [0] * len(self.lanes)
+            excess[chunk.lane] = count.schedule.excess(count.written, count.held)
+            self._observe_and_evict(excess)
+            self.next_position[chunk.lane] = chunk.end
+        else:
+            count.prompt = chunk.end
 
     def start_decode(self, lane: int) -> None:
         """The lane's prompt is read; what comes from now on is output."""
         count = self.count(lane)
-        count.held = count.most_held = 0 if self.protect_prompt else count.prompt
+        count.held = count.most_held = 0 if self.policy.protect_prompt else count.prompt
         self.held[lane] = count.held
         self.next_position[lane] = count.prompt
         self.running[lane] = 1
@@ -303,8 +369,7 @@ class ScopeCache:
                 count.held += 1
                 count.most_held = max(count.most_held, count.held)
                 excess[lane] = count.schedule.excess(count.written, count.held)
-        if any(excess):
-            self._evict(excess)
+        self._observe_and_evict(excess)
         self.next_position += self.running
 
     def finish(self, lane: int) -> None:
@@ -312,10 +377,15 @@ class ScopeCache:
         self.count(lane).active = False
         self.running[lane] = 0
 
-    def _evict(self, excess: list[int]) -> None:
+    def _observe_and_evict(self, excess: list[int]) -> None:
+        """One look at the slots of each layer, where the scorer or an eviction needs one."""
+        if not any(excess) and not self.policy.scorer.every_step:
+            return
         for layer in self.policy_layers:
-            view = SlotView(self, layer)
-            layer.evict(self.scorer.score(view), view.is_candidate, excess)
+            view = SlotView(self, layer, excess)
+            self.policy.scorer.observe(view)
+            if any(excess):
+                layer.evict(self.policy.scores(view), view.is_candidate, excess)
         self.held -= torch.tensor(excess, device=self.device)
         for lane, (count, leaving) in enumerate(zip(self.lanes, excess, strict=True)):
             if count is not None and leaving:
@@ -334,7 +404,7 @@ class ScopeCache:
     def kept_tokens(self, lane: int) -> int:
         """Prompt and generated tokens that each KV head of a policy layer holds."""
         count = self.count(lane)
-        return count.held + (count.prompt if self.protect_prompt else 0)
+        return count.held + (count.prompt if self.policy.protect_prompt else 0)
 
     def used_slots(self, layer: SlotLayer) -> int:
         """One more than the highest slot that any lane has ever filled, the token being written included."""
@@ -342,7 +412,7 @@ class ScopeCache:
         if isinstance(layer, WindowLayer):
             return min(layer.slots, max((count.prompt + count.written + 1 for count in counts), default=0))
         taken = max((max(count.most_held, count.held + 1) for count in counts), default=0)
-        return min(layer.slots, taken + (self.shape.prompt_slots if self.protect_prompt else 0))
+        return min(layer.slots, taken + (self.shape.prompt_slots if self.policy.protect_prompt else 0))
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole state, flat: with the lanes' counts, all that a lane's future depends on."""
@@ -365,7 +435,7 @@ class ScopeCache:
             kept, seen = self.kept_tokens(lane), count.prompt + count.written
             held_bytes += kept * self._policy_token_bytes + self._window_bytes(seen)
             full_bytes += seen * self._policy_token_bytes + self._window_bytes(seen)
-            prompt = count.prompt if self.protect_prompt else self._live_prompt(lane)
+            prompt = count.prompt if self.policy.protect_prompt else self._live_prompt(lane)
             kept_prompt += prompt
             kept_generated += kept - prompt
         allocated = self.shape.cache_bytes(self.geometry, self.dtype.itemsize)

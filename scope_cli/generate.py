@@ -13,11 +13,12 @@ from scope_cli.cache import ScopeCache
 from scope_cli.decode import Lane, decode
 from scope_cli.events import Event, Finished, PromptRead, Started
 from scope_cli.memory import PeakMeter
-from scope_cli.model import LoadedModel
+from scope_cli.model import LoadedModel, rope_frequencies
 from scope_cli.plan import RunPlan
 from scope_cli.prefill import read_prompt
-from scope_cli.profile import Profile
+from scope_cli.profile import DecodeSettings, Profile
 from scope_cli.sampling import Sampler
+from scope_cli.scorers.base import Policy
 from scope_cli.text import TextStream
 
 
@@ -82,15 +83,24 @@ def generate(
 
 
 def new_cache(loaded: LoadedModel, profile: Profile, plan: RunPlan) -> ScopeCache:
-    decode = profile.decode
     return ScopeCache(
         loaded.geometry,
         plan.shape,
-        plugins.build("scorers", decode.scorer.name, decode.scorer.options),
-        protect_prompt=decode.protect_prompt,
-        sinks=decode.sinks,
+        policy_of(profile.decode),
+        inv_freq=rope_frequencies(loaded.model),
         dtype=loaded.dtype,
         device=loaded.device,
+    )
+
+
+def policy_of(decode: DecodeSettings) -> Policy:
+    return Policy(
+        scorer=plugins.build("scorers", decode.scorer.name, decode.scorer.options),
+        protect_prompt=decode.protect_prompt,
+        sinks=decode.sinks,
+        share=decode.share,
+        weigh=decode.weigh,
+        reserve_values=decode.reserve_values,
     )
 
 

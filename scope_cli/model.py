@@ -117,6 +117,15 @@ def geometry_of(config: PreTrainedConfig) -> Geometry:
     return Geometry(tuple(layers), text.max_position_embeddings, text.hidden_size, text.vocab_size)
 
 
+def rope_frequencies(model: PreTrainedModel) -> torch.Tensor | None:
+    """Inverse frequencies of the policy layers' rotary embedding, [rotated / 2]; None where there is none."""
+    for module in model.modules():
+        for name in ("full_attention_inv_freq", "inv_freq"):  # Gemma 3 has one for each kind of layer
+            if (found := getattr(module, name, None)) is not None:
+                return found
+    return None
+
+
 def _refusal(config: PreTrainedConfig, text: PreTrainedConfig) -> str:
     if config.is_encoder_decoder:
         return "an encoder reads the prompt, there is no prompt in the decoder's cache"

@@ -8,6 +8,7 @@ from scope_cli.profile import LoadedProfile
 from scope_cli.schedule import Schedule
 
 POSITION_BYTES = 4  # positions and slot lists are int32
+MEMO_BYTES = 4  # float32
 COUNTER_BYTES = 8  # per-lane counters are int64
 
 
@@ -20,7 +21,8 @@ class CacheShape:
     slots: int
     evictable: int  # how many of the slots, counted from the end, an eviction may free
     context: int  # prompt and output tokens at most: a sliding window never needs more slots
-    ring: int  # queries remembered per lane and layer
+    ring: int = 1  # queries remembered per lane and layer
+    memos: int = 0  # float32 values beside each slot of a policy layer
 
     def layer_slots(self, layer: LayerGeometry) -> int:
         return self.slots if layer.kind == "full" else min(layer.window, self.context)
@@ -30,10 +32,13 @@ class CacheShape:
         return self.evictable if layer.kind == "full" else 0
 
     def layer_bytes(self, layer: LayerGeometry, dtype_bytes: int) -> int:
-        """Keys, values, positions, bias, slot list and query ring of one layer, all lanes."""
+        """Keys, values, positions, bias, slot list, memos and query ring of one layer, all lanes."""
         slots = self.layer_slots(layer)
         per_head = slots * (POSITION_BYTES + dtype_bytes) + self.slot_list(layer) * POSITION_BYTES
-        ring = self.ring * layer.heads * layer.head_dim * dtype_bytes if layer.kind == "full" else 0
+        ring = 0
+        if layer.kind == "full":
+            ring = self.ring * layer.heads * layer.head_dim * dtype_bytes
+            per_head += self.memos * slots * MEMO_BYTES
         return self.lanes * (slots * layer.slot_bytes(dtype_bytes) + layer.kv_heads * per_head + ring)
 
     def cache_bytes(self, geometry: Geometry, dtype_bytes: int) -> int:
@@ -56,9 +61,15 @@ class RunPlan:
 
 
 def plan_run(
-    loaded: LoadedProfile, geometry: Geometry, prompt_tokens: int, ring: int, lanes: int = 1
+    loaded: LoadedProfile,
+    geometry: Geometry,
+    prompt_tokens: int,
+    *,
+    ring: int = 1,
+    memos: int = 0,
+    lanes: int = 1,
 ) -> RunPlan:
-    """Decide the output length and the cache's shape.
+    """Decide the output length and the cache's shape; `ring` and `memos` are what the scorer asks for.
 
     Raises UsageError where the prompt, or an output length that was typed, does not fit the model's context.
     """
@@ -101,6 +112,7 @@ def plan_run(
             evictable=slots - prompt_tokens if protect else slots,
             context=prompt_tokens + planned,
             ring=ring,
+            memos=memos,
         ),
         notes=tuple(notes),
     )

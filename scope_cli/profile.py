@@ -112,6 +112,16 @@ class DecodeSettings(Settings):
         None, description="prompt and generated tokens held together, when the prompt is not protected"
     )
 
+    share: Literal["kv_head", "layer"] = Field(
+        "kv_head", description="layer: the KV heads of a layer keep the same tokens, by their mean score"
+    )
+    weigh: Literal["criticalkv"] | None = Field(
+        None, description="criticalkv: scores times the norm of what a value adds to the output"
+    )
+    reserve_values: float = Field(
+        0.0, ge=0, le=1, description="share of the heavy hitters that goes to the largest value ranges"
+    )
+
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.strategy != "full" and self.recent > self.budget:
             yield "recent", f"is {self.recent}; it is part of the budget ({self.budget}) and cannot be larger"

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scope_cli import plugins
 from scope_cli.cache import PolicyLayer, ScopeCache
+from scope_cli.generate import policy_of
 from scope_cli.model import geometry_of
 from scope_cli.plan import plan_run
 from scope_cli.prefill import read_prompt
@@ -40,9 +40,7 @@ def run_both(family, prompt_tokens, steps, chunk=512, seed=0, check_every=1, **d
     cache = ScopeCache(
         geometry,
         plan.shape,
-        plugins.build("scorers", profile.decode.scorer.name, {}),
-        protect_prompt=profile.decode.protect_prompt,
-        sinks=profile.decode.sinks,
+        policy_of(profile.decode),
         dtype=torch.float64,
     )
     oracle = Oracle(
@@ -125,9 +123,7 @@ def test_an_unprotected_prompt_is_evicted_like_the_oracles(data):
 
 def test_the_oracle_notices_another_choice():
     """The comparison has teeth: against another scorer it fails."""
-    cache, oracle = run_both(
-        "llama", 10, 30, strategy="slide", scorer="attention", budget=8, recent=2, interval=1
-    )
+    cache, _ = run_both("llama", 10, 30, strategy="slide", scorer="attention", budget=8, recent=2, interval=1)
     other, _ = run_both("llama", 10, 30, strategy="slide", scorer="random", budget=8, recent=2, interval=1)
     assert cache.reading().evictions == other.reading().evictions == 22
     assert any(

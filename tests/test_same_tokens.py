@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from scope_cli import plugins
 from scope_cli.cache import ScopeCache
 from scope_cli.decode import Lane, decode
 from scope_cli.events import Token
+from scope_cli.generate import policy_of
 from scope_cli.model import geometry_of
 from scope_cli.plan import plan_run
 from scope_cli.prefill import read_prompt
@@ -30,7 +30,7 @@ def write(model, prompt, new_tokens, tokenizer=None, **decode_settings) -> list[
     cache = ScopeCache(
         geometry_of(model.config),
         plan.shape,
-        plugins.build("scorers", profile.decode.scorer.name, {}),
+        policy_of(profile.decode),
         dtype=model.dtype,
     )
     ids = torch.tensor([prompt])

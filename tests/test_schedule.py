@@ -1,4 +1,6 @@
-"""What the strategies allow, against the table of the design, and the bounds that the memory plan rests on."""
+"""What the strategies allow, against the design's table, and the bounds that the memory plan rests on."""
+
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,7 +79,7 @@ def test_discontinuous_evicts_about_as_often_as_there_are_heavy_hitters():
     assert schedule.interval == 15  # (4096 - 256) / 256
     evicting = [n for n, _, excess in walk(schedule, 4095) if excess]
     assert 256 <= len(evicting) <= 256 + 15 * 4  # interval x its harmonic number
-    late = [after - before for before, after in zip(evicting, evicting[1:], strict=False) if before > 1000]
+    late = [after - before for before, after in pairwise(evicting) if before > 1000]
     assert set(late) <= {15, 16, 17}
 
 

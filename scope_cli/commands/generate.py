@@ -156,10 +156,13 @@ def open_sinks(output: Path | None, mode: "FileMode", json: bool, quiet: bool) -
 
     sinks: list[Sink] = []
     if output is not None:
-        sinks += [TextFile(output, mode), RunRecord(output)]
+        sinks.append(TextFile(output, mode))
+        if output.is_file():  # beside a pipe or a device there is no place for a record
+            sinks.append(RunRecord(output))
     if json:
         sinks.append(JsonLines(sys.stdout))
     elif sys.stdout.isatty():
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that cannot show a character shows a ?
         sinks.append(Terminal(Console(), stats=not quiet))
     else:
         sinks.append(PlainText(sys.stdout))
@@ -180,8 +183,8 @@ def run(settings: "LoadedProfile", text: str, sinks: "list[Sink]", offline: bool
     profile = settings.profile
     opened = open_model(profile.model, offline, say)
     prompt_ids = opened.encode(text, profile.prompt)
-    scorer = plugins.plugin_class("scorers", profile.decode.scorer.name)
-    plan = plan_run(settings, opened.geometry, len(prompt_ids), ring=scorer.window)
+    scorer = plugins.build("scorers", profile.decode.scorer.name, profile.decode.scorer.options)
+    plan = plan_run(settings, opened.geometry, len(prompt_ids), ring=scorer.ring, memos=len(scorer.memos))
     check_memory(opened, plan)
     loaded = opened.load()
     with Interruption() as interruption:
@@ -192,7 +195,7 @@ def run(settings: "LoadedProfile", text: str, sinks: "list[Sink]", offline: bool
                 except BrokenPipeError:  # the reader went away: end in good order, and quietly
                     interruption.signal = signal.SIGPIPE
                     sinks.remove(sink)
-                    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  what is buffered has nowhere to go
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is buffered
             if isinstance(event, Finished) and not event.audit.passed:
                 raise AuditError("the audit failed: " + "; ".join(event.audit.problems), AUDIT_HINT)
     return interruption.exit_code

@@ -5,15 +5,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from scope_cli.scorers.base import SlotView, scorer
+from scope_cli.scorers.base import Scorer, SlotView, scorer
 
 
 @scorer("attention")
 @dataclass(frozen=True)
-class Attention:
+class Attention(Scorer):
     """Attention probability of the current query, averaged over the heads of a group (SCOPE, eq. 4)."""
 
-    window: ClassVar[int] = 1
+    needs: ClassVar[str] = "attention"
+    cost: ClassVar[str] = "S D"
 
     def score(self, view: SlotView) -> Tensor:
         """[lanes, kv_heads, slots], higher is kept."""

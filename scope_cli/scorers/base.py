@@ -2,11 +2,12 @@
 
 A scorer is a frozen dataclass: its fields are its options in YAML, its docstring is its line in
 `scope scorers`. It ranks the slots of every KV head by itself, leaves choosing, freeing and counting to the
-cache, and holds no state.
+cache, and holds no state: what it remembers about a slot lies beside the slot, `view.memo("mass")`.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,15 +17,34 @@ from scope_cli import plugins
 if TYPE_CHECKING:
     from scope_cli.cache import PolicyLayer, ScopeCache
 
+Over = Literal["mean", "max"]
 
-@runtime_checkable
-class Scorer(Protocol):
-    """Ranks slots. `window`: how many of the newest queries it looks at (1: the current one)."""
 
-    window: ClassVar[int]
+class Scorer:
+    """The base of every scorer; a subclass writes `score` and says what it needs."""
+
+    needs: ClassVar[str] = "-"  # attention, keys, values, ...: what it reads, for `scope scorers`
+    cost: ClassVar[str] = "-"  # of one eviction, per KV head with S slots of width D
+    memos: ClassVar[tuple[str, ...]] = ()  # float32 values beside each slot, 0 for a new token
+    every_step: ClassVar[bool] = False  # `observe` is called at every token, not only before evictions
+
+    @property
+    def ring(self) -> int:
+        """How many of the newest queries it looks at; 1 is the current one."""
+        return 1
 
     def score(self, view: "SlotView") -> Tensor:
-        """[lanes, kv_heads, slots], finite where a token is held, at least float32; higher is kept."""
+        """[lanes, kv_heads, slots], finite where a token is held, at least float32; higher is kept. Pure."""
+        raise NotImplementedError
+
+    def observe(self, view: "SlotView") -> None:
+        """Write into the memos; called before each eviction, or at every token (`every_step`)."""
+
+    def observe_prompt(self, view: "SlotView", received: Tensor) -> None:
+        """Start the memos of an unprotected prompt.
+
+        received: [kv_heads, slots], attention that each prompt token got from all later prompt tokens
+        """
 
 
 def scorer(name: str) -> Callable[[type], type]:
@@ -32,14 +52,42 @@ def scorer(name: str) -> Callable[[type], type]:
     return plugins.register("scorers", name)
 
 
+@dataclass(frozen=True)
+class Policy:
+    """Everything that decides which tokens leave, besides how many."""
+
+    scorer: Scorer
+    protect_prompt: bool = True
+    sinks: int = 0  # first prompt tokens that stay when the prompt is not protected
+    share: Literal["kv_head", "layer"] = "kv_head"  # layer: all heads of a layer keep the same tokens
+    weigh: Literal["criticalkv"] | None = None
+    reserve_values: float = 0.0  # share of the kept candidates that goes to the largest value ranges
+
+    def scores(self, view: "SlotView") -> Tensor:
+        """[lanes, kv_heads, slots]"""
+        scores = self.scorer.score(view)
+        if self.weigh == "criticalkv":
+            scores = weigh_by_output(view, scores)
+        if self.reserve_values:
+            scores = view.reserve(scores, view.value_range(), self.reserve_values)
+        if self.share == "layer":  # the heads hold the same tokens in the same slots, so this is a plain mean
+            scores = scores.mean(1, keepdim=True).expand_as(scores)
+        return scores
+
+
 class SlotView:
     """One layer's slots at an eviction: the prefix that is in use, in no order.
 
-    keys, values: [lanes, kv_heads, slots, head_dim]; positions: [lanes, kv_heads, slots], -1 where free;
-    is_prompt, is_recent, is_candidate: the same shape, bool; n: [lanes, 1, 1], generated tokens written
+    keys, values: [lanes, kv_heads, slots, head_dim]
+    positions: [lanes, kv_heads, slots], -1 where free
+    is_held, is_prompt, is_recent, is_candidate: the same shape, bool
+    n: [lanes, 1, 1], generated tokens written; now: [lanes, 1, 1], the current token's position
+    keep: [lanes, kv_heads, 1], how many of the candidates will stay
     """
 
-    def __init__(self, cache: "ScopeCache", layer: "PolicyLayer") -> None:
+    def __init__(
+        self, cache: "ScopeCache", layer: "PolicyLayer", excess: Sequence[int] | None = None
+    ) -> None:
         used = layer.read_slots
         self.layer = layer.index
         self.scale = layer.scale
@@ -47,52 +95,155 @@ class SlotView:
         self.positions = layer.positions[:, :, :used]
         self.queries, self.query_positions = layer.queries, cache.query_positions
         self.seeds = cache.seeds
-        device = self.positions.device
-        lanes = [
-            (count.prompt, count.written, count.schedule.recent) if count else (0, 0, 0)
-            for count in cache.lanes
+        self.inv_freq = cache.inv_freq
+        self._memos = {name: memo[:, :, :used] for name, memo in layer.memos.items()}
+        self._output_weight = layer.output_weight
+        leaving = excess or [0] * len(cache.lanes)
+        facts = [
+            (count.prompt, count.written, count.schedule.recent, gone) if count else (0, 0, 0, 0)
+            for count, gone in zip(cache.lanes, leaving, strict=True)
         ]
-        prompt, n, recent = torch.tensor(lanes, device=device).T.reshape(3, -1, 1, 1)
-        self.n = n
-        self.is_prompt = (self.positions >= 0) & (self.positions < prompt)
-        self.is_recent = self.positions >= prompt + n - recent
-        protected = (
-            self.is_prompt if cache.protect_prompt else self.is_prompt & (self.positions < cache.sinks)
-        )
-        self.is_candidate = (self.positions >= 0) & ~self.is_recent & ~protected
+        prompt, n, recent, leaves = torch.tensor(facts, device=self.positions.device).T.reshape(4, -1, 1, 1)
+        self.n, self.now = n, prompt + n - 1
+        self.is_held = self.positions >= 0
+        self.is_prompt = self.is_held & (self.positions < prompt)
+        self.is_recent = self.is_held & (self.positions > self.now - recent)
+        sinks = prompt if cache.policy.protect_prompt else cache.policy.sinks
+        self.is_candidate = self.is_held & ~self.is_recent & ~(self.is_prompt & (self.positions < sinks))
+        self.keep = self.is_candidate.sum(-1, keepdim=True) - leaves
+
+    # Attention, computed again from the remembered queries
 
     def logits(self, window: int) -> Tensor:
         """Scaled products of the newest `window` queries with every held key, in at least float32.
 
         [lanes, kv_heads, group, window, slots]; -inf where a slot is free or newer than the query
         """
-        precise = torch.promote_types(self.keys.dtype, torch.float32)
-        newest, at = self.query_positions.topk(window, -1)  # [lanes, window], in any order
+        queries, positions = self.newest_queries(window)
+        products = queries.flatten(2, 3) @ self.precise(self.keys).transpose(2, 3) * self.scale
+        slots = self.positions.unsqueeze(2).unsqueeze(2)
+        hidden = (slots < 0) | (slots > positions.view(-1, 1, 1, window, 1))
+        return products.unflatten(2, (-1, window)).masked_fill(hidden, -torch.inf)
+
+    def newest_queries(self, window: int) -> tuple[Tensor, Tensor]:
+        """The newest queries, in any order, and their positions (-1: there were not that many yet).
+
+        [lanes, kv_heads, group, window, head_dim] in at least float32, [lanes, window]
+        """
+        positions, at = self.query_positions.topk(window, -1)
         lanes, heads, _ring, head_dim = self.queries.shape
         queries = self.queries.gather(2, at.view(lanes, 1, window, 1).expand(-1, heads, -1, head_dim))
-        grouped = queries.view(lanes, self.keys.shape[1], -1, head_dim).to(precise)
-        products = (grouped @ self.keys.to(precise).transpose(2, 3) * self.scale).unflatten(2, (-1, window))
-        slots = self.positions.unsqueeze(2).unsqueeze(2)
-        return products.masked_fill((slots < 0) | (slots > newest.view(lanes, 1, 1, window, 1)), -torch.inf)
+        return self.precise(queries).unflatten(1, (self.keys.shape[1], -1)), positions
 
-    def attention(self, window: int) -> Tensor:
-        """Attention probabilities over everything held, averaged over the newest queries and the group.
+    def attention(
+        self, window: int = 1, queries: Over = "mean", group: Literal["mean", "max", "logit_max"] = "mean"
+    ) -> Tensor:
+        """Attention probabilities over everything held, first over the group, then over the newest queries.
 
-        [lanes, kv_heads, slots]
+        `logit_max` takes the group's maximum before the softmax (R-KV). [lanes, kv_heads, slots]
         """
-        return self.logits(window).softmax(-1).mean((2, 3))
+        logits = self.logits(window)
+        if group == "logit_max":
+            logits = logits.amax(2, keepdim=True)
+        seen = self.query_positions.topk(window, -1).values >= 0  # [lanes, window]
+        seen = seen.view(-1, 1, 1, window, 1)
+        rows = logits.masked_fill(~seen, 0).softmax(-1).masked_fill(~seen, 0)
+        per_query = rows.amax(2) if group == "max" else rows.mean(2)  # [lanes, kv_heads, window, slots]
+        if queries == "max":
+            return per_query.amax(2)
+        return per_query.sum(2) / seen.sum(3).squeeze(-1)
 
-    def uniform(self) -> Tensor:
+    def precise(self, x: Tensor) -> Tensor:
+        """At least float32."""
+        return x.to(torch.promote_types(x.dtype, torch.float32))
+
+    # Slots in the order of the text
+
+    def in_order(self, x: Tensor) -> Tensor:
+        """[lanes, kv_heads, slots, ...] sorted by position; free slots come first."""
+        return _take(x, self._order)
+
+    def back(self, x: Tensor) -> Tensor:
+        """What `in_order` gave, or something computed from it, in the order of the slots."""
+        return _take(x, self._order.argsort(-1))
+
+    @property
+    def _order(self) -> Tensor:
+        return self.positions.argsort(-1)
+
+    def pool(self, x: Tensor, kernel: int, how: Over) -> Tensor:
+        """Mean or maximum over each held token's `kernel` neighbours in the text, those held: shape of x."""
+        if kernel == 1:
+            return x
+        held = self.in_order(self.is_held)
+        x = self.in_order(x)
+        if how == "max":
+            low = x.masked_fill(~held, -torch.inf)
+            pooled = torch.nn.functional.max_pool1d(low, kernel, 1, kernel // 2)
+        else:
+            pad, ones = kernel // 2, held.to(x.dtype)
+            total = torch.nn.functional.avg_pool1d(x.masked_fill(~held, 0), kernel, 1, pad)
+            pooled = total / torch.nn.functional.avg_pool1d(ones, kernel, 1, pad).clamp(min=1e-9)
+        return self.back(pooled[..., : x.shape[-1]].masked_fill(~held, 0))
+
+    # Choosing
+
+    def rank(self, x: Tensor) -> Tensor:
+        """Each candidate's place among its head's candidates, 0 the highest, the newer first among equals.
+
+        [lanes, kv_heads, slots]; what is no candidate comes after all of them
+        """
+        newest_first = self.positions.argsort(-1, descending=True)
+        by_age = x.masked_fill(~self.is_candidate, -torch.inf).gather(2, newest_first)
+        order = newest_first.gather(2, by_age.sort(dim=-1, descending=True, stable=True).indices)
+        return order.argsort(-1)
+
+    def reserve(self, scores: Tensor, by: Tensor, share: float) -> Tensor:
+        """Lift the top `share` of what will be kept, ranked by `by`, above every other score."""
+        chosen = self.is_candidate & (self.rank(by) < (self.keep * share).floor())
+        held = scores.masked_fill(~self.is_held, 0)
+        lift = held.amax(-1, keepdim=True) - held.amin(-1, keepdim=True) + 1
+        return torch.where(chosen, scores + lift, scores)
+
+    def value_range(self) -> Tensor:
+        """Largest minus smallest channel of each value (VaSE, arXiv 2606.03928): [lanes, kv_heads, slots]."""
+        values = self.precise(self.values)
+        return values.amax(-1) - values.amin(-1)
+
+    # What lies beside the slots
+
+    def memo(self, name: str) -> Tensor:
+        """What the scorer remembers per slot, [lanes, kv_heads, slots] float32, to write in place."""
+        return self._memos[name]
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The layer's output projection by head, [heads, head_dim, hidden]."""
+        assert self._output_weight is not None, "the layer has been called"
+        return self._output_weight.T.unflatten(0, (-1, self.values.shape[-1]))
+
+    # Chance
+
+    def uniform(self, salt: int = 0) -> Tensor:
         """Random numbers in [0, 1) that depend on lane seed, layer, KV head, position and n alone.
 
         [lanes, kv_heads, slots], float32. A hash (the finaliser of SplitMix64) in place of a generator: a
-        lane draws the same whatever the others hold, and a compiled step can draw it.
+        lane draws the same whatever the others hold, and a compiled step can draw it. `salt`: another draw.
         """
+        return uniform(self.head_seeds(salt) + self.positions.long() + 1)
+
+    def head_seeds(self, salt: int = 0) -> Tensor:
+        """A hash of lane seed, layer, KV head, n and salt, [lanes, kv_heads, 1]."""
         heads = torch.arange(self.positions.shape[1], device=self.positions.device).view(1, -1, 1)
-        mixed = self.seeds.view(-1, 1, 1)
-        for part in (torch.full_like(heads, self.layer), heads, self.n, self.positions.long()):
+        mixed = self.seeds.view(-1, 1, 1) + salt
+        for part in (torch.full_like(heads, self.layer), heads, self.n):
             mixed = _splitmix(mixed + part + 1)
-        return ((mixed >> 40) & 0xFFFFFF).float() / 2**24
+        return mixed
+
+
+def uniform(x: Tensor) -> Tensor:
+    """Hash int64 into [0, 1), float32."""
+    return ((_splitmix(x) >> 40) & 0xFFFFFF).float() / 2**24
 
 
 def _splitmix(x: Tensor) -> Tensor:
@@ -101,3 +252,21 @@ def _splitmix(x: Tensor) -> Tensor:
     x = (x ^ ((x >> 30) & (2**34 - 1))) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
     x = (x ^ ((x >> 27) & (2**37 - 1))) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
     return x ^ ((x >> 31) & (2**33 - 1))
+
+
+def _take(x: Tensor, order: Tensor) -> Tensor:
+    """Gather along the slots, whatever axes follow."""
+    index = order.view(*order.shape, *[1] * (x.dim() - 3)).expand_as(x)
+    return x.gather(2, index)
+
+
+def weigh_by_output(view: SlotView, scores: Tensor, epsilon: float = 1e-4) -> Tensor:
+    """CriticalKV (arXiv 2502.03805): half of what is kept by the raw scores, the rest by scores x |W_o v|_1.
+
+    The norm is averaged over the heads of a group. [lanes, kv_heads, slots]
+    """
+    values = view.precise(view.values)
+    weight = view.precise(view.output_weight).unflatten(0, (values.shape[1], -1))
+    norms = torch.einsum("lksd,kgdh->lkgsh", values, weight).abs().sum(-1).mean(2)
+    floor = scores.masked_fill(~view.is_held, torch.inf).amin(-1, keepdim=True).clamp(max=0)
+    return view.reserve((scores - floor + epsilon) * norms, scores, 0.5)

@@ -5,15 +5,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from scope_cli.scorers.base import SlotView, scorer
+from scope_cli.scorers.base import Scorer, SlotView, scorer
 
 
 @scorer("random")
 @dataclass(frozen=True)
-class Random:
+class Random(Scorer):
     """Uniformly random per KV head, another draw at each eviction (Random Attention, arXiv 2609.03430)."""
 
-    window: ClassVar[int] = 1
+    needs: ClassVar[str] = "nothing"
+    cost: ClassVar[str] = "S"
 
     def score(self, view: SlotView) -> Tensor:
         """[lanes, kv_heads, slots], higher is kept."""

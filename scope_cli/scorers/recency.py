@@ -5,15 +5,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from scope_cli.scorers.base import SlotView, scorer
+from scope_cli.scorers.base import Scorer, SlotView, scorer
 
 
 @scorer("recency")
 @dataclass(frozen=True)
-class Recency:
+class Recency(Scorer):
     """The newer the better; looks at nothing (StreamingLLM, arXiv 2309.17453, with the prompt as sinks)."""
 
-    window: ClassVar[int] = 1
+    needs: ClassVar[str] = "nothing"
+    cost: ClassVar[str] = "S"
 
     def score(self, view: SlotView) -> Tensor:
         """[lanes, kv_heads, slots], higher is kept; exact up to 2**24 tokens."""

@@ -1,0 +1,115 @@
+"""Is token 8,000 as fast as token 700? Milliseconds per token of scope at --budget 512, beside transformers.
+
+    python benchmarks/flat.py
+
+Really writes 8,000 tokens after a short prompt. Then four contestants take turns, a block of 64 tokens each
+(one eviction), so that all meet the same noise: scope at positions 700 and 8,000, and transformers'
+DynamicCache at the same positions, its cache filled by reading the text that scope wrote. Prints medians,
+means and the ratios of the means.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from transformers import DynamicCache
+
+from scope_cli.decode import step
+from scope_cli.generate import new_cache, new_lane
+from scope_cli.model import open_model
+from scope_cli.plan import plan_run
+from scope_cli.prefill import read_prompt
+from scope_cli.profile import load_profile
+
+BLOCK = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--budget", type=int, default=512)
+    parser.add_argument("--positions", type=int, nargs=2, default=[700, 8000])
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    near, far = args.positions
+    settings = load_profile(
+        "default",
+        {
+            "decode.budget": args.budget,
+            "decode.recent": 128,
+            "sampling.ignore_eos": True,
+            "sampling.temperature": 0.8,
+        },
+    )
+    opened = open_model(settings.profile.model, say=print)
+    prompt = opened.encode("Write a very long novel about a lighthouse keeper.", settings.profile.prompt)
+    loaded = opened.load()
+
+    def scope_at(position):
+        """A lane that has really written up to `position`, and how to write one token more."""
+        plan = plan_run(settings, opened.geometry, len(prompt))
+        cache = new_cache(loaded, settings.profile, plan)
+        ids = torch.tensor([prompt])
+        logits = run_to_end(read_prompt(loaded.model, cache, ids, plan.schedule))
+        lane = new_lane(loaded, settings.profile, plan, ids, logits)
+
+        def write():
+            lane.next_token()
+            step(loaded.model, cache, [lane])
+
+        with torch.no_grad():
+            while len(prompt) + lane.written < position:
+                write()
+        return lane, cache, write
+
+    lane, far_cache, write_far = scope_at(far - BLOCK * args.rounds)
+    _, _, write_near = scope_at(near)
+    text = lane.ids[:, :far]
+
+    plain = opened.load(attention="sdpa").model
+
+    def dynamic_at(position):
+        cache = DynamicCache(config=plain.config)
+        for chunk in text[:, :position].split(512, 1):
+            plain(chunk, past_key_values=cache, logits_to_keep=1)
+
+        def write():
+            logits = plain(text[:, :1], past_key_values=cache).logits[:, -1]
+            return int(logits.argmax())
+
+        return write
+
+    with torch.no_grad():
+        contestants = {
+            f"scope at {near:,}": write_near,
+            f"scope at {far:,}": write_far,
+            f"DynamicCache at {near:,}": dynamic_at(near),
+            f"DynamicCache at {far:,}": dynamic_at(far - BLOCK * args.rounds),
+        }
+        took = {name: [] for name in contestants}
+        for _ in range(args.rounds):
+            for name, write in contestants.items():
+                for _ in range(BLOCK):
+                    start = time.perf_counter()
+                    write()
+                    took[name].append(1000 * (time.perf_counter() - start))
+    for name, times in took.items():
+        print(f"{name:24} {statistics.median(times):7.1f} ms/token (mean {statistics.mean(times):.1f})")
+    mean = {name: statistics.mean(times) for name, times in took.items()}
+    scope_near, scope_far, dynamic_near, dynamic_far = mean.values()
+    print(f"scope, {far:,} over {near:,}: {scope_far / scope_near:.3f}")
+    print(f"DynamicCache, {far:,} over {near:,}: {dynamic_far / dynamic_near:.3f}")
+    print(f"DynamicCache over scope at {far:,}: {dynamic_far / scope_far:.2f}")
+    print(f"held by scope at {far:,}: {far_cache.reading().kept_generated} generated tokens")
+
+
+def run_to_end(generator):
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            return end.value
+
+
+if __name__ == "__main__":
+    main()
