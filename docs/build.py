@@ -1,0 +1,97 @@
+"""Writes the generated pages, docs/cli.md and docs/profiles.md; `--check` exits 1 where one is stale."""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import typer
+from typer.cli import get_docs_for_click
+from typer.main import get_command
+
+from scope_cli.cli import app
+from scope_cli.profile import key_reference, profile_names, read_yaml, shipped_folder
+
+DOCS = Path(__file__).parent
+MARK = "<!-- Written by docs/build.py: change the code it describes, then run `make docs`. -->"
+EXIT_CODES = {
+    0: "It worked.",
+    1: "It broke off, for example because the disk is full. What was written before is kept.",
+    2: "Bad input: an option, prompt, file or profile; a model that is not found or does not fit in memory.",
+    5: "The audit failed: the cache did not do what the profile promised. A bug in scope; please report it.",
+    130: "Ctrl-C. The run ended after the current token and its text is kept. A second Ctrl-C ends at once.",
+    141: "The reader of a pipe went away, as in `scope generate ... | head`.",
+    143: "SIGTERM, as from `kill` or a job scheduler. Otherwise like Ctrl-C.",
+}
+CLI = """# The command line
+
+Generated text goes to stdout, everything else to stderr. The commands below are what `--help` says of them.
+
+## Exit codes
+
+{codes}
+
+{commands}"""
+PROFILES = """# Profiles
+
+A profile is a YAML file of settings. Every key has a default, so a profile says only what it changes:
+
+    description: shorter texts, a smaller cache
+    decode: {{budget: 512, recent: 64}}
+    sampling: {{temperature: 0.7, max_new_tokens: 1024}}
+
+## Every key
+
+{keys}
+
+## Shipped profiles
+
+`scope profiles show NAME` prints one in full, every default written out: YAML to save and change.
+
+{shipped}
+
+## How a profile is found and overridden
+
+`--profile NAME` takes the first that is there: a file of that path, `profiles/NAME.yaml` below the current
+folder, a shipped profile. Without `--profile` the name is `default`.
+
+What is typed lies over the file: first `--set KEY=VALUE`, with any key of the table above and a value in YAML,
+then the short options such as `--budget`. The result is checked as a whole and every problem is shown together;
+an unknown key is a problem, and the message names the nearest known one. `scope profiles check NAME` does only that.
+With `--output FILE` the complete profile in force is saved in `FILE.run.json`.
+"""  # noqa: E501
+
+
+def pages() -> dict[str, str]:
+    """File name -> text of every generated page."""
+    keys = ((f"`{key}`", kind, f"`{default}`", text) for key, kind, default, text in key_reference())
+    files = {name: shipped_folder() / f"{name}.yaml" for name in profile_names(shipped_folder())}
+    shipped = ((f"`{name}`", read_yaml(file)["description"]) for name, file in files.items())
+    cli = CLI.format(codes=table(("code", "meaning"), EXIT_CODES.items()), commands=commands())
+    all_keys = table(("key", "values", "default", "meaning"), keys)
+    profiles = PROFILES.format(keys=all_keys, shipped=table(("profile", "what for"), shipped))
+    return {"cli.md": f"{MARK}\n\n{cli.rstrip()}\n", "profiles.md": f"{MARK}\n\n{profiles.rstrip()}\n"}
+
+
+def table(columns: tuple[str, ...], rows: Iterable[Iterable[object]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def commands() -> str:
+    """typer's own documentation of every command, below second-level headings; it wraps nothing."""
+    scope = get_command(app)
+    for group in (scope, *scope.commands.values()):  # type: ignore[attr-defined]
+        for command in getattr(group, "commands", {}).values():  # their list would cut a purpose short
+            command.short_help = command.help.partition("\n")[0]
+    ctx = typer.Context(scope, info_name="scope", **scope.context_settings)
+    return get_docs_for_click(obj=scope, ctx=ctx, name="scope", indent=1)
+
+
+if __name__ == "__main__":
+    there = {file.name: file.read_text(encoding="utf-8") for file in DOCS.glob("*.md")}
+    for name, text in pages().items():
+        if text != there.get(name):
+            if "--check" in sys.argv:
+                sys.exit(f"docs/{name} is stale: run `make docs`")
+            (DOCS / name).write_text(text, encoding="utf-8", newline="\n")

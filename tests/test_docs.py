@@ -1,0 +1,151 @@
+"""What the pages say is what the code does: links, commands, readings, exit codes, the tree, fresh pages."""
+
+import importlib.util
+import itertools
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import typer
+from typer.main import get_command
+
+from scope_cli import cli, errors
+from scope_cli.commands import generate
+from scope_cli.events import Audit, Reading
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def load_build():
+    spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+BUILD = load_build()
+
+
+def slug(heading):
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def prose(page):
+    """A page without its code blocks."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def blocks(page, *languages):
+    """The code blocks of some languages; a line that ends with a backslash goes on in the next."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [text.replace("\\\n", " ") for language, text in found if language in languages]
+
+
+def quoted_commands(page):
+    """Every `scope ...` of the blocks that show a shell, as an argv without `scope`."""
+    for language in ("console", "sh"):
+        for line in "\n".join(blocks(page, language)).splitlines():
+            if language == "sh" or line.startswith("$ "):
+                for part in re.split(r"\s(?:\||&&|;|\d?>)\s?", line.removeprefix("$ ").split(" # ")[0]):
+                    name, *argv = shlex.split(part) or [""]
+                    if Path(name).name == "scope":
+                        yield argv
+
+
+def parse(argv):
+    """Walk down to the command that argv names; typer raises where an option or argument is not known."""
+    command, context, name = get_command(cli.app), None, "scope"
+    while True:
+        context = command.make_context(name, list(argv), parent=context)
+        if not hasattr(command, "commands"):
+            return context.params
+        name, command, argv = command.resolve_command(context, [*context._protected_args, *context.args])
+
+
+def test_the_generated_pages_are_fresh():
+    for name, text in BUILD.pages().items():
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text, "run `make docs`"
+
+
+def test_the_generated_pages_depend_on_neither_terminal_nor_locale():
+    env = {**os.environ, "COLUMNS": "40", "LC_ALL": "C", "TERM": "dumb", "FORCE_COLOR": "1"}
+    check = subprocess.run(
+        [sys.executable, ROOT / "docs" / "build.py", "--check"], env=env, capture_output=True, text=True
+    )
+    assert (check.returncode, check.stdout, check.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_local_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path) if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", prose(file), re.MULTILINE)
+            assert anchor in {slug(heading) for heading in headings}, f"{page.name} links to {target}"
+
+
+QUOTED = list(quoted_commands(README))
+
+
+def test_the_readme_quotes_commands():
+    assert ["generate", "--prompt-file", "examples/report.txt", "--budget", "2048", "-n", "300"] in QUOTED
+    assert len(QUOTED) > 5
+
+
+@pytest.mark.parametrize("argv", QUOTED, ids=" ".join)
+def test_every_command_of_the_readme_is_one(argv, monkeypatch, scope, tmp_path):
+    try:
+        parse(argv)
+    except typer.Exit:  # --help, --version
+        return
+    if argv[0] == "generate":  # all the way to a checked profile, without a model
+        monkeypatch.setattr(generate, "read_text", lambda file, option: "a text")
+        monkeypatch.setattr(generate, "open_sinks", lambda *_: [])
+        monkeypatch.setattr(generate, "run", lambda *_: 0)
+        (tmp_path / "mine.yaml").write_text("decode: {budget: 512}")  # a reader's own profile
+        monkeypatch.chdir(tmp_path)
+        result = scope(*argv)
+        assert (result.code, result.stderr) == (0, "")
+
+
+def test_files_that_the_readme_reads_are_there():
+    for argv in QUOTED:
+        for option, value in itertools.pairwise(argv):
+            if option in ("--prompt-file", "-f") and value.startswith("examples/"):
+                assert (ROOT / value).is_file()
+
+
+@pytest.mark.parametrize("kind", [Reading, Audit], ids=lambda kind: kind.__name__)
+def test_every_reading_is_explained(kind):
+    page = (ROOT / "docs" / "readings.md").read_text(encoding="utf-8")
+    assert [field.name for field in fields(kind) if f"`{field.name}`" not in page] == []
+
+
+def test_the_readme_names_every_exit_code():
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.ScopeError)}
+    assert codes <= set(BUILD.EXIT_CODES)
+    listed = re.findall(r"^\| (\d+) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [int(code) for code in listed] == list(BUILD.EXIT_CODES)
+
+
+def test_the_readme_draws_the_tree_as_it_is():
+    (tree,) = [text for text in blocks(README, "text") if "scope_cli/" in text]
+    drawn = {line.split()[0] for line in tree.splitlines() if line.strip()}
+    for name in drawn:
+        assert list(ROOT.glob(name)) or list((ROOT / "scope_cli").rglob(name)), f"there is no {name}"
+    files = [file for file in (ROOT / "scope_cli").rglob("*.py") if not file.name.startswith("_")]
+    plugins = ("scorers", "prefills")  # these folders stand for their files: a new one changes no page
+    assert {file.name for file in files if file.parent.name not in plugins} <= drawn
