@@ -7,9 +7,11 @@ cache, and holds no state: what it remembers about a slot lies beside the slot, 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from scope_cli import plugins
@@ -18,6 +20,18 @@ if TYPE_CHECKING:
     from scope_cli.cache import PolicyLayer, ScopeCache
 
 Over = Literal["mean", "max"]
+Group = Literal["mean", "max", "logit_max"]
+SMALLEST = 2**-25  # half a step of `uniform`: keeps logarithms finite
+BLOCK_NUMBERS = 2**24  # of a temporary that would grow with slots times model width: 64 MiB in float32
+
+
+def _odd(kernel: int) -> int:
+    if kernel % 2 == 0:
+        raise PydanticCustomError("odd", "should be odd, so that a token is in the middle of its neighbours")
+    return kernel
+
+
+Odd = Annotated[int, Field(ge=1), AfterValidator(_odd)]
 
 
 class Scorer:
@@ -25,25 +39,34 @@ class Scorer:
 
     needs: ClassVar[str] = "-"  # attention, keys, values, ...: what it reads, for `scope scorers`
     cost: ClassVar[str] = "-"  # of one eviction, per KV head with S slots of width D
-    memos: ClassVar[tuple[str, ...]] = ()  # float32 values beside each slot, 0 for a new token
     every_step: ClassVar[bool] = False  # `observe` is called at every token, not only before evictions
+    counts_prompt: ClassVar[bool] = False  # wants `observe_prompt` where the prompt is not protected
 
     @property
     def ring(self) -> int:
         """How many of the newest queries it looks at; 1 is the current one."""
         return 1
 
+    @property
+    def memos(self) -> tuple[str, ...]:
+        """Names of the float32 values that lie beside each slot, 0 for a new token."""
+        return ()
+
     def score(self, view: "SlotView") -> Tensor:
         """[lanes, kv_heads, slots], finite where a token is held, at least float32; higher is kept. Pure."""
         raise NotImplementedError
 
     def observe(self, view: "SlotView") -> None:
-        """Write into the memos; called before each eviction, or at every token (`every_step`)."""
+        """Write into the memos; called before each eviction, or at every token (`every_step`).
+
+        Lanes go their own ways: write only where `view.is_evicting`, or `view.wrote` with `every_step`.
+        """
 
     def observe_prompt(self, view: "SlotView", received: Tensor) -> None:
-        """Start the memos of an unprotected prompt.
+        """Start the memos of a lane's unprotected prompt, once it has been read (`counts_prompt`).
 
-        received: [kv_heads, slots], attention that each prompt token got from all later prompt tokens
+        received: [lanes, kv_heads, slots], attention that each prompt token got from itself and all later
+        ones, a mean over the group; 0 in the other lanes
         """
 
 
@@ -82,11 +105,16 @@ class SlotView:
     positions: [lanes, kv_heads, slots], -1 where free
     is_held, is_prompt, is_recent, is_candidate: the same shape, bool
     n: [lanes, 1, 1], generated tokens written; now: [lanes, 1, 1], the current token's position
+    wrote, is_evicting: [lanes, 1, 1], bool: the lane has a current token; some of its tokens will go
     keep: [lanes, kv_heads, 1], how many of the candidates will stay
     """
 
     def __init__(
-        self, cache: "ScopeCache", layer: "PolicyLayer", excess: Sequence[int] | None = None
+        self,
+        cache: "ScopeCache",
+        layer: "PolicyLayer",
+        excess: Sequence[int] | None = None,
+        wrote: Sequence[bool] | None = None,
     ) -> None:
         used = layer.read_slots
         self.layer = layer.index
@@ -99,18 +127,22 @@ class SlotView:
         self._memos = {name: memo[:, :, :used] for name, memo in layer.memos.items()}
         self._output_weight = layer.output_weight
         leaving = excess or [0] * len(cache.lanes)
+        current = wrote or [count is not None and count.active for count in cache.lanes]
         facts = [
-            (count.prompt, count.written, count.schedule.recent, gone) if count else (0, 0, 0, 0)
-            for count, gone in zip(cache.lanes, leaving, strict=True)
+            (count.prompt, count.written, count.schedule.recent, gone, new) if count else (0, 0, 0, 0, 0)
+            for count, gone, new in zip(cache.lanes, leaving, current, strict=True)
         ]
-        prompt, n, recent, leaves = torch.tensor(facts, device=self.positions.device).T.reshape(4, -1, 1, 1)
+        columns = torch.tensor(facts, device=self.positions.device).T.reshape(5, -1, 1, 1)
+        prompt, n, recent, leaves, new_token = columns
         self.n, self.now = n, prompt + n - 1
+        self.wrote, self.is_evicting = new_token > 0, leaves > 0
         self.is_held = self.positions >= 0
         self.is_prompt = self.is_held & (self.positions < prompt)
         self.is_recent = self.is_held & (self.positions > self.now - recent)
         sinks = prompt if cache.policy.protect_prompt else cache.policy.sinks
         self.is_candidate = self.is_held & ~self.is_recent & ~(self.is_prompt & (self.positions < sinks))
         self.keep = self.is_candidate.sum(-1, keepdim=True) - leaves
+        self._most_candidates = min(used, cache.shape.evictable)
 
     # Attention, computed again from the remembered queries
 
@@ -136,22 +168,29 @@ class SlotView:
         return self.precise(queries).unflatten(1, (self.keys.shape[1], -1)), positions
 
     def attention(
-        self, window: int = 1, queries: Over = "mean", group: Literal["mean", "max", "logit_max"] = "mean"
+        self,
+        window: int = 1,
+        queries: Over = "mean",
+        group: Group = "mean",
+        among: Tensor | None = None,
     ) -> Tensor:
         """Attention probabilities over everything held, first over the group, then over the newest queries.
 
-        `logit_max` takes the group's maximum before the softmax (R-KV). [lanes, kv_heads, slots]
+        `logit_max` takes the group's maximum before the softmax (R-KV). `among` [lanes, kv_heads, slots]
+        limits the softmax to some of the slots. A query that sees nothing does not count.
+        [lanes, kv_heads, slots]
         """
         logits = self.logits(window)
+        if among is not None:
+            logits = logits.masked_fill(~among.unsqueeze(2).unsqueeze(2), -torch.inf)
         if group == "logit_max":
             logits = logits.amax(2, keepdim=True)
-        seen = self.query_positions.topk(window, -1).values >= 0  # [lanes, window]
-        seen = seen.view(-1, 1, 1, window, 1)
-        rows = logits.masked_fill(~seen, 0).softmax(-1).masked_fill(~seen, 0)
+        blind = logits.amax(-1, keepdim=True) == -torch.inf  # too early, or all it saw has been evicted
+        rows = logits.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
         per_query = rows.amax(2) if group == "max" else rows.mean(2)  # [lanes, kv_heads, window, slots]
         if queries == "max":
             return per_query.amax(2)
-        return per_query.sum(2) / seen.sum(3).squeeze(-1)
+        return per_query.sum(2) / (~blind[:, :, 0]).sum(2).clamp(min=1)
 
     def precise(self, x: Tensor) -> Tensor:
         """At least float32."""
@@ -186,15 +225,37 @@ class SlotView:
             pooled = total / torch.nn.functional.avg_pool1d(ones, kernel, 1, pad).clamp(min=1e-9)
         return self.back(pooled[..., : x.shape[-1]].masked_fill(~held, 0))
 
+    # The candidates alone: what compares them with one another need not pay for a long prompt
+
+    def candidates(self, x: Tensor) -> Tensor:
+        """The candidates' part of x in the order of the text, [lanes, kv_heads, candidates, ...].
+
+        `candidates` is how many there can be at most; where a head has fewer, its row ends in other slots.
+        """
+        return _take(x, self._candidates_first)
+
+    def from_candidates(self, x: Tensor) -> Tensor:
+        """[lanes, kv_heads, candidates] back to [lanes, kv_heads, slots], 0 for what is no candidate."""
+        slots = x.new_zeros(self.positions.shape).scatter(2, self._candidates_first, x)
+        return slots.masked_fill(~self.is_candidate, 0)
+
+    @property
+    def _candidates_first(self) -> Tensor:
+        last = torch.iinfo(self.positions.dtype).max
+        order = self.positions.masked_fill(~self.is_candidate, last).argsort(-1)
+        return order[:, :, : self._most_candidates]
+
     # Choosing
 
-    def rank(self, x: Tensor) -> Tensor:
+    def rank(self, x: Tensor, among: Tensor | None = None) -> Tensor:
         """Each candidate's place among its head's candidates, 0 the highest, the newer first among equals.
 
-        [lanes, kv_heads, slots]; what is no candidate comes after all of them
+        [lanes, kv_heads, slots]; what is no candidate comes after all of them. `among`, bool and of that
+        shape: the slots to rank, in place of the candidates.
         """
+        ranked = self.is_candidate if among is None else among
         newest_first = self.positions.argsort(-1, descending=True)
-        by_age = x.masked_fill(~self.is_candidate, -torch.inf).gather(2, newest_first)
+        by_age = x.masked_fill(~ranked, -torch.inf).gather(2, newest_first)
         order = newest_first.gather(2, by_age.sort(dim=-1, descending=True, stable=True).indices)
         return order.argsort(-1)
 
@@ -219,7 +280,7 @@ class SlotView:
     @property
     def output_weight(self) -> Tensor:
         """The layer's output projection by head, [heads, head_dim, hidden]."""
-        assert self._output_weight is not None, "the layer has been called"
+        assert self._output_weight is not None, "the layer has been called, and the policy weighs"
         return self._output_weight.T.unflatten(0, (-1, self.values.shape[-1]))
 
     # Chance
@@ -256,17 +317,32 @@ def _splitmix(x: Tensor) -> Tensor:
 
 def _take(x: Tensor, order: Tensor) -> Tensor:
     """Gather along the slots, whatever axes follow."""
-    index = order.view(*order.shape, *[1] * (x.dim() - 3)).expand_as(x)
+    index = order.view(*order.shape, *[1] * (x.dim() - 3)).expand(*order.shape, *x.shape[3:])
     return x.gather(2, index)
 
 
 def weigh_by_output(view: SlotView, scores: Tensor, epsilon: float = 1e-4) -> Tensor:
     """CriticalKV (arXiv 2502.03805): half of what is kept by the raw scores, the rest by scores x |W_o v|_1.
 
-    The norm is averaged over the heads of a group. [lanes, kv_heads, slots]
+    The norm is averaged over the heads of a group. Scores that can be negative are shifted so that the lowest
+    is 0: a product with a norm needs that. [lanes, kv_heads, slots]
     """
-    values = view.precise(view.values)
-    weight = view.precise(view.output_weight).unflatten(0, (values.shape[1], -1))
-    norms = torch.einsum("lksd,kgdh->lkgsh", values, weight).abs().sum(-1).mean(2)
     floor = scores.masked_fill(~view.is_held, torch.inf).amin(-1, keepdim=True).clamp(max=0)
-    return view.reserve((scores - floor + epsilon) * norms, scores, 0.5)
+    return view.reserve((scores - floor + epsilon) * output_norms(view), scores, 0.5)
+
+
+def output_norms(view: SlotView) -> Tensor:
+    """How much each candidate's value can add to the layer's output: |W_o v|_1, mean over the group.
+
+    [lanes, kv_heads, slots], 0 for what is no candidate. Computed for a block of candidates and one head of
+    the groups at a time, because [slots, hidden] numbers per head would be more than the cache itself.
+    """
+    values = view.precise(view.candidates(view.values))  # [lanes, kv_heads, candidates, head_dim]
+    lanes, kv_heads, _candidates, _head_dim = values.shape
+    members = view.output_weight.unflatten(0, (kv_heads, -1)).unbind(1)  # each [kv_heads, head_dim, hidden]
+    block = max(1, BLOCK_NUMBERS // (lanes * kv_heads * members[0].shape[-1]))
+    total = values.new_zeros(values.shape[:3])
+    for weight in map(view.precise, members):
+        norms = [(part @ weight).abs_().sum(-1) for part in values.split(block, 2)]
+        total += torch.cat(norms, 2)
+    return view.from_candidates(total / len(members))

@@ -1,0 +1,76 @@
+"""How well a key's direction matches the queries the model usually asks, wherever they will stand."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from scope_cli.errors import UsageError
+from scope_cli.rope import as_pairs, unrotate
+from scope_cli.scorers.base import Scorer, SlotView, scorer
+
+HINT = "make one: scope calibrate FILE --text TEXT, then --set decode.scorer='{name: tri, calibration: FILE}'"
+
+
+@scorer("tri")
+@dataclass(frozen=True)
+class Tri(Scorer):
+    """Calibrated mean queries against keys, over distances to come (TriAttention, arXiv 2604.04921)."""
+
+    needs: ClassVar[str] = "keys, RoPE, a calibration file"
+    cost: ClassVar[str] = "17 S D per query head"
+
+    calibration: str = ""  # a file that `scope calibrate` wrote for this model
+    furthest: int = 16  # offsets 1, 2, 4, ... 2**furthest
+
+    def __post_init__(self) -> None:
+        """A run without its file is refused before the model is loaded."""
+        if not self.calibration:
+            raise UsageError("the scorer tri needs a calibration file", HINT)
+        calibration_file(self.calibration)
+
+    def score(self, view: SlotView) -> Tensor:
+        """[lanes, kv_heads, slots], higher is kept."""
+        if view.inv_freq is None:
+            raise UsageError("the scorer tri needs a model with rotary positions")
+        mean, size = self._statistics(view)  # [kv_heads, group, pairs]
+        precise = view.precise(view.keys)
+        keys = as_pairs(unrotate(precise, view.positions.clamp(min=0), view.inv_freq), view.inv_freq)
+        keys = keys.unsqueeze(2)  # [lanes, kv_heads, 1, slots, pairs]
+        product = mean.unsqueeze(2) * keys.conj()
+        frequencies = view.inv_freq.to(precise.dtype)
+        score = ((size - mean.abs()).unsqueeze(2) * keys.abs()).sum(-1)  # [lanes, kv_heads, group, slots]
+        distance = (view.now - view.positions).to(precise.dtype).unsqueeze(2)
+        for power in range(self.furthest + 1):
+            angle = (distance + 2**power).unsqueeze(-1) * frequencies
+            turned = product * torch.polar(torch.ones_like(angle), angle)
+            score = score + turned.real.sum(-1) / (self.furthest + 1)
+        held = view.is_held.unsqueeze(2)
+        count = held.sum(-1, keepdim=True)
+        average = score.masked_fill(~held, 0).sum(-1, keepdim=True) / count
+        centred = (score - average).masked_fill(~held, 0)
+        deviation = (centred.square().sum(-1, keepdim=True) / count).sqrt().clamp(min=1e-9)
+        return (centred / deviation).amax(2)
+
+    def _statistics(self, view: SlotView) -> tuple[Tensor, Tensor]:
+        """Mean complex query and mean size, per query head and frequency, [kv_heads, group, pairs]."""
+        file = calibration_file(self.calibration)
+        if f"{view.layer}.mean" not in file or file[f"{view.layer}.mean"].shape[0] != view.queries.shape[1]:
+            raise UsageError(f"{self.calibration} was made for another model", HINT)
+        mean = torch.view_as_complex(file[f"{view.layer}.mean"]).to(view.keys.device)
+        size = file[f"{view.layer}.size"].to(view.keys.device)
+        kv_heads = view.keys.shape[1]
+        return mean.unflatten(0, (kv_heads, -1)), size.unflatten(0, (kv_heads, -1))
+
+
+@lru_cache(maxsize=2)
+def calibration_file(path: str) -> dict[str, Tensor]:
+    """'LAYER.mean', [heads, pairs, 2]; 'LAYER.size', [heads, pairs]."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"cannot read the calibration file {path}: {error}", HINT) from error
