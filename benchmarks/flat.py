@@ -39,6 +39,7 @@ def main() -> None:
             "decode.recent": 128,
             "sampling.ignore_eos": True,
             "sampling.temperature": 0.8,
+            "sampling.max_new_tokens": None,
         },
     )
     opened = open_model(settings.profile.model, say=print)
@@ -60,6 +61,7 @@ def main() -> None:
         with torch.no_grad():
             while len(prompt) + lane.written < position:
                 write()
+        print(f"written up to position {position:,}", flush=True)
         return lane, cache, write
 
     lane, far_cache, write_far = scope_at(far - BLOCK * args.rounds)

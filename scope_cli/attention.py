@@ -7,6 +7,7 @@ seen is decided here, by the slots. The cache arrives as a keyword argument of t
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from scope_cli.cache import ScopeCache
 
 ATTENTION = "scope"
+QUERY_BLOCK = 128
 
 
 def attend(
@@ -38,14 +40,16 @@ def attend(
     """
     assert scope_cache is not None, "a model with scope's attention is called with scope_cache=..."
     if s_aux is not None:
-        raise ModelError("attention with learned sinks (gpt-oss) is not supported")
+        raise ModelError("models whose attention has learned sinks cannot be run")
     layer = scope_cache.layers[module.layer_idx]  # type: ignore[index]
     layer.scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if scope_cache.policy.weigh:
-        layer.output_weight = module.o_proj.weight  # type: ignore[union-attr, assignment]
+        layer.output_weight = output_weight(module)
     if scope_cache.chunk is not None:
         keys, values, visible = layer.read(scope_cache.chunk, key, value)
         out = F.scaled_dot_product_attention(query, keys, values, visible, scale=layer.scale, enable_gqa=True)
+        if layer.counts_received and not scope_cache.chunk.known_output:
+            layer.add_received(received(query[0], keys[0], scope_cache.chunk.start, layer.scale))
     else:
         keys, values, bias = layer.write(key, value)
         lanes, heads, _tokens, head_dim = query.shape
@@ -54,6 +58,46 @@ def attend(
         out = out.view(lanes, heads, 1, head_dim)
     layer.remember(query, scope_cache.chunk)
     return out.transpose(1, 2).contiguous(), None
+
+
+def output_weight(module: nn.Module) -> Tensor:
+    """The weight of an attention module's output projection, [hidden, heads * head_dim]."""
+    weight = getattr(getattr(module, "o_proj", None), "weight", None)
+    if weight is None:
+        raise ModelError(
+            "decode.weigh: this model's attention has no output projection that can be read",
+            "leave out decode.weigh",
+        )
+    if not weight.is_floating_point():
+        raise ModelError(
+            f"decode.weigh: the output projection is quantised ({str(weight.dtype).removeprefix('torch.')}); "
+            "criticalkv computes with its plain weights",
+            "leave out decode.weigh, or model.load_in",
+        )
+    return weight
+
+
+def received(queries: Tensor, keys: Tensor, start: int, scale: float) -> Tensor:
+    """Attention that each key gets from these queries, each of which sees the keys up to its own.
+
+    queries: [heads, tokens, head_dim], the first at position `start`
+    keys: [kv_heads, end, head_dim], by position
+    returns [kv_heads, end], summed over the queries, a mean over the group, in at least float32; never more
+    than QUERY_BLOCK rows of attention at a time
+    """
+    precise = torch.promote_types(keys.dtype, torch.float32)
+    grouped = queries.to(precise).unflatten(0, (keys.shape[0], -1))  # [kv_heads, group, tokens, head_dim]
+    keys = keys.to(precise)
+    total = keys.new_zeros(keys.shape[:2])
+    for block in grouped.split(QUERY_BLOCK, 2):
+        end = start + block.shape[2]
+        logits = block.flatten(1, 2) @ keys[:, :end].transpose(1, 2) * scale
+        logits = logits.unflatten(1, block.shape[1:3])  # [kv_heads, group, block, end]
+        at = torch.arange(end, device=keys.device)
+        later = at > at[start:, None]
+        total[:, :end] += logits.masked_fill_(later, -torch.inf).softmax(-1).mean(1).sum(1)
+        start = end
+    return total
 
 
 AttentionInterface.register(ATTENTION, attend)

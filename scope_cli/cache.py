@@ -8,7 +8,8 @@ Two kinds of layers: `PolicyLayer` (full attention) holds the prompt and a bound
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import mean
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ class SlotLayer:
         self.cache, self.index, self.geometry, self.slots = cache, index, geometry, slots
         self.scale = geometry.head_dim**-0.5  # the model's own, told with the first call
         self.output_weight: Tensor | None = None  # [hidden, heads * head_dim], told where the policy weighs
+        self.received: Tensor | None = None  # [kv_heads, tokens], attention that the prompt got so far
         like: dict[str, Any] = {"dtype": cache.dtype, "device": cache.device}
         head = (cache.shape.lanes, geometry.kv_heads)
         # Zeros, because a NaN would spread through a mask.
@@ -79,6 +81,17 @@ class SlotLayer:
         """Keep what a scorer will want to know about these queries, [lanes, heads, tokens, head_dim]."""
 
     @property
+    def counts_received(self) -> bool:
+        """Whether a scorer wants to know how much attention each prompt token got."""
+        return False
+
+    def add_received(self, attention: Tensor) -> None:
+        """Add what a chunk's queries gave to the prompt read so far, [kv_heads, tokens]."""
+        if self.received is not None:
+            attention[:, : self.received.shape[1]] += self.received
+        self.received = attention
+
+    @property
     def read_slots(self) -> int:
         """The prefix of the slots that a step reads."""
         return min(self.slots, -(-self.cache.used_slots(self) // READ_STEP) * READ_STEP)
@@ -98,15 +111,15 @@ class SlotLayer:
 class PolicyLayer(SlotLayer):
     """Full attention: prompt slots first, generated tokens in whatever slots are free.
 
-    vacant: [lanes, kv_heads, evictable], the evictable slots; those of a lane's first `held` entries are
-    taken, the rest are free. Every KV head has its own, because heads forget different tokens. queries:
-    [lanes, heads, ring, head_dim], the newest queries
+    vacant: [lanes, kv_heads, evictable], slot numbers; a lane's entries from `held` on are its free slots, those
+    before mean nothing. Every KV head has its own list, because heads forget different tokens.
+    queries: [lanes, heads, ring, head_dim], the newest queries
     """
 
     def __init__(self, cache: "ScopeCache", index: int, geometry: LayerGeometry) -> None:
         shape = cache.shape
-        super().__init__(cache, index, geometry, shape.layer_slots(geometry))
-        self.first_evictable = self.slots - shape.evictable
+        super().__init__(cache, index, geometry, shape.layer_slots(index, geometry))
+        self.first_evictable = shape.prompt_slots[index]
         self.vacant = torch.empty(
             shape.lanes, geometry.kv_heads, shape.evictable, dtype=torch.int32, device=cache.device
         )
@@ -124,8 +137,13 @@ class PolicyLayer(SlotLayer):
         own = {**super().tensors(), "vacant": self.vacant, "queries": self.queries}
         return own | {f"memos.{name}": memo for name, memo in self.memos.items()}
 
+    @property
+    def counts_received(self) -> bool:
+        return self.cache.policy.scorer.counts_prompt and not self.cache.policy.protect_prompt
+
     def reset(self, lane: int) -> None:
         super().reset(lane)
+        self.received = None
         for memo in self.memos.values():
             memo[lane] = 0
         self.vacant[lane] = torch.arange(
@@ -135,6 +153,7 @@ class PolicyLayer(SlotLayer):
     def read(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Any]:
         if chunk.known_output:
             return self._feed(chunk, keys, values)
+        assert chunk.end <= (self.first_evictable or self.slots), "a longer prompt than was planned"
         lane, new = chunk.lane, slice(chunk.start, chunk.end)
         self.keys[lane, :, new] = keys[0]
         self.values[lane, :, new] = values[0]
@@ -142,6 +161,19 @@ class PolicyLayer(SlotLayer):
         self.bias[lane, :, :, new] = 0
         seen = (slice(lane, lane + 1), slice(None), slice(chunk.end))
         return self.keys[seen], self.values[seen], causal_lower_right(chunk.tokens, chunk.end)
+
+    def place(self, lane: int, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+        """Hold what was kept of a prompt, in the first slots.
+
+        keys, values: [kv_heads, kept, head_dim]; positions: [kv_heads, kept], FREE where a head keeps fewer
+        """
+        kept = slice(positions.shape[1])
+        self.keys[lane, :, kept] = keys
+        self.values[lane, :, kept] = values
+        self.positions[lane, :, kept] = positions
+        self.bias[lane, :, 0, kept] = torch.zeros_like(positions, dtype=keys.dtype).masked_fill(
+            positions == FREE, -INF
+        )
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         nth = self.cache.held.view(-1, 1, 1).expand(-1, self.geometry.kv_heads, 1)
@@ -213,7 +245,7 @@ class WindowLayer(SlotLayer):
     """A sliding window: position p lies in slot p mod window, where it overwrites the one that left."""
 
     def __init__(self, cache: "ScopeCache", index: int, geometry: LayerGeometry) -> None:
-        super().__init__(cache, index, geometry, cache.shape.layer_slots(geometry))
+        super().__init__(cache, index, geometry, cache.shape.layer_slots(index, geometry))
 
     def read(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Any]:
         lane, window, device = chunk.lane, self.geometry.window, keys.device
@@ -242,6 +274,7 @@ class LaneCount:
 
     schedule: Schedule
     prompt: int = 0  # prompt tokens read
+    kept: tuple[int, ...] | None = None  # of them, those kept in each layer, per KV head; None: all of them
     written: int = 0  # generated tokens written (n)
     held: int = 0  # held of what the schedule limits
     most_held: int = 0
@@ -318,7 +351,7 @@ class ScopeCache:
 
     def tokens_to_eviction(self, lane: int) -> int:
         """How many tokens can be fed at once: the last of them is followed by an eviction, none before it."""
-        count, most = self.count(lane), self.shape.slots
+        count, most = self.count(lane), self.shape.evictable
         if self.policy.scorer.every_step:
             return 1
         due = (
@@ -340,18 +373,50 @@ class ScopeCache:
             self.held[chunk.lane] = count.held
             excess = [0] * len(self.lanes)
             excess[chunk.lane] = count.schedule.excess(count.written, count.held)
-            self._observe_and_evict(excess)
+            self._observe_and_evict(excess, [lane == chunk.lane for lane in range(len(self.lanes))])
             self.next_position[chunk.lane] = chunk.end
         else:
             count.prompt = chunk.end
+            self._hold_prompt(count)
+
+    def fit_prompt(self, prompt_slots: tuple[int, ...]) -> None:
+        """Make the policy layers anew, where a prompt that was read turns out to need other sizes."""
+        if prompt_slots == self.shape.prompt_slots:
+            return
+        assert self.shape.lanes == 1, "lanes share their sizes"
+        self.shape = replace(self.shape, prompt_slots=prompt_slots)
+        for layer in self.policy_layers:
+            fitting = PolicyLayer(self, layer.index, layer.geometry)
+            fitting.queries, fitting.scale = layer.queries, layer.scale
+            fitting.reset(0)
+            self.layers[layer.index] = fitting
+
+    def keep_prompt(self, lane: int, kept: tuple[int, ...]) -> None:
+        """So many prompt tokens are held, by layer, on average over its KV heads."""
+        count = self.count(lane)
+        count.kept = kept
+        self._hold_prompt(count)
+
+    def _hold_prompt(self, count: LaneCount) -> None:
+        """An unprotected prompt is part of what the schedule limits."""
+        if not self.policy.protect_prompt:
+            count.held = count.most_held = self._kept_of(count, next(iter(self.policy_layers), None))
 
     def start_decode(self, lane: int) -> None:
         """The lane's prompt is read; what comes from now on is output."""
         count = self.count(lane)
-        count.held = count.most_held = 0 if self.policy.protect_prompt else count.prompt
         self.held[lane] = count.held
         self.next_position[lane] = count.prompt
         self.running[lane] = 1
+        for layer in self.policy_layers:
+            if layer.received is not None:
+                view = SlotView(self, layer)
+                by_slot = view.positions.new_zeros(view.positions.shape, dtype=torch.float32)
+                where = view.positions[lane].long()  # [kv_heads, slots]
+                got = layer.received.float().gather(1, where.clamp(min=0))
+                by_slot[lane] = got.masked_fill(where < 0, 0)
+                self.policy.scorer.observe_prompt(view, by_slot)
+                layer.received = None
 
     # Decoding
 
@@ -369,7 +434,8 @@ class ScopeCache:
                 count.held += 1
                 count.most_held = max(count.most_held, count.held)
                 excess[lane] = count.schedule.excess(count.written, count.held)
-        self._observe_and_evict(excess)
+        wrote = [count is not None and count.active for count in self.lanes]
+        self._observe_and_evict(excess, wrote)
         self.next_position += self.running
 
     def finish(self, lane: int) -> None:
@@ -377,22 +443,22 @@ class ScopeCache:
         self.count(lane).active = False
         self.running[lane] = 0
 
-    def _observe_and_evict(self, excess: list[int]) -> None:
+    def _observe_and_evict(self, excess: list[int], wrote: list[bool]) -> None:
         """One look at the slots of each layer, where the scorer or an eviction needs one."""
         if not any(excess) and not self.policy.scorer.every_step:
             return
         for layer in self.policy_layers:
-            view = SlotView(self, layer, excess)
+            view = SlotView(self, layer, excess, wrote)
             self.policy.scorer.observe(view)
             if any(excess):
                 layer.evict(self.policy.scores(view), view.is_candidate, excess)
         self.held -= torch.tensor(excess, device=self.device)
-        for lane, (count, leaving) in enumerate(zip(self.lanes, excess, strict=True)):
+        for count, leaving in zip(self.lanes, excess, strict=True):
             if count is not None and leaving:
                 count.held -= leaving
                 count.evictions += 1
                 count.evicted += leaving
-                self.reference_moved_bytes += self.kept_tokens(lane) * self._policy_token_bytes
+                self.reference_moved_bytes += self._held_bytes(count)
 
     # What is counted
 
@@ -401,10 +467,18 @@ class ScopeCache:
         assert count is not None, f"lane {lane} has no prompt"
         return count
 
-    def kept_tokens(self, lane: int) -> int:
-        """Prompt and generated tokens that each KV head of a policy layer holds."""
-        count = self.count(lane)
-        return count.held + (count.prompt if self.policy.protect_prompt else 0)
+    def _kept_of(self, count: LaneCount, layer: SlotLayer | None) -> int:
+        """Prompt tokens that were kept in a layer, on average over its KV heads."""
+        return count.prompt if count.kept is None or layer is None else count.kept[layer.index]
+
+    def _held_bytes(self, count: LaneCount) -> int:
+        """Keys and values of everything that a lane holds in the policy layers."""
+        protect = self.policy.protect_prompt
+        return sum(
+            (count.held + (self._kept_of(count, layer) if protect else 0))
+            * layer.geometry.slot_bytes(self.dtype.itemsize)
+            for layer in self.policy_layers
+        )
 
     def used_slots(self, layer: SlotLayer) -> int:
         """One more than the highest slot that any lane has ever filled, the token being written included."""
@@ -412,7 +486,7 @@ class ScopeCache:
         if isinstance(layer, WindowLayer):
             return min(layer.slots, max((count.prompt + count.written + 1 for count in counts), default=0))
         taken = max((max(count.most_held, count.held + 1) for count in counts), default=0)
-        return min(layer.slots, taken + (self.shape.prompt_slots if self.policy.protect_prompt else 0))
+        return min(layer.slots, taken + self.shape.prompt_slots[layer.index])
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole state, flat: with the lanes' counts, all that a lane's future depends on."""
@@ -430,14 +504,23 @@ class ScopeCache:
         An unprotected prompt is the exception: how much of it is left takes a look at the positions.
         """
         counts = [(lane, count) for lane, count in enumerate(self.lanes) if count is not None]
-        held_bytes = full_bytes = kept_prompt = kept_generated = 0
+        held_bytes = full_bytes = padding_bytes = kept_prompt = kept_generated = 0
         for lane, count in counts:
-            kept, seen = self.kept_tokens(lane), count.prompt + count.written
-            held_bytes += kept * self._policy_token_bytes + self._window_bytes(seen)
+            seen = count.prompt + count.written
+            held_bytes += self._held_bytes(count) + self._window_bytes(seen)
             full_bytes += seen * self._policy_token_bytes + self._window_bytes(seen)
-            prompt = count.prompt if self.policy.protect_prompt else self._live_prompt(lane)
-            kept_prompt += prompt
-            kept_generated += kept - prompt
+            if self.policy.protect_prompt:
+                kept = [self._kept_of(count, layer) for layer in self.policy_layers] or [count.prompt]
+                kept_prompt += round(sum(kept) / len(kept))
+                kept_generated += count.held
+                padding_bytes += sum(
+                    (layer.first_evictable - tokens) * layer.geometry.slot_bytes(self.dtype.itemsize)
+                    for layer, tokens in zip(self.policy_layers, kept, strict=False)
+                )
+            else:
+                prompt = self._live_prompt(lane)
+                kept_prompt += prompt
+                kept_generated += count.held - prompt
         allocated = self.shape.cache_bytes(self.geometry, self.dtype.itemsize)
         slot_bytes = sum(
             self.shape.lanes * layer.slots * layer.geometry.slot_bytes(self.dtype.itemsize)
@@ -446,10 +529,11 @@ class ScopeCache:
         return Reading(
             kept_prompt=kept_prompt,
             kept_generated=kept_generated,
-            slots=self.shape.slots * self.shape.lanes if self.geometry.policy_layers else 0,
+            slots=self.shape.lanes * round(mean(slots)) if (slots := self._policy_slots) else 0,
             held_bytes=held_bytes,
             overhead_bytes=allocated - slot_bytes,
             allocated_bytes=allocated,
+            padding_bytes=padding_bytes,
             full_bytes=full_bytes,
             read_bytes=self.shape.lanes
             * sum(
@@ -517,6 +601,10 @@ class ScopeCache:
             for layer in self.layers
             if isinstance(layer, WindowLayer)
         )
+
+    @property
+    def _policy_slots(self) -> list[int]:
+        return [layer.slots for layer in self.policy_layers]
 
     @property
     def _policy_token_bytes(self) -> int:

@@ -91,4 +91,4 @@ def step(model: PreTrainedModel, cache: ScopeCache, lanes: list[Lane]) -> None:
     for index, lane in enumerate(lanes):
         lane.logits = logits[index : index + 1]
     if cache.device.type != "cpu":
-        cache.host_bytes += 16 * len(lanes)  # an id and a log-probability come back from each lane
+        cache.host_bytes += 12 * len(lanes)  # an id (int64) and a log-probability (float32) come back

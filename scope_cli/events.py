@@ -16,7 +16,7 @@ class Reading:
     Token counts are per KV head of a layer under the policy (every head holds equally many).
     """
 
-    kept_prompt: int  # prompt tokens held
+    kept_prompt: int  # prompt tokens held, an average where layers or heads keep different numbers
     kept_generated: int  # generated tokens held
     slots: int  # places there are, live or not
     held_bytes: int  # keys and values of live slots
@@ -26,9 +26,10 @@ class Reading:
     read_bytes: int  # keys, values and bias that one step's attention reads now
     moved_bytes: int  # copied by cache management since the start; eviction itself copies nothing
     reference_moved_bytes: int  # what an implementation that gathers what it keeps would have copied
-    host_bytes: int  # copied between host and device: prompt ids, then one id per token each way
+    host_bytes: int  # copied between host and device: prompt ids, then an id and a log-probability a token
     evictions: int  # times that something was evicted
     evicted_tokens: int  # generated (or unprotected prompt) tokens evicted, per KV head
+    padding_bytes: int = 0  # allocated for the prompt and of no use: heads and lanes that keep fewer tokens
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from scope_cli import plugins
 from scope_cli.cache import ScopeCache
 from scope_cli.decode import Lane, decode
 from scope_cli.events import Event, Finished, PromptRead, Started
+from scope_cli.geometry import Geometry
 from scope_cli.memory import PeakMeter
 from scope_cli.model import LoadedModel, rope_frequencies
-from scope_cli.plan import RunPlan
+from scope_cli.plan import RunPlan, plan_run
 from scope_cli.prefill import read_prompt
-from scope_cli.profile import DecodeSettings, Profile
+from scope_cli.profile import DecodeSettings, LoadedProfile, Profile
 from scope_cli.sampling import Sampler
 from scope_cli.scorers.base import Policy
 from scope_cli.text import TextStream
@@ -53,6 +54,7 @@ def generate(
             cache,
             prompt,
             plan.schedule,
+            plan=plan.prompt,
             seed=profile.sampling.seed,
             chunk=profile.prefill.chunk,
             interrupted=interrupted,
@@ -82,10 +84,16 @@ def generate(
         )
 
 
+def make_plan(settings: LoadedProfile, geometry: Geometry, prompt_tokens: int) -> RunPlan:
+    """The plan of a run with what the profile's scorer asks the cache to remember."""
+    scorer = policy_of(settings.profile.decode).scorer
+    return plan_run(settings, geometry, prompt_tokens, ring=scorer.ring, memos=len(scorer.memos))
+
+
 def new_cache(loaded: LoadedModel, profile: Profile, plan: RunPlan) -> ScopeCache:
     return ScopeCache(
         loaded.geometry,
-        plan.shape,
+        plan.starting_shape,
         policy_of(profile.decode),
         inv_freq=rope_frequencies(loaded.model),
         dtype=loaded.dtype,
@@ -123,12 +131,28 @@ def new_lane(
 
 def policy_in_words(profile: Profile, plan: RunPlan) -> str:
     decode, schedule = profile.decode, plan.schedule
+    kept = kept_in_words(profile, plan)
     if decode.strategy == "full":
-        return "full: nothing is evicted"
+        return f"full: nothing is evicted{kept}"
     what = f"total budget {decode.total_budget}" if decode.total_budget else f"budget {decode.budget}"
     prompt = "" if decode.protect_prompt else f", prompt not protected ({decode.sinks} sinks)"
-    every = "every token" if schedule.interval == 1 else f"every {schedule.interval} tokens"
-    return f"{decode.strategy}, {what} ({decode.recent} recent), {every}, scorer {decode.scorer.name}{prompt}"
+    interval = min(schedule.interval, decode.budget - schedule.recent + 1)  # what the budget leaves room for
+    every = "every token" if interval == 1 else f"every {interval} tokens"
+    return f"{decode.strategy}, {what} ({schedule.recent} recent), {every}, scorer {decode.scorer.name}{prompt}{kept}"
+
+
+def kept_in_words(profile: Profile, plan: RunPlan) -> str:
+    """What is done to the prompt, where anything is."""
+    prefill, prompt = profile.prefill, plan.prompt
+    if prefill.method.name == "full" and not prefill.wrap:
+        return ""
+    names = " with ".join([prefill.method.name, *(wrapper.name for wrapper in prefill.wrap)])
+    if not prompt.staged:
+        return f", prompt {names}: kept whole"
+    if any(wrapper.finds_budget for wrapper in prompt.wrappers):
+        return f", prompt {names}: as much as it takes"
+    kept = [tokens for tokens in prompt.kept if tokens]
+    return f", prompt {names}: {round(sum(kept) / len(kept))} of {prompt.prompt_tokens} tokens"
 
 
 def versions() -> dict[str, str]:

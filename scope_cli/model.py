@@ -131,6 +131,8 @@ def _refusal(config: PreTrainedConfig, text: PreTrainedConfig) -> str:
         return "an encoder reads the prompt, there is no prompt in the decoder's cache"
     if getattr(text, "attn_logit_softcapping", None) is not None:
         return "attention logits are capped (attn_logit_softcapping)"
+    if text.model_type == "gpt_oss":
+        return "attention has learned sinks"
     if getattr(text, "kv_lora_rank", None) is not None:
         return "keys and values are compressed together (kv_lora_rank)"
     if getattr(text, "max_position_embeddings", None) is None:

@@ -1,11 +1,20 @@
-"""Profile, geometry and prompt length in; planned tokens, slots and bytes out. No torch: arithmetic alone."""
+"""Profile, geometry and prompt length in; planned tokens, slots and bytes out: arithmetic alone."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING
+
+from scope_cli import plugins
 from scope_cli.errors import UsageError
 from scope_cli.geometry import Geometry, LayerGeometry
-from scope_cli.profile import LoadedProfile
+from scope_cli.profile import LoadedProfile, PrefillSettings
 from scope_cli.schedule import Schedule
+
+if TYPE_CHECKING:
+    from scope_cli.prefills.base import Prefill
+    from scope_cli.wrappers.base import Wrapper
 
 POSITION_BYTES = 4  # positions and slot lists are int32
 MEMO_BYTES = 4  # float32
@@ -17,23 +26,24 @@ class CacheShape:
     """The sizes of every buffer of a cache."""
 
     lanes: int
-    prompt_slots: int  # of a policy layer; the slots after them hold generated tokens
-    slots: int
-    evictable: int  # how many of the slots, counted from the end, an eviction may free
+    prompt_slots: tuple[int, ...]  # of each layer, never evicted; 0 where the prompt is not protected
+    evictable: int  # slots after them, of each policy layer, which an eviction may free
     context: int  # prompt and output tokens at most: a sliding window never needs more slots
     ring: int = 1  # queries remembered per lane and layer
     memos: int = 0  # float32 values beside each slot of a policy layer
 
-    def layer_slots(self, layer: LayerGeometry) -> int:
-        return self.slots if layer.kind == "full" else min(layer.window, self.context)
+    def layer_slots(self, index: int, layer: LayerGeometry) -> int:
+        if layer.kind == "full":
+            return self.prompt_slots[index] + self.evictable
+        return min(layer.window, self.context)
 
     def slot_list(self, layer: LayerGeometry) -> int:
         """Entries of a layer's list of free slots; a sliding window overwrites in order and needs none."""
         return self.evictable if layer.kind == "full" else 0
 
-    def layer_bytes(self, layer: LayerGeometry, dtype_bytes: int) -> int:
+    def layer_bytes(self, index: int, layer: LayerGeometry, dtype_bytes: int) -> int:
         """Keys, values, positions, bias, slot list, memos and query ring of one layer, all lanes."""
-        slots = self.layer_slots(layer)
+        slots = self.layer_slots(index, layer)
         per_head = slots * (POSITION_BYTES + dtype_bytes) + self.slot_list(layer) * POSITION_BYTES
         ring = 0
         if layer.kind == "full":
@@ -46,7 +56,42 @@ class CacheShape:
         counters = self.lanes * COUNTER_BYTES * 4  # next position, held, running, seed
         ring_positions = self.lanes * COUNTER_BYTES * self.ring
         return (
-            counters + ring_positions + sum(self.layer_bytes(layer, dtype_bytes) for layer in geometry.layers)
+            counters
+            + ring_positions
+            + sum(self.layer_bytes(index, layer, dtype_bytes) for index, layer in enumerate(geometry.layers))
+        )
+
+
+@dataclass(frozen=True)
+class PromptPlan:
+    """How a prompt is read and what stays of it."""
+
+    method: Prefill
+    wrappers: tuple[Wrapper, ...]
+    prompt_tokens: int
+    window: int  # the last prompt tokens, always kept
+    kept: tuple[
+        int, ...
+    ]  # prompt tokens per KV head, by layer (0 for a sliding window); an average for adakv
+    staged: bool  # read into buffers of its own, from which the kept tokens are copied
+    late: bool  # how many slots each layer needs is known only when the prompt has been read
+
+    @property
+    def ring(self) -> int:
+        """How many of the prompt's last queries somebody looks at."""
+        wanted = [self.method.ring(self.window), *(wrapper.ring(self.window) for wrapper in self.wrappers)]
+        return min(self.prompt_tokens, max(wanted))
+
+    def staging_bytes(self, geometry: Geometry, dtype_bytes: int) -> int:
+        """Keys, values, last queries and sums of the whole prompt, until what stays is known."""
+        if not self.staged:
+            return 0
+        return sum(
+            self.prompt_tokens * layer.slot_bytes(dtype_bytes)
+            + self.ring * layer.heads * layer.head_dim * dtype_bytes
+            + sum(prod(size) for size in self.method.memos(layer, self.prompt_tokens).values()) * MEMO_BYTES
+            for layer in geometry.layers
+            if layer.kind == "full"
         )
 
 
@@ -56,8 +101,21 @@ class RunPlan:
     max_new_tokens: int
     ends_with_context: bool  # the planned length is what the model's context leaves, not what was asked for
     schedule: Schedule
-    shape: CacheShape
+    shape: CacheShape  # where the prompt decides (`prompt.late`), the largest that it can become
+    prompt: PromptPlan
     notes: tuple[str, ...]
+
+    @property
+    def starting_shape(self) -> CacheShape:
+        """What is allocated before the prompt is read."""
+        if not self.prompt.late:
+            return self.shape
+        return replace(self.shape, prompt_slots=(0,) * len(self.shape.prompt_slots))
+
+    def peak_bytes(self, geometry: Geometry, dtype_bytes: int) -> int:
+        """The cache and, while the prompt is read, the buffers it is staged in."""
+        staged = self.prompt.staging_bytes(geometry, dtype_bytes)
+        return self.shape.cache_bytes(geometry, dtype_bytes) + staged
 
 
 def plan_run(
@@ -93,13 +151,17 @@ def plan_run(
     notes = []
     if asked is not None and asked > left:
         notes.append(f"output cut from {asked:,} to {planned:,} tokens: all that the model's context leaves")
-    schedule = Schedule.of(profile.decode, planned, kept_prompt=prompt_tokens)
+    prompt = plan_prompt(profile.prefill, geometry, prompt_tokens, lanes)
+    notes += prompt_notes(profile.prefill, prompt)
+    kept = max(prompt.kept, default=0) if geometry.policy_layers else prompt_tokens
+    schedule = Schedule.of(profile.decode, planned, kept_prompt=kept)
     if profile.decode.strategy != "full" and not geometry.policy_layers:
         notes.append(
             "every layer of this model has a sliding window of its own: the strategy has nothing to govern"
         )
-    protect = profile.decode.protect_prompt
-    slots = prompt_tokens + schedule.most_held if protect else schedule.most_held
+    most = prompt.kept
+    for wrapper in prompt.wrappers if prompt.staged else ():
+        most = tuple(wrapper.most(tokens, prompt_tokens) for tokens in most)
     return RunPlan(
         prompt_tokens=prompt_tokens,
         max_new_tokens=planned,
@@ -107,12 +169,60 @@ def plan_run(
         schedule=schedule,
         shape=CacheShape(
             lanes=lanes,
-            prompt_slots=prompt_tokens,
-            slots=slots,
-            evictable=slots - prompt_tokens if protect else slots,
+            prompt_slots=most if profile.decode.protect_prompt else (0,) * len(geometry.layers),
+            evictable=schedule.most_held,
             context=prompt_tokens + planned,
             ring=ring,
             memos=memos,
         ),
+        prompt=prompt,
         notes=tuple(notes),
     )
+
+
+def plan_prompt(settings: PrefillSettings, geometry: Geometry, prompt_tokens: int, lanes: int) -> PromptPlan:
+    """How many prompt tokens each layer keeps, as far as sizes alone decide it."""
+    method: Prefill = plugins.build("prefills", settings.method.name, settings.method.options)
+    wrappers: tuple[Wrapper, ...] = tuple(
+        plugins.build("wrappers", wrapper.name, wrapper.options) for wrapper in settings.wrap
+    )
+    budget = prompt_tokens
+    if method.compresses and not any(wrapper.finds_budget for wrapper in wrappers):
+        budget = tokens_of(settings.budget, prompt_tokens, settings.window)
+    governed = [index for index, layer in enumerate(geometry.layers) if layer.kind == "full"]
+    by_layer = [0] * len(geometry.layers)
+    budgets = [prompt_tokens] * len(governed)
+    if budget < prompt_tokens and governed:
+        budgets = method.budgets(budget, prompt_tokens, settings.window, len(governed))
+    for index, tokens in zip(governed, budgets, strict=True):
+        by_layer[index] = tokens
+    compresses = budget < prompt_tokens or any(wrapper.finds_budget for wrapper in wrappers)
+    fits = prompt_tokens <= settings.window or not governed
+    staged = not fits and (compresses or any(wrapper.rewrites for wrapper in wrappers))
+    late = staged and any(wrapper.late for wrapper in wrappers)
+    if late and lanes > 1:
+        names = ", ".join(wrapper.name for wrapper in settings.wrap)
+        raise UsageError(
+            f"prefill.wrap ({names}) gives every prompt buffers of its own size", "run one lane at a time"
+        )
+    return PromptPlan(method, wrappers, prompt_tokens, settings.window, tuple(by_layer), staged, late)
+
+
+def tokens_of(budget: int | str | None, prompt_tokens: int, window: int) -> int:
+    """A budget in tokens: 1024, or "25%" of the prompt, at least the window and at most the prompt."""
+    assert budget is not None, "the profile was checked"
+    if isinstance(budget, str):
+        budget = max(window, int(prompt_tokens * float(budget.removesuffix("%")) / 100))
+    return min(budget, prompt_tokens)
+
+
+def prompt_notes(settings: PrefillSettings, prompt: PromptPlan) -> list[str]:
+    notes = []
+    if not prompt.method.compresses and settings.budget is not None:
+        notes.append(f"prefill.budget has no effect: {settings.method.name} keeps the whole prompt")
+    notes += [
+        f"{plugin.name}: {wrapper.frees_nothing}"
+        for plugin, wrapper in zip(settings.wrap, prompt.wrappers, strict=True)
+        if wrapper.frees_nothing and prompt.staged
+    ]
+    return notes

@@ -1,7 +1,8 @@
 """A plug-in's name and options in, a checked instance out. To register one, add its file.
 
-The scorers live in `scope_cli/scorers/`, the prefill methods in `scope_cli/prefills/`, one file each, named
-as the plug-in is; `base.py` and files starting with `_` are not plug-ins. Listing names imports nothing.
+Scorers live in `scope_cli/scorers/`, prefill methods in `prefills/`, what wraps them in `wrappers/`: one file
+each, named as the plug-in is; `base.py` and files starting with `_` are not plug-ins. Listing names imports
+nothing.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ _registered: dict[tuple[str, str], type] = {}
 
 
 def names(kind: str) -> list[str]:
-    """The plug-ins of a kind ("scorers" or "prefills"), by the files in its folder."""
+    """The plug-ins of a kind ("scorers", "prefills", "wrappers"), by the files in its folder."""
     files = (Path(__file__).parent / kind).glob("*.py")
     return sorted(file.stem for file in files if file.stem != "base" and not file.stem.startswith("_"))
 

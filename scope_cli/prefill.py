@@ -8,7 +8,9 @@ from transformers import PreTrainedModel
 
 from scope_cli.cache import ScopeCache
 from scope_cli.events import PromptProgress
+from scope_cli.plan import PromptPlan
 from scope_cli.schedule import Schedule
+from scope_cli.staging import Staging
 
 CPU_CHUNK = 512  # tokens: a CPU takes about a second for them, and Ctrl-C is heard between two chunks
 
@@ -20,6 +22,7 @@ def read_prompt(
     prompt_ids: Tensor,
     schedule: Schedule,
     *,
+    plan: PromptPlan | None = None,
     lane: int = 0,
     seed: int = 0,
     chunk: int = 2048,
@@ -27,9 +30,11 @@ def read_prompt(
 ) -> Generator[PromptProgress, None, Tensor | None]:
     """Read a prompt into a lane, reporting after each chunk.
 
-    prompt_ids: [1, prompt_tokens]; returns the logits of the last token, [1, vocab], or None when interrupted
+    prompt_ids: [1, prompt_tokens]; plan: what stays of it, all where there is none
+    returns the logits of the last token, [1, vocab], or None when interrupted
     """
     cache.start_prompt(lane, schedule, seed)
+    staging = Staging(cache, lane, plan, seed) if plan is not None and plan.staged else None
     if cache.device.type == "cpu":
         chunk = min(chunk, CPU_CHUNK)
     else:
@@ -38,11 +43,17 @@ def read_prompt(
     for ids in prompt_ids.to(cache.device).split(chunk, dim=1):
         positions = cache.start_chunk(lane, ids.shape[1])
         logits = model(
-            input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1, scope_cache=cache
+            input_ids=ids,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=1,
+            scope_cache=staging or cache,
         ).logits[:, -1]
         cache.end_chunk()
         yield PromptProgress(lane, cache.count(lane).prompt, prompt_ids.shape[1])
         if interrupted():
             return None
+    if staging is not None:
+        staging.settle()
     cache.start_decode(lane)
     return logits

@@ -4,6 +4,7 @@ Found by path, then by name in ./profiles, then among those shipped. What `--set
 say is laid over the file, and the result is checked as a whole.
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,32 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 from typing_extensions import TypeIs
 
 from scope_cli import plugins
 from scope_cli.errors import ProfileError
 from scope_cli.names import did_you_mean
 
-Strategy = Literal["full", "slide", "adaptive", "discontinuous"]
+Strategy = Literal["full", "slide", "adaptive", "discontinuous", "rpc"]
 DEFAULT_PROFILE = "default"
+PARSING = {  # pydantic's kinds of errors, by how they begin
+    "int_": "a whole number",
+    "float_": "a number",
+    "bool_": "true or false",
+    "string_type": "a text",
+    "string_too_short": "a text that is not empty",
+    "tuple_type": "a list",
+}
 
 
 class Settings(BaseModel):
@@ -83,13 +101,85 @@ class PromptSettings(Settings):
     raw: bool = Field(False, description="feed the prompt as it is, without the model's chat template")
 
 
+def _tokens_or_share(value: Any) -> Any:
+    """A budget of prompt tokens as it stands in YAML."""
+    if value is None or (type(value) is int and value >= 1):
+        return value
+    if isinstance(value, str) and value.isdecimal() and int(value) >= 1:
+        return int(value)
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", value) and 0 < float(value[:-1]) <= 100:
+        return value
+    raise PydanticCustomError(
+        "budget", 'a budget is a number of tokens, or a share of the prompt such as "25%"'
+    )
+
+
 class PrefillSettings(Settings):
     method: Plugin = Field(
         Plugin(name="full"), description="what is done once to the prompt's cache; see `scope prefills`"
     )
+    budget: Annotated[int | str | None, BeforeValidator(_tokens_or_share)] = Field(
+        None,
+        description='prompt tokens that each KV head keeps on average: a number, or a share such as "25%"; '
+        "a prompt that fits is kept whole",
+    )
+    window: int = Field(
+        32, ge=1, description="the last prompt tokens, always kept; their queries rank the others"
+    )
+    wrap: tuple[Plugin, ...] = Field(
+        (),
+        description="what goes around the method: adakv, mass, think; see `scope prefills`",
+    )
     chunk: int = Field(
         2048, ge=1, description="prompt tokens read at once; on a CPU at most 512, so that Ctrl-C is heard"
     )
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Plug-ins are asked only where something other than the default is set: they import torch."""
+        plain = self.method.name == "full" and not self.wrap
+        pairs = [("prefills", self.method), *(("wrappers", wrapper) for wrapper in self.wrap)]
+        if plain or any(any(plugin.problems(kind)) for kind, plugin in pairs):
+            return
+        method, *wrappers = (plugins.build(kind, plugin.name, plugin.options) for kind, plugin in pairs)
+        names = [wrapper.name for wrapper in self.wrap]
+        if len(set(names)) < len(names):
+            yield "wrap", f"names {', '.join(names)}; each wrapper goes once"
+        if not method.compresses:
+            for name, wrapper in zip(names, wrappers, strict=True):
+                if wrapper.divides_heads or wrapper.divides_layers:
+                    yield (
+                        "wrap",
+                        f"{name} divides a budget; {self.method.name} keeps everything: set prefill.method",
+                    )
+            return
+        dividing = [
+            plugin.name
+            for (_, plugin), one in zip(pairs, [method, *wrappers], strict=True)
+            if one.divides_layers
+        ]
+        if len(dividing) > 1:
+            yield "wrap", f"{' and '.join(dividing)} both divide the budget between the layers: choose one"
+        finds_budget = any(wrapper.finds_budget for wrapper in wrappers)
+        if self.budget is None and not finds_budget:
+            yield (
+                "budget",
+                f"is null; {self.method.name} needs to know how many prompt tokens stay: a number, "
+                "or a share such as 25%",
+            )
+        if self.budget is not None and finds_budget:
+            yield "budget", f"is {self.budget}; with tau, mass finds its own: take one of the two away"
+        if isinstance(self.budget, int) and self.window > self.budget:
+            yield "window", f"is {self.window}; it is part of the budget ({self.budget}) and cannot be larger"
+
+    def uneven(self) -> str | None:
+        """The plug-in, if any, that makes heads or layers keep different numbers of prompt tokens."""
+        plugged = [] if self.method.name == "full" else [("prefills", self.method)]
+        for kind, plugin in [*plugged, *(("wrappers", wrapper) for wrapper in self.wrap)]:
+            if plugin.name in plugins.names(kind):
+                cls = plugins.plugin_class(kind, plugin.name)
+                if cls.divides_layers or getattr(cls, "divides_heads", False):
+                    return plugin.name
+        return None
 
 
 class DecodeSettings(Settings):
@@ -98,9 +188,15 @@ class DecodeSettings(Settings):
         Plugin(name="attention"), description="which generated tokens are kept; see `scope scorers`"
     )
     budget: int = Field(2048, ge=1, description="generated tokens that each KV head of a layer may hold")
-    recent: int = Field(256, ge=1, description="the newest of them, never evicted")
-    interval: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        "auto", description="tokens between two evictions; auto: 64, and discontinuous computes its own"
+    recent: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="the newest of them, never evicted; auto: half the budget, at most 256"
+    )
+    interval: Literal["auto", "discontinuous"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="tokens between two evictions; auto: 64; discontinuous: (length - recent) / heavy hitters",
+    )
+    ratio: int = Field(
+        4, ge=1, description="rpc alone: one token in `ratio` is kept, whatever the budget says"
     )
     protect_prompt: bool = Field(
         True, description="false: prompt tokens may be evicted too (the unified baseline)"
@@ -123,18 +219,18 @@ class DecodeSettings(Settings):
     )
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.strategy != "full" and self.recent > self.budget:
+        if self.strategy != "full" and self.recent_tokens > self.budget:
             yield "recent", f"is {self.recent}; it is part of the budget ({self.budget}) and cannot be larger"
-        if self.strategy == "discontinuous":
-            if self.recent == self.budget:
+        if "discontinuous" in (self.strategy, self.interval):
+            if self.recent_tokens == self.budget:
                 yield (
                     "recent",
                     f"is the whole budget ({self.budget}); discontinuous needs room for heavy hitters",
                 )
-            if self.interval != "auto":
+            if self.interval not in ("auto", "discontinuous"):
                 yield (
                     "interval",
-                    f"is {self.interval}; discontinuous computes its own (auto), adaptive takes one",
+                    f"is {self.interval}; discontinuous computes its own: --interval auto",
                 )
         if self.protect_prompt:
             if self.total_budget is not None:
@@ -144,11 +240,13 @@ class DecodeSettings(Settings):
                 )
             if self.sinks:
                 yield "sinks", "needs protect_prompt: false; a protected prompt is kept whole"
-        elif self.total_budget is not None and self.sinks + self.recent > self.total_budget:
-            yield (
-                "total_budget",
-                f"is {self.total_budget}; sinks and recent alone are {self.sinks + self.recent}",
-            )
+        elif self.total_budget is not None and self.sinks + self.recent_tokens > self.total_budget:
+            least = self.sinks + self.recent_tokens
+            yield "total_budget", f"is {self.total_budget}; sinks and recent alone are {least}"
+
+    @property
+    def recent_tokens(self) -> int:
+        return max(1, min(256, self.budget // 2)) if self.recent == "auto" else self.recent
 
 
 class SamplingSettings(Settings):
@@ -198,11 +296,19 @@ class Profile(Settings):
                 yield f"{key}.{inner}", text
         for key, plugin, kind in (
             ("prefill.method", self.prefill.method, "prefills"),
+            *(("prefill.wrap", wrapper, "wrappers") for wrapper in self.prefill.wrap),
             ("decode.scorer", self.decode.scorer, "scorers"),
         ):
             for option, text in plugin.problems(kind):
                 yield f"{key}.{option}".rstrip("."), text
-        if self.decode.strategy in ("adaptive", "discontinuous") and self.sampling.max_new_tokens is None:
+        if not self.decode.protect_prompt and (uneven := self.prefill.uneven()):
+            yield (
+                "decode.protect_prompt",
+                f"is false; then every head keeps equally many prompt tokens, and {uneven} divides them",
+            )
+        planned = "discontinuous" in (self.decode.strategy, self.decode.interval)
+        planned = planned or self.decode.strategy == "adaptive"
+        if planned and self.sampling.max_new_tokens is None:
             yield (
                 "sampling.max_new_tokens",
                 f"is null; {self.decode.strategy} grows its allowance up to a planned length",
@@ -387,6 +493,9 @@ def _in_words(error: dict[str, Any], known: list[str]) -> str:
         return f"is {value!r}; a device is auto, cpu, mps, cuda or cuda:N"
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return f"is {value!r}, and has to be a mapping of keys"
+    for prefix, wanted in PARSING.items():
+        if kind.startswith(prefix):
+            return f"is {value!r}, and has to be {wanted}"
     return f"is {value!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
@@ -418,7 +527,7 @@ def _type_text(annotation: Any) -> str:
     if get_origin(annotation) is Annotated:
         return _type_text(get_args(annotation)[0])
     if get_origin(annotation) is tuple:
-        return "list of texts"
+        return "list of names, {name, options}" if get_args(annotation)[0] is Plugin else "list of texts"
     return {"str": "text", "int": "whole number", "float": "number", "bool": "true, false"}.get(
         annotation.__name__, "name, {name, options}"
     )

@@ -28,6 +28,7 @@ class Schedule:
     base: int = 0  # prompt tokens that the limit counts as well
     floor: int = 0  # of them, those that cannot be evicted
     total: int | None = None  # a limit on everything held, in place of base + allowed
+    ratio: int = 4  # rpc: one generated token in `ratio` is kept
 
     @classmethod
     def of(cls, decode: DecodeSettings, planned: int, kept_prompt: int) -> "Schedule":
@@ -36,12 +37,13 @@ class Schedule:
         return cls(
             strategy=decode.strategy,
             budget=decode.budget,
-            recent=decode.recent,
+            recent=decode.recent_tokens,
             interval=_interval(decode, planned),
             planned=planned,
             base=kept_prompt if unified else 0,
             floor=min(decode.sinks, kept_prompt) if unified else 0,
             total=decode.total_budget,
+            ratio=decode.ratio,
         )
 
     def allowed(self, n: int) -> int | None:
@@ -50,6 +52,10 @@ class Schedule:
             return None
         if self.strategy == "slide":
             return self.budget
+        if (
+            self.strategy == "rpc"
+        ):  # Reasoning Path Compression (arXiv 2505.13866): n / c, looked at every interval
+            return self.recent + n // self.ratio + self.interval - 1
         if self.planned <= self.budget:
             return None
         heavy = self.budget - self.recent
@@ -78,11 +84,12 @@ class Schedule:
             return self.base + self.planned
         if self.total is not None:  # the whole prompt is read before the first eviction
             return max(self.base + 1, min(self.total + 1, self.base + self.planned))
-        return self.base + min(self.budget + 1, self.planned)
+        largest = self.allowed(self.planned)
+        return self.base + min(self.planned if largest is None else largest + 1, self.planned)
 
 
 def _interval(decode: DecodeSettings, planned: int) -> int:
     """discontinuous: ceil((T - R) / H), about H evictions in all (SCOPE, section 3.3)."""
-    if decode.strategy == "discontinuous":
-        return max(1, ceil((planned - decode.recent) / (decode.budget - decode.recent)))
+    if "discontinuous" in (decode.strategy, decode.interval):
+        return max(1, ceil((planned - decode.recent_tokens) / (decode.budget - decode.recent_tokens)))
     return AUTO_INTERVAL if decode.interval == "auto" else decode.interval

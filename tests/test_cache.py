@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scope_cli.cache import FREE, PolicyLayer
-from scope_cli.generate import new_cache
+from scope_cli.generate import new_cache, policy_of
 from scope_cli.model import LoadedModel, OpenedModel, geometry_of
 from scope_cli.plan import plan_run
 from scope_cli.prefill import read_prompt
@@ -14,8 +14,8 @@ from tests.test_decode import finish
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
-def loaded_tiny(tmp_path, family="llama") -> LoadedModel:
-    model = tiny_model(family, torch.float32)
+def loaded_tiny(tmp_path, family="llama", dtype=torch.float32) -> LoadedModel:
+    model = tiny_model(family, dtype)
     opened = OpenedModel(
         name=family,
         folder=ModelFolder(family, tmp_path, "made in the test"),
@@ -23,7 +23,7 @@ def loaded_tiny(tmp_path, family="llama") -> LoadedModel:
         tokenizer=tiny_tokenizer(),
         geometry=geometry_of(model.config),
         device=torch.device("cpu"),
-        dtype=torch.float32,
+        dtype=dtype,
         weight_bytes=0,
         load_in=None,
     )
@@ -39,7 +39,8 @@ def walk(loaded, tokens, prompt_tokens=30, **settings):
         **{f"decode.{key}": value for key, value in settings.items()},
     }
     profile = load_profile("default", keys)
-    plan = plan_run(profile, loaded.geometry, prompt_tokens, ring=1)
+    scorer = policy_of(profile.profile.decode).scorer
+    plan = plan_run(profile, loaded.geometry, prompt_tokens, ring=scorer.ring, memos=len(scorer.memos))
     cache = new_cache(loaded, profile.profile, plan)
     prompt = torch.randint(0, 256, (1, prompt_tokens))
     finish(read_prompt(loaded.model, cache, prompt, plan.schedule))

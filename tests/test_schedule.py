@@ -83,6 +83,19 @@ def test_discontinuous_evicts_about_as_often_as_there_are_heavy_hitters():
     assert set(late) <= {15, 16, 17}
 
 
+def test_any_strategy_can_look_as_seldom_as_discontinuous():
+    slide = Schedule.of(DecodeSettings(budget=512, recent=256, interval="discontinuous"), 4096, 0)
+    assert slide.interval == 15 and slide.allowed(300) == 512
+
+
+def test_rpc_keeps_one_token_in_four_and_the_recent_ones():
+    rpc = Schedule.of(DecodeSettings(strategy="rpc", recent=32, interval=128, ratio=4), 4000, 0)
+    after = {n: held - excess for n, held, excess in walk(rpc, 3999) if excess}
+    assert all(kept == 32 + n // 4 for n, kept in after.items())
+    assert 20 <= len(after) <= 32
+    assert max(held for _, held, _ in walk(rpc, 3999)) <= rpc.most_held < 1200
+
+
 def test_a_total_budget_counts_the_prompt_and_lets_it_be_read_first():
     decode = DecodeSettings(budget=50, recent=8, interval=1, protect_prompt=False, sinks=4, total_budget=60)
     schedule = Schedule.of(decode, 500, 200)

@@ -61,6 +61,8 @@ def generate_command(
     device: o.Device = None,
     load_in: o.LoadIn = None,
     strategy: o.Strategy = None,
+    prefill: o.Prefill = None,
+    prefill_budget: o.PrefillBudget = None,
     scorer: o.Scorer = None,
     budget: o.Budget = None,
     recent: o.Recent = None,
@@ -92,7 +94,7 @@ def generate_command(
         budget=budget, recent=recent, interval=interval, max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens, ignore_eos=ignore_eos, stop=stop, stop_on_loop=stop_on_loop, seed=seed,
         temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty,
-        system=system, raw=raw,
+        system=system, raw=raw, prefill=prefill, prefill_budget=prefill_budget,
     )  # fmt: skip
     if append and force:
         raise UsageError("--append and --force exclude each other")
@@ -175,16 +177,13 @@ def run(settings: "LoadedProfile", text: str, sinks: "list[Sink]", offline: bool
     """Open the model, plan, load, generate; the exit code."""
     say = no_word if quiet else tell
 
-    from scope_cli import plugins
-    from scope_cli.generate import generate
+    from scope_cli.generate import generate, make_plan
     from scope_cli.model import open_model
-    from scope_cli.plan import plan_run
 
     profile = settings.profile
     opened = open_model(profile.model, offline, say)
     prompt_ids = opened.encode(text, profile.prompt)
-    scorer = plugins.build("scorers", profile.decode.scorer.name, profile.decode.scorer.options)
-    plan = plan_run(settings, opened.geometry, len(prompt_ids), ring=scorer.ring, memos=len(scorer.memos))
+    plan = make_plan(settings, opened.geometry, len(prompt_ids))
     check_memory(opened, plan)
     loaded = opened.load()
     with Interruption() as interruption:
@@ -214,7 +213,7 @@ def check_memory(opened: "OpenedModel", plan: "RunPlan") -> None:
     from scope_cli.memory import free_bytes
     from scope_cli.units import as_bytes
 
-    cache = plan.shape.cache_bytes(opened.geometry, opened.dtype.itemsize)
+    cache = plan.peak_bytes(opened.geometry, opened.dtype.itemsize)
     needed, free = opened.weight_bytes + cache, free_bytes(opened.device)
     if needed > free:
         cheaper = (

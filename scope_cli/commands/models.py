@@ -48,7 +48,7 @@ def pull(name: Name) -> None:
 @app.command()
 def show(
     name: Name,
-    offline: Annotated[bool, typer.Option(help="Never use the network.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
     as_json: Json = False,
 ) -> None:
     """The shape of a model and what its cache costs; fetches the model if need be."""

@@ -26,28 +26,35 @@ def option(*names: str, panel: str, help: str, **more: Any) -> Any:
 Model = Annotated[
     str | None, option("--model", "-m", panel=MODEL, help="Name, folder, GGUF file or hub name.")
 ]
-Dtype = Annotated[str | None, option("--dtype", panel=MODEL, help="auto, float32, bfloat16, float16.")]
+Dtype = Annotated[str | None, option("--dtype", panel=MODEL, help="auto, float32, bfloat16, float16 or float64.")]
 Device = Annotated[str | None, option("--device", panel=MODEL, help="auto, cpu, cuda, cuda:N, mps.")]
 LoadIn = Annotated[str | None, option("--load-in", panel=MODEL, help="8bit or 4bit weights (bitsandbytes).")]
 
 Strategy = Annotated[
     str | None, option("--strategy", panel=POLICY, help="full, slide, adaptive or discontinuous.")
 ]
+Prefill = Annotated[
+    str | None, option("--prefill", panel=POLICY, help="What is kept of the prompt: `scope prefills`.")
+]
+PrefillBudget = Annotated[
+    str | None,
+    option("--prefill-budget", panel=POLICY, help="Prompt tokens each KV head keeps: a number, or 25%."),
+]
 Scorer = Annotated[str | None, option("--scorer", panel=POLICY, help="Which tokens stay: `scope scorers`.")]
 Budget = Annotated[
-    int | None, option("--budget", panel=POLICY, help="Generated tokens each KV head may hold.")
+    int | None, option("--budget", panel=POLICY, help="Generated tokens each KV head may hold (2048).")
 ]
-Recent = Annotated[int | None, option("--recent", panel=POLICY, help="The newest of them, never evicted.")]
+Recent = Annotated[int | None, option("--recent", panel=POLICY, help="The newest of the budget, never evicted (half, at most 256).")]
 Interval = Annotated[
-    str | None, option("--interval", panel=POLICY, help="Tokens between two evictions, or auto.")
+    str | None, option("--interval", panel=POLICY, help="Tokens between two evictions (auto: 64).")
 ]
 
 MaxNewTokens = Annotated[
     int | None,
-    option("--max-new-tokens", "-n", panel=SAMPLING, help="Planned length of the output, in tokens."),
+    option("--max-new-tokens", "-n", panel=SAMPLING, help="Planned length of the output, in tokens (4096)."),
 ]
 MinNewTokens = Annotated[
-    int | None, option("--min-new-tokens", panel=SAMPLING, help="The model may not end before.")
+    int | None, option("--min-new-tokens", panel=SAMPLING, help="The model may not end before that many.")
 ]
 IgnoreEos = Annotated[bool, option("--ignore-eos", panel=SAMPLING, help="The model may never end by itself.")]
 Stop = Annotated[list[str], option("--stop", panel=SAMPLING, help="End before this text. Repeatable.")]
@@ -73,6 +80,8 @@ KEYS = {
     "device": "model.device",
     "load_in": "model.load_in",
     "strategy": "decode.strategy",
+    "prefill": "prefill.method",
+    "prefill_budget": "prefill.budget",
     "scorer": "decode.scorer",
     "budget": "decode.budget",
     "recent": "decode.recent",

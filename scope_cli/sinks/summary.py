@@ -51,8 +51,12 @@ def summary_lines(run: Finished) -> Iterator[tuple[str, str]]:
         f"{as_bytes(moved)} moved, {as_bytes(reference - moved)} saved of {as_bytes(reference)}, "
         f"{as_bytes(reading.host_bytes)} host",
     )
-    kept = f"{reading.kept_prompt:,} prompt + {reading.kept_generated:,} generated tokens"
-    yield "kept:", f"{kept} / {reading.slots:,} slots"
+    written = max(0, run.output_tokens - 1)  # the last token was not needed again
+    yield (
+        "kept:",
+        f"{reading.kept_prompt:,} of {run.prompt_tokens:,} prompt tokens, "
+        f"{reading.kept_generated:,} of {written:,} generated, in {reading.slots:,} slots",
+    )
     yield "evicted:", f"{reading.evicted_tokens:,} tokens in {reading.evictions:,} evictions"
     if run.loop:
         yield "loop:", _loop(run.loop)
@@ -67,7 +71,7 @@ def _phase(tokens: int, seconds: float, peak_bytes: int) -> str:
 def _loop(loop: Loop) -> str:
     end = "the end" if loop.to_the_end else f"token {loop.start + loop.tokens:,}"
     where = f"from token {loop.start + 1:,} to {end} ({loop.tokens:,} tokens)"
-    return f"repeats itself: period {loop.period:,}, {where}"
+    return f"repeats itself: period {loop.period:,}, {where}; --stop-on-loop ends such a run"
 
 
 def _audit(audit: Audit) -> str:

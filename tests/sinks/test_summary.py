@@ -17,15 +17,15 @@ def printed(events, **console) -> str:
 
 
 def test_the_summary_of_a_piped_run_is_plain_aligned_text(events_of_a_run):
-    assert printed(events_of_a_run(["x"] * 100)) == (
+    assert printed(events_of_a_run(["x"] * 1328)) == (
         "tiny, cpu float32, slide, budget 256\n"
         "prompt:    3,210 tokens in 5.6 s, 573 tokens/s, peak 1.00 GiB\n"
-        "output:    100 tokens in 5.0 s, 20.0 tokens/s, peak 1.50 GiB\n"
+        "output:    1,328 tokens in 1:06, 20.0 tokens/s, peak 1.50 GiB\n"
         "finish:    length\n"
         "KV held:   12.00 MiB / 96.00 MiB full cache (12.5%)\n"
         "KV memory: 14.00 MiB allocated, 768.00 KiB overhead, 13.00 MiB read per step\n"
         "transfer:  1.00 MiB moved, 5.00 GiB saved of 5.00 GiB, 25.08 KiB host\n"
-        "kept:      3,210 prompt + 256 generated tokens / 3,467 slots\n"
+        "kept:      3,210 of 3,210 prompt tokens, 256 of 1,327 generated, in 3,467 slots\n"
         "evicted:   1,071 tokens in 17 evictions\n"
         "audit:     policy active, budget held, bytes accounted for\n"
     )
@@ -34,7 +34,7 @@ def test_the_summary_of_a_piped_run_is_plain_aligned_text(events_of_a_run):
 def test_a_loop_and_a_failed_audit_are_named(events_of_a_run):
     audit = Audit(False, True, True, ("slide never evicted", "and more"))
     text = printed(events_of_a_run(["x"], loop=Loop(6, 411, 1120, True), audit=audit))
-    assert "repeats itself: period 6, from token 412 to the end (1,120 tokens)\n" in text
+    assert "repeats itself: period 6, from token 412 to the end (1,120 tokens); --stop-on-loop" in text
     assert "audit:     failed: slide never evicted; and more\n" in text
 
 

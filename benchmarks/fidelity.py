@@ -1,0 +1,190 @@
+"""How far does each policy move the model from its full cache? KL divergence on the full cache's own texts.
+
+    python benchmarks/fidelity.py              # measures the missing rows; Ctrl-C and run it again at will
+    python benchmarks/fidelity.py --table      # prints the table of the rows there are
+
+Two sample prompts, for each a sampled output of 1,600 tokens under the full cache (temperature 0.8, top-p
+0.95, a fixed seed). Every policy then reads the same prompt and is fed the same output, up to 64 known tokens
+at a time, and its distributions are compared with the full cache's: mean KL(full || policy) in nats, and how
+often both have the same most probable token. Rows: every scorer at budgets 128 and 384 (recent 32, interval
+64), and every prefill method at 25% and 50% of the prompt (with slide, budget 384). One JSON object a row, in
+benchmarks/results/fidelity.jsonl; a row that is there is not measured again.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from scope_cli import plugins
+from scope_cli.calibrate import calibrate
+from scope_cli.events import Token
+from scope_cli.generate import generate, make_plan
+from scope_cli.model import open_model
+from scope_cli.profile import ModelSettings, load_profile
+from scope_cli.replay import replay
+
+HERE = Path(__file__).parent
+PROMPTS = {"report": HERE.parent / "examples/report.txt", "logbook": HERE.parent / "examples/logbook.txt"}
+ROWS = HERE / "results/fidelity.jsonl"
+TEXTS = HERE / "results/texts"
+TOKENS = 1600
+VARIANTS = {  # options that make a published method of a scorer, beside its defaults
+    "window (32, max)": {"name": "window", "window": 32, "queries": "max"},
+    "window (32, max, memory)": {"name": "window", "window": 32, "queries": "max", "memory": 0.8},
+    "window (SnapKV)": {"name": "window", "window": 32, "kernel": 5},
+    "window (G-KV)": {"name": "window", "window": 16, "group": "logit_max", "memory": 0.8},
+}
+
+
+def wanted(calibration: Path) -> list[tuple[str, dict]]:
+    """(name, overrides of the default profile) of every row, the cheap ones first."""
+    slide = {"decode.strategy": "slide", "decode.recent": 32, "decode.interval": 64}
+    scorers: dict[str, object] = {name: name for name in plugins.names("scorers")} | VARIANTS
+    scorers["tri"] = {"name": "tri", "calibration": str(calibration)}
+    slow = [name for name in plugins.names("scorers") if plugins.plugin_class("scorers", name).every_step]
+    rows = [
+        (f"{name} {budget}", {**slide, "decode.scorer": scorers[name], "decode.budget": budget})
+        for name in sorted(scorers, key=lambda name: name in slow)
+        for budget in (128, 384)
+    ]
+    for name in plugins.names("prefills"):
+        if name != "full":
+            for share in ("25%", "50%"):
+                keys = {**slide, "decode.budget": 384, "prefill.method": name, "prefill.budget": share}
+                rows.append((f"prefill {name} {share}", keys))
+    rows.append(("prefill full", {**slide, "decode.budget": 384}))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--table", action="store_true", help="print the table, measure nothing")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    args = parser.parse_args()
+    if not args.table:
+        measure(args.only)
+    print(table())
+
+
+def measure(only: str) -> None:
+    loaded = open_model(ModelSettings(name="smollm2-135m")).load()
+    done = {(row["policy"], row["text"]) for row in read_rows()}
+    ROWS.parent.mkdir(exist_ok=True)
+    for text, file in PROMPTS.items():
+        calibration = calibrated(loaded, without=text)
+        rows = [(name, keys) for name, keys in wanted(calibration) if only in name]
+        todo = [(name, keys) for name, keys in rows if (name, text) not in done]
+        if not todo:
+            continue
+        prompt_ids = loaded.opened.encode(file.read_text(), load_profile("full").profile.prompt)
+        output_ids = written(loaded, text, prompt_ids)
+        full = torch.cat(
+            [logits for logits, _ in replay(loaded, settings(strategy="full"), prompt_ids, output_ids)]
+        )
+        for name, keys in todo:
+            start = time.perf_counter()
+            row = {
+                "policy": name,
+                "text": text,
+                "prompt_tokens": len(prompt_ids),
+                "output_tokens": len(output_ids),
+            }
+            row |= compare(full, replay(loaded, settings(**keys), prompt_ids, output_ids))
+            with ROWS.open("a") as rows:
+                rows.write(json.dumps(row) + "\n")
+            took = time.perf_counter() - start
+            print(f"{text}: {name}: KL {row['kl']:.4f}, top-1 {row['top1']:.4f}, {took:.0f} s", flush=True)
+
+
+def settings(**keys):
+    typed = {key.replace("__", "."): value for key, value in keys.items() if "." in key}
+    if "strategy" in keys:
+        typed["decode.strategy"] = keys["strategy"]
+    return load_profile("default", {"sampling.max_new_tokens": TOKENS, **typed})
+
+
+def written(loaded, text, prompt_ids) -> list[int]:
+    """The full cache's own output, written once and kept."""
+    file = TEXTS / f"{text}.json"
+    if not file.is_file():
+        profile = load_profile(
+            "full",
+            {
+                "sampling.max_new_tokens": TOKENS,
+                "sampling.temperature": 0.8,
+                "sampling.top_p": 0.95,
+                "sampling.ignore_eos": True,
+                "sampling.seed": 1,
+            },
+        )
+        plan = make_plan(profile, loaded.geometry, len(prompt_ids))
+        events = [
+            event for event in generate(loaded, profile.profile, prompt_ids, plan) if isinstance(event, Token)
+        ]
+        TEXTS.mkdir(parents=True, exist_ok=True)
+        ids = [event.token_id for event in events]
+        file.write_text(
+            json.dumps({"ids": ids, "text": "".join(event.text for event in events)}, ensure_ascii=False)
+        )
+    return json.loads(file.read_text())["ids"]
+
+
+def calibrated(loaded, without: str) -> Path:
+    """What the scorer tri needs, from the sample prompts that are not measured."""
+    file = ROWS.parent / f"tri-without-{without}.safetensors"
+    if not file.is_file():
+        text = "\n".join(prompt.read_text() for name, prompt in PROMPTS.items() if name != without)
+        calibrate(loaded.opened, loaded.tokenizer(text)["input_ids"], file)
+    return file
+
+
+def compare(full, replayed) -> dict:
+    """Mean KL and top-1 agreement over the output, and what the cache held at the end."""
+    kl, same, at = 0.0, 0, 0
+    for logits, cache in replayed:  # noqa: B007  the last cache is read below
+        expected = full[at : at + len(logits)].log_softmax(-1)
+        got = logits.float().log_softmax(-1)
+        kl += float((expected.exp() * (expected - got)).sum())
+        same += int((expected.argmax(-1) == got.argmax(-1)).sum())
+        at += len(logits)
+    reading = cache.reading()
+    assert at == len(full) and cache.audit().passed
+    return {
+        "kl": kl / at,
+        "top1": same / at,
+        "kept_prompt": reading.kept_prompt,
+        "kept_generated": reading.kept_generated,
+        "held_bytes": reading.held_bytes,
+        "allocated_bytes": reading.allocated_bytes,
+        "full_bytes": reading.full_bytes,
+        "evictions": reading.evictions,
+    }
+
+
+def read_rows() -> list[dict]:
+    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.is_file() else []
+
+
+def table() -> str:
+    """Markdown, best mean KL first within each group."""
+    rows: dict[str, dict[str, dict]] = {}
+    for row in read_rows():
+        rows.setdefault(row["policy"], {})[row["text"]] = row
+    lines = ["| policy | " + " | ".join(f"KL {t} | top-1 {t}" for t in PROMPTS) + " | held / full |"]
+    lines.append("|---|" + "---|" * (2 * len(PROMPTS) + 1))
+
+    def mean(item):
+        return sum(row["kl"] for row in item[1].values()) / len(item[1])
+
+    for name, texts in sorted(rows.items(), key=lambda item: (item[0].startswith("prefill"), mean(item))):
+        cells = [f"{texts[t]['kl']:.4f} | {texts[t]['top1']:.3f}" if t in texts else "- | -" for t in PROMPTS]
+        share = sum(r["held_bytes"] for r in texts.values()) / sum(r["full_bytes"] for r in texts.values())
+        lines.append(f"| {name} | {' | '.join(cells)} | {100 * share:.0f}% |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""The keys that differ most from the others."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from scope_cli.prefills.base import Prefill, PromptView, precise, prefill
+
+
+@prefill("keydiff")
+@dataclass(frozen=True)
+class KeyDiff(Prefill):
+    """Minus the cosine to the mean direction of all keys, no attention (KeyDiff, arXiv 2504.15364)."""
+
+    needs: ClassVar[str] = "keys"
+    cost: ClassVar[str] = "N D"
+
+    def score(self, view: PromptView) -> Tensor:
+        directions = F.normalize(precise(view.keys), dim=-1)
+        return -F.cosine_similarity(directions, directions.mean(1, keepdim=True), dim=-1)

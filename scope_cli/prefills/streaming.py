@@ -1,0 +1,22 @@
+"""The beginning and the end of the prompt stay."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from scope_cli.prefills.base import Prefill, PromptView, prefill
+
+
+@prefill("streaming")
+@dataclass(frozen=True)
+class Streaming(Prefill):
+    """The first tokens and the last `window` (StreamingLLM, arXiv 2309.17453)."""
+
+    needs: ClassVar[str] = "positions"
+    cost: ClassVar[str] = "N"
+
+    def score(self, view: PromptView) -> Tensor:
+        positions = torch.arange(view.prompt, dtype=torch.float32, device=view.keys.device)
+        return (-positions).expand(view.kv_heads, -1)

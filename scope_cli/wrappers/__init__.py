@@ -1,0 +1,1 @@
+"""One file per wrapper of a prefill method; `base.py` has the contract."""

@@ -1,0 +1,36 @@
+"""Heads whose tokens score higher keep more of them."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from scope_cli.prefills.base import choose
+from scope_cli.wrappers.base import Wrapper, wrapper
+
+
+@wrapper("adakv")
+@dataclass(frozen=True)
+class AdaKV(Wrapper):
+    """A layer's budget goes to the highest scores of all its heads together (Ada-KV, arXiv 2407.11550)."""
+
+    needs: ClassVar[str] = "the method's scores"
+    cost: ClassVar[str] = "N log N; heads that keep fewer are padded"
+    late: ClassVar[bool] = True
+    divides_heads: ClassVar[bool] = True
+
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.2  # of the average: what every head keeps
+    cap: Annotated[float, Field(ge=1)] = 2.0  # of the average: what no head goes beyond
+
+    def most(self, kept: int, prompt: int) -> int:
+        return min(prompt, int(self.cap * kept))
+
+    def choose(self, scores: Tensor, budget: int, window: int) -> Tensor:
+        """Every head's floor, then the highest scores of the layer, none beyond its head's cap."""
+        heads, prompt = scores.shape
+        floor = choose(scores, max(window, int(self.floor * budget)), window)
+        below_cap = choose(scores, self.most(budget, prompt), window)
+        ranked = scores.masked_fill(~below_cap, -torch.inf).masked_fill(floor, torch.inf)
+        return choose(ranked.view(1, -1), heads * budget, 0).view(heads, prompt)
