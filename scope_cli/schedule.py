@@ -90,6 +90,6 @@ class Schedule:
 
 def _interval(decode: DecodeSettings, planned: int) -> int:
     """discontinuous: ceil((T - R) / H), about H evictions in all (SCOPE, section 3.3)."""
-    if "discontinuous" in (decode.strategy, decode.interval):
+    if decode.strategy == "discontinuous" or decode.interval == "discontinuous":
         return max(1, ceil((planned - decode.recent_tokens) / (decode.budget - decode.recent_tokens)))
     return AUTO_INTERVAL if decode.interval == "auto" else decode.interval

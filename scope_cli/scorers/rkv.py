@@ -51,15 +51,16 @@ class Rkv(Scorer):
         is_candidate = view.candidates(view.is_candidate)
         keys = normalize(view.precise(view.candidates(view.keys)), dim=-1)
         keys = keys * is_candidate.unsqueeze(-1)  # [lanes, kv_heads, candidates, head_dim]
-        index = torch.arange(keys.shape[2], device=keys.device)
+        place = torch.arange(1.0, 1 + keys.shape[2], device=keys.device)  # in the text, from 1
         total = keys.new_zeros(keys.shape[:3])
-        for start in range(0, len(index), ROWS):
-            rows = index[start : start + ROWS].unsqueeze(-1)
+        for start in range(0, len(place), ROWS):
             cosines = keys[:, :, start : start + ROWS] @ keys.transpose(2, 3)
-            cosines = cosines.masked_fill(rows == index, 0)
+            cosines.diagonal(start, 2, 3).zero_()
             alike = (cosines > self.threshold) & is_candidate.unsqueeze(2)
-            newest = torch.where(alike, index, -1).amax(-1, keepdim=True)
-            total += cosines.masked_fill(index == newest, 0).sum(2)
+            newest = (alike * place).amax(-1, keepdim=True).long() - 1  # -1: none
+            at = newest.clamp(min=0)
+            cosines.scatter_(3, at, cosines.gather(3, at).masked_fill(newest >= 0, 0))
+            total += cosines.sum(2)
         mean = total / is_candidate.sum(-1, keepdim=True).clamp(min=1)
         weights = mean.masked_fill(~is_candidate, -torch.inf).softmax(-1)
         return view.from_candidates(weights.masked_fill(~is_candidate, 0))

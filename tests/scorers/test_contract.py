@@ -65,6 +65,18 @@ def test_scores_are_finite_float32_for_every_held_token(scorer, dtype):
 
 
 @every_form
+@pytest.mark.parametrize("case", ["one token takes all attention", "all keys and values are the same"])
+def test_scores_stay_finite_at_the_edges(scorer, case):
+    view = last_view(scorer, dtype=torch.float32)
+    if case == "one token takes all attention":
+        view.queries = view.queries * 1e4
+    else:
+        view.keys, view.values = torch.zeros_like(view.keys), torch.ones_like(view.values)
+    built(scorer).observe(view)
+    assert built(scorer).score(view)[view.is_held].isfinite().all()
+
+
+@every_form
 def test_scoring_is_pure(scorer):
     view = last_view(scorer)
     tensors = {**view._memos, **{name: x for name, x in vars(view).items() if isinstance(x, torch.Tensor)}}
