@@ -111,8 +111,8 @@ class SlotLayer:
 class PolicyLayer(SlotLayer):
     """Full attention: prompt slots first, generated tokens in whatever slots are free.
 
-    vacant: [lanes, kv_heads, evictable], slot numbers; a lane's entries from `held` on are its free slots, those
-    before mean nothing. Every KV head has its own list, because heads forget different tokens.
+    vacant: [lanes, kv_heads, evictable], slot numbers; a lane's entries from `held` on are its free slots,
+    those before mean nothing. Every KV head has its own list, because heads forget different tokens.
     queries: [lanes, heads, ring, head_dim], the newest queries
     """
 
@@ -120,9 +120,8 @@ class PolicyLayer(SlotLayer):
         shape = cache.shape
         super().__init__(cache, index, geometry, shape.layer_slots(index, geometry))
         self.first_evictable = shape.prompt_slots[index]
-        self.vacant = torch.empty(
-            shape.lanes, geometry.kv_heads, shape.evictable, dtype=torch.int32, device=cache.device
-        )
+        every = torch.arange(self.first_evictable, self.slots, dtype=torch.int32, device=cache.device)
+        self.vacant = every.repeat(shape.lanes, geometry.kv_heads, 1)
         self.queries = torch.zeros(
             shape.lanes, geometry.heads, shape.ring, geometry.head_dim, dtype=cache.dtype, device=cache.device
         )

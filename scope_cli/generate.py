@@ -138,7 +138,8 @@ def policy_in_words(profile: Profile, plan: RunPlan) -> str:
     prompt = "" if decode.protect_prompt else f", prompt not protected ({decode.sinks} sinks)"
     interval = min(schedule.interval, decode.budget - schedule.recent + 1)  # what the budget leaves room for
     every = "every token" if interval == 1 else f"every {interval} tokens"
-    return f"{decode.strategy}, {what} ({schedule.recent} recent), {every}, scorer {decode.scorer.name}{prompt}{kept}"
+    scorer = f"scorer {decode.scorer.name}"
+    return f"{decode.strategy}, {what} ({schedule.recent} recent), {every}, {scorer}{prompt}{kept}"
 
 
 def kept_in_words(profile: Profile, plan: RunPlan) -> str:

@@ -193,7 +193,7 @@ class DecodeSettings(Settings):
     )
     interval: Literal["auto", "discontinuous"] | Annotated[int, Field(ge=1)] = Field(
         "auto",
-        description="tokens between two evictions; auto: 64; discontinuous: (length - recent) / heavy hitters",
+        description="tokens between evictions; auto: 64; discontinuous: (length - recent) / heavy hitters",
     )
     ratio: int = Field(
         4, ge=1, description="rpc alone: one token in `ratio` is kept, whatever the budget says"

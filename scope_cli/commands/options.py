@@ -26,7 +26,9 @@ def option(*names: str, panel: str, help: str, **more: Any) -> Any:
 Model = Annotated[
     str | None, option("--model", "-m", panel=MODEL, help="Name, folder, GGUF file or hub name.")
 ]
-Dtype = Annotated[str | None, option("--dtype", panel=MODEL, help="auto, float32, bfloat16, float16 or float64.")]
+Dtype = Annotated[
+    str | None, option("--dtype", panel=MODEL, help="auto, float32, bfloat16, float16, float64.")
+]
 Device = Annotated[str | None, option("--device", panel=MODEL, help="auto, cpu, cuda, cuda:N, mps.")]
 LoadIn = Annotated[str | None, option("--load-in", panel=MODEL, help="8bit or 4bit weights (bitsandbytes).")]
 
@@ -44,7 +46,10 @@ Scorer = Annotated[str | None, option("--scorer", panel=POLICY, help="Which toke
 Budget = Annotated[
     int | None, option("--budget", panel=POLICY, help="Generated tokens each KV head may hold (2048).")
 ]
-Recent = Annotated[int | None, option("--recent", panel=POLICY, help="The newest of the budget, never evicted (half, at most 256).")]
+Recent = Annotated[
+    int | None,
+    option("--recent", panel=POLICY, help="The newest of them, never evicted (half, at most 256)."),
+]
 Interval = Annotated[
     str | None, option("--interval", panel=POLICY, help="Tokens between two evictions (auto: 64).")
 ]

@@ -45,6 +45,8 @@ def summary_lines(run: Finished) -> Iterator[tuple[str, str]]:
         f"{as_bytes(reading.allocated_bytes)} allocated, {as_bytes(reading.overhead_bytes)} overhead, "
         f"{as_bytes(reading.read_bytes)} read per step",
     )
+    if reading.padding_bytes:
+        yield "padding:", f"{as_bytes(reading.padding_bytes)} in slots that hold no prompt token"
     moved, reference = reading.moved_bytes, reading.reference_moved_bytes
     yield (
         "transfer:",

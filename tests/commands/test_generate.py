@@ -105,7 +105,7 @@ def test_a_loop_is_named_and_ends_the_run_when_asked(scope, tmp_path):
     torch.manual_seed(0)
     Gemma3ForCausalLM(config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    argv = ["generate", "a", "--model", tmp_path, "--ignore-eos", "-n", 200]
+    argv = ["generate", "a", "--model", tmp_path, "--ignore-eos", "-n", 200, "--temperature", 0]
     result = scope(*argv)
     assert "repeats itself: period 1" in result.stderr
     stopped = scope(*argv, "--stop-on-loop")
@@ -132,7 +132,7 @@ def test_the_default_length_is_cut_to_the_context_with_a_note(scope, tiny_folder
         (["generate", "hi", "--profile", "slied"], "did you mean slide?"),
         (["generate", "hi", "--set", "decode.bugdet=3"], "did you mean budget?"),
         (["generate", "hi", "--set", "decode"], "is not KEY=VALUE"),
-        (["generate", "hi", "--budget", "10"], "decode.recent"),
+        (["generate", "hi", "--budget", "10", "--recent", "20"], "decode.recent"),
         (
             ["generate", "hi", "--strategy", "adaptive", "--set", "sampling.max_new_tokens=null"],
             "max_new_tokens",

@@ -107,6 +107,15 @@ def test_the_first_token_does_not_depend_on_what_is_kept(method, wrap):
 
 
 @every_combination
+def test_the_lane_remembers_the_last_queries_of_the_prompt(method, wrap):
+    cache, _, _ = read("gemma3", prompt_of(), settings_of(method, wrap), chunk=7)
+    whole, _, _ = read("gemma3", prompt_of(), {"method": "full"})
+    assert torch.equal(cache.query_positions, whole.query_positions)
+    for layer, full in zip(cache.policy_layers, whole.policy_layers, strict=True):
+        torch.testing.assert_close(layer.queries, full.queries, atol=1e-12, rtol=0)
+
+
+@every_combination
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_decoding_goes_on_finite_and_audited(method, wrap, dtype):
     cache, _, logits = read("gemma3", prompt_of(), settings_of(method, wrap), dtype=dtype)
