@@ -55,6 +55,10 @@ def wanted(calibration: Path) -> list[tuple[str, dict]]:
             for share in ("25%", "50%"):
                 keys = {**slide, "decode.budget": 384, "prefill.method": name, "prefill.budget": share}
                 rows.append((f"prefill {name} {share}", keys))
+    for name in plugins.names("wrappers"):
+        for share in ("25%", "50%"):
+            keys = {**slide, "decode.budget": 384, "prefill.method": "snapkv", "prefill.budget": share}
+            rows.append((f"prefill snapkv + {name} {share}", {**keys, "prefill.wrap": [name]}))
     rows.append(("prefill full", {**slide, "decode.budget": 384}))
     return rows
 

@@ -61,6 +61,11 @@ def purpose(cls: type) -> str:
     return " ".join((cls.__doc__ or "").split())
 
 
+def defaults(cls: type) -> dict[str, Any]:
+    """What can be set, with the defaults."""
+    return {option.name: option.default for option in fields(cls)}
+
+
 def options_in_words(cls: type) -> str:
-    """'window=32, pooling=max': what can be set, with the defaults."""
-    return ", ".join(f"{option.name}={option.default}" for option in fields(cls))
+    """'window=32, pooling=max'"""
+    return ", ".join(f"{option}={default}" for option, default in defaults(cls).items())

@@ -30,6 +30,7 @@ from scope_cli.names import did_you_mean
 
 Strategy = Literal["full", "slide", "adaptive", "discontinuous", "rpc"]
 DEFAULT_PROFILE = "default"
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 PARSING = {  # pydantic's kinds of errors, by how they begin
     "int_": "a whole number",
     "float_": "a number",
@@ -74,9 +75,10 @@ class Plugin(BaseModel):
         if self.name not in known:
             yield "", f"there is no {self.name!r}{did_you_mean(self.name, known)}"
         elif self.options:  # a bare name needs no import of the plug-in to be right
+            defaults = plugins.defaults(plugins.plugin_class(kind, self.name))
             for option, error in plugins.option_problems(kind, self.name, self.options):
-                fields = [*plugins.plugin_class(kind, self.name).__dataclass_fields__]
-                yield option, _in_words(error, fields)
+                default = f" (default {defaults[option]})" if option in defaults else ""
+                yield option, _in_words(error, list(defaults)) + default
 
 
 class ModelSettings(Settings):
@@ -403,7 +405,8 @@ def check(tree: dict[str, Any], source: str, typed: Collection[str] = ()) -> Pro
         found.setdefault(key, text)
     if found:
         lines = [f"{key}: {text}" for key, text in found.items()]
-        where = "as given on the command line" if set(found) <= set(typed) else f"the profile is {source}"
+        all_typed = all(any(f"{key}.".startswith(f"{one}.") for one in typed) for key in found)
+        where = "as given on the command line" if all_typed else f"the profile is {source}"
         raise ProfileError(
             lines[0] if len(lines) == 1 else "\n  ".join([f"the profile has {len(lines)} problems:", *lines]),
             f"{where}; docs/profiles.md lists every key, `scope profiles show` the values in force",
@@ -493,6 +496,9 @@ def _in_words(error: dict[str, Any], known: list[str]) -> str:
         return f"is {value!r}; a device is auto, cpu, mps, cuda or cuda:N"
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return f"is {value!r}, and has to be a mapping of keys"
+    for bound, wanted in BOUNDS.items():
+        if bound in context:
+            return f"is {value!r}, and has to be {wanted} {context[bound]:g}"
     for prefix, wanted in PARSING.items():
         if kind.startswith(prefix):
             return f"is {value!r}, and has to be {wanted}"

@@ -77,6 +77,29 @@ def test_the_output_file_holds_the_text(generate, tmp_path):
     assert out.read_text() == result.stdout
 
 
+@pytest.mark.parametrize("baseline", ["tova", "h2o", "snapkv-decode", "streamingllm"])
+def test_the_unified_baselines_forget_parts_of_the_prompt(generate, tmp_path, baseline):
+    """StreamingLLM keeps its sinks; all hold the total budget."""
+    out = tmp_path / "out.txt"
+    argv = ["--profile", f"baselines/{baseline}", "--set", "decode.total_budget=40", "--output", out]
+    argv += [] if baseline == "tova" else ["--recent", 16]
+    assert generate(PROMPT, *argv).code == 0
+    end = json.loads((tmp_path / "out.txt.run.json").read_text())["results"][0]
+    assert end["audit"]["policy_active"] and end["reading"]["kept_prompt"] < len(PROMPT)
+    assert end["reading"]["kept_prompt"] + end["reading"]["kept_generated"] <= 40
+
+
+def test_a_compressed_prompt_takes_less_memory(generate, tmp_path):
+    held = {}
+    for method in ("full", "snapkv"):
+        out = tmp_path / method
+        argv = ["--prefill", method, "--prefill-budget", "40%"] if method == "snapkv" else []
+        assert generate(PROMPT * 4, *argv, "--output", out).code == 0
+        held[method] = json.loads((tmp_path / f"{method}.run.json").read_text())["results"][0]["reading"]
+    assert held["snapkv"]["kept_prompt"] == int(len(PROMPT) * 4 * 0.4)
+    assert held["snapkv"]["allocated_bytes"] < 0.7 * held["full"]["allocated_bytes"]
+
+
 def test_json_is_one_object_per_event(generate):
     plain = generate(PROMPT)
     result = generate(PROMPT, "--json")

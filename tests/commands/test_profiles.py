@@ -65,7 +65,23 @@ def test_a_profile_in_the_working_folder_comes_before_a_shipped_one(scope, tmp_p
         ({"decode": {"strategy": "slid"}}, "decode.strategy", "did you mean slide?"),
         ({"decode": {"scorer": "randon"}}, "decode.scorer", "did you mean random?"),
         ({"decode": {"scorer": {"name": "random", "x": 1}}}, "decode.scorer.x", "no such key"),
-        ({"decode": {"interval": 0}}, "decode.interval", "is 0"),
+        ({"decode": {"interval": 0}}, "decode.interval", "is 0, and has to be at least 1"),
+        ({"decode": {"budget": "much"}}, "decode.budget", "is 'much', and has to be a whole number"),
+        (
+            {"decode": {"scorer": {"name": "window", "window": 0}}},
+            "decode.scorer.window",
+            "is 0, and has to be at least 1 (default 16)",
+        ),
+        (
+            {"decode": {"scorer": {"name": "window", "queries": "most"}}},
+            "decode.scorer.queries",
+            "there is no 'most'; known: mean, max (default mean)",
+        ),
+        (
+            {"decode": {"scorer": {"name": "window", "windw": 3}}},
+            "decode.scorer.windw",
+            "no such key; did you mean window?",
+        ),
         ({"decode": {"interval": "often"}}, "decode.interval", "often"),
         (
             {"decode": {"strategy": "discontinuous", "budget": 9, "recent": 9}},
