@@ -341,7 +341,7 @@ class ScopeCache:
     def start_known(self, lane: int, tokens: int) -> Tensor:
         """Output that is already known is about to be fed; its positions, [1, tokens].
 
-        At most `tokens_to_eviction`, and one at a time where the scorer observes every step.
+        At most `tokens_to_eviction`.
         """
         assert tokens <= self.tokens_to_eviction(lane), "an eviction is due before the end of the chunk"
         start = self.count(lane).prompt + self.count(lane).written
@@ -349,10 +349,13 @@ class ScopeCache:
         return torch.arange(start, start + tokens, device=self.device).unsqueeze(0)
 
     def tokens_to_eviction(self, lane: int) -> int:
-        """How many tokens can be fed at once: the last of them is followed by an eviction, none before it."""
+        """How many tokens can be fed at once: the last of them is followed by an eviction, none before it.
+
+        Where the scorer observes every step, no more than the queries that are remembered.
+        """
         count, most = self.count(lane), self.shape.evictable
         if self.policy.scorer.every_step:
-            return 1
+            most = min(most, self.shape.ring)
         due = (
             more for more in range(1, most) if count.schedule.excess(count.written + more, count.held + more)
         )
@@ -372,7 +375,8 @@ class ScopeCache:
             self.held[chunk.lane] = count.held
             excess = [0] * len(self.lanes)
             excess[chunk.lane] = count.schedule.excess(count.written, count.held)
-            self._observe_and_evict(excess, [lane == chunk.lane for lane in range(len(self.lanes))])
+            wrote = [lane == chunk.lane for lane in range(len(self.lanes))]
+            self._observe_and_evict(excess, wrote, chunk.tokens)
             self.next_position[chunk.lane] = chunk.end
         else:
             count.prompt = chunk.end
@@ -442,11 +446,17 @@ class ScopeCache:
         self.count(lane).active = False
         self.running[lane] = 0
 
-    def _observe_and_evict(self, excess: list[int], wrote: list[bool]) -> None:
-        """One look at the slots of each layer, where the scorer or an eviction needs one."""
+    def _observe_and_evict(self, excess: list[int], wrote: list[bool], tokens: int = 1) -> None:
+        """One look at the slots of each layer, where the scorer or an eviction needs one.
+
+        tokens: how many were written at once; who observes every step is shown each of them
+        """
         if not any(excess) and not self.policy.scorer.every_step:
             return
         for layer in self.policy_layers:
+            if self.policy.scorer.every_step:
+                for ago in range(tokens - 1, 0, -1):
+                    self.policy.scorer.observe(SlotView(self, layer, None, wrote, ago))
             view = SlotView(self, layer, excess, wrote)
             self.policy.scorer.observe(view)
             if any(excess):

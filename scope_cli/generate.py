@@ -84,10 +84,11 @@ def generate(
         )
 
 
-def make_plan(settings: LoadedProfile, geometry: Geometry, prompt_tokens: int) -> RunPlan:
-    """The plan of a run with what the profile's scorer asks the cache to remember."""
+def make_plan(settings: LoadedProfile, geometry: Geometry, prompt_tokens: int, ring: int = 1) -> RunPlan:
+    """The plan of a run; the cache remembers what the scorer asks for, `ring` queries at least."""
     scorer = policy_of(settings.profile.decode).scorer
-    return plan_run(settings, geometry, prompt_tokens, ring=scorer.ring, memos=len(scorer.memos))
+    ring = max(ring, scorer.ring)
+    return plan_run(settings, geometry, prompt_tokens, ring=ring, memos=len(scorer.memos))
 
 
 def new_cache(loaded: LoadedModel, profile: Profile, plan: RunPlan) -> ScopeCache:
@@ -135,8 +136,12 @@ def policy_in_words(profile: Profile, plan: RunPlan) -> str:
     if decode.strategy == "full":
         return f"full: nothing is evicted{kept}"
     what = f"total budget {decode.total_budget}" if decode.total_budget else f"budget {decode.budget}"
+    if decode.strategy == "rpc":
+        what = f"one token in {decode.ratio}"
     prompt = "" if decode.protect_prompt else f", prompt not protected ({decode.sinks} sinks)"
-    interval = min(schedule.interval, decode.budget - schedule.recent + 1)  # what the budget leaves room for
+    interval = schedule.interval
+    if decode.strategy != "rpc":
+        interval = min(interval, decode.budget - schedule.recent + 1)  # what the budget leaves room for
     every = "every token" if interval == 1 else f"every {interval} tokens"
     scorer = f"scorer {decode.scorer.name}"
     return f"{decode.strategy}, {what} ({schedule.recent} recent), {every}, {scorer}{prompt}{kept}"

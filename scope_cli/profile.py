@@ -311,10 +311,7 @@ class Profile(Settings):
         planned = "discontinuous" in (self.decode.strategy, self.decode.interval)
         planned = planned or self.decode.strategy == "adaptive"
         if planned and self.sampling.max_new_tokens is None:
-            yield (
-                "sampling.max_new_tokens",
-                f"is null; {self.decode.strategy} grows its allowance up to a planned length",
-            )
+            yield "sampling.max_new_tokens", "is null; this strategy and interval need a planned length"
 
     def as_dict(self) -> dict[str, Any]:
         """The complete profile, as it would be written in YAML."""

@@ -14,7 +14,7 @@ WINDOW = {"name": "window", "window": 16, "memory": 0.5}
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-@pytest.mark.parametrize("scorer", ["attention", "random", "accumulated", WINDOW])
+@pytest.mark.parametrize("scorer", ["attention", "random", "accumulated", "lru", WINDOW])
 def test_the_replayed_logits_give_the_log_probabilities_of_the_run(tmp_path, family, scorer):
     loaded = loaded_tiny(tmp_path, family)
     settings = load_profile(

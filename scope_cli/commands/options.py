@@ -33,7 +33,7 @@ Device = Annotated[str | None, option("--device", panel=MODEL, help="auto, cpu, 
 LoadIn = Annotated[str | None, option("--load-in", panel=MODEL, help="8bit or 4bit weights (bitsandbytes).")]
 
 Strategy = Annotated[
-    str | None, option("--strategy", panel=POLICY, help="full, slide, adaptive or discontinuous.")
+    str | None, option("--strategy", panel=POLICY, help="full, slide, adaptive, discontinuous or rpc.")
 ]
 Prefill = Annotated[
     str | None, option("--prefill", panel=POLICY, help="What is kept of the prompt: `scope prefills`.")

@@ -115,7 +115,9 @@ class SlotView:
         layer: "PolicyLayer",
         excess: Sequence[int] | None = None,
         wrote: Sequence[bool] | None = None,
+        ago: int = 0,
     ) -> None:
+        """`ago`: how it was so many tokens ago, if nothing has been evicted since."""
         used = layer.read_slots
         self.layer = layer.index
         self.scale = layer.scale
@@ -134,7 +136,11 @@ class SlotView:
         ]
         columns = torch.tensor(facts, device=self.positions.device).T.reshape(5, -1, 1, 1)
         prompt, n, recent, leaves, new_token = columns
-        self.n, self.now = n, prompt + n - 1
+        self.n, self.now = n - ago, prompt + n - ago - 1
+        if ago:
+            self.positions = self.positions.masked_fill(self.positions > self.now, -1)
+            later = self.query_positions > self.now.view(-1, 1)
+            self.query_positions = self.query_positions.masked_fill(later, -1)
         self.wrote, self.is_evicting = new_token > 0, leaves > 0
         self.is_held = self.positions >= 0
         self.is_prompt = self.is_held & (self.positions < prompt)
