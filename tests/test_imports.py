@@ -38,7 +38,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "memory",
     },
     "calibrate": {"model"},
-    "replay": {"cache", "generate", "model", "prefill", "profile"},
+    "replay": {"cache", "generate", "model", "plan", "prefill", "profile"},
     "prefill": {"cache", "plan", "schedule", "staging"},
     "staging": {"cache", "plan", "prefills"},
     "decode": {"cache", "sampling", "text", "loops"},
