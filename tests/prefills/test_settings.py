@@ -25,7 +25,7 @@ from scope_cli.profile import check, load_profile
         (
             {"method": "snapkv", "budget": 64, "wrap": [{"name": "think", "share": 2}]},
             "prefill.wrap.share",
-            "less than 1",
+            "below 1",
         ),
         ({"method": "pyramidkv", "budget": 64, "wrap": ["mass"]}, "prefill.wrap", "pyramidkv and mass both"),
         ({"wrap": ["adakv"]}, "prefill.wrap", "full keeps everything: set prefill.method"),
