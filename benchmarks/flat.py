@@ -19,7 +19,7 @@ from scope_cli.decode import step
 from scope_cli.generate import new_cache, new_lane
 from scope_cli.model import open_model
 from scope_cli.plan import plan_run
-from scope_cli.prefill import read_prompt
+from scope_cli.prefill import read_prompt, read_to_end
 from scope_cli.profile import load_profile
 
 BLOCK = 64
@@ -51,7 +51,7 @@ def main() -> None:
         plan = plan_run(settings, opened.geometry, len(prompt))
         cache = new_cache(loaded, settings.profile, plan)
         ids = torch.tensor([prompt])
-        logits = run_to_end(read_prompt(loaded.model, cache, ids, plan.schedule))
+        logits = read_to_end(read_prompt(loaded.model, cache, ids, plan.schedule))
         lane = new_lane(loaded, settings.profile, plan, ids, logits)
 
         def write():
@@ -103,14 +103,6 @@ def main() -> None:
     print(f"DynamicCache, {far:,} over {near:,}: {dynamic_far / dynamic_near:.3f}")
     print(f"DynamicCache over scope at {far:,}: {dynamic_far / scope_far:.2f}")
     print(f"held by scope at {far:,}: {far_cache.reading().kept_generated} generated tokens")
-
-
-def run_to_end(generator):
-    while True:
-        try:
-            next(generator)
-        except StopIteration as end:
-            return end.value
 
 
 if __name__ == "__main__":

@@ -57,3 +57,12 @@ def read_prompt(
         staging.settle()
     cache.start_decode(lane)
     return logits
+
+
+def read_to_end(reading: Generator[PromptProgress, None, Tensor | None]) -> Tensor:
+    """Let `read_prompt` read everything; the logits of the prompt's last token, [1, vocab]."""
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            return end.value

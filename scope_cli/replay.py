@@ -4,7 +4,7 @@ The tokens between two evictions go through the model at once; that gives what f
 (tests/test_decode.py), many times faster. A prompt that several policies keep whole is read once for all.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from scope_cli.cache import ScopeCache
 from scope_cli.generate import make_plan, new_cache, policy_of
 from scope_cli.model import LoadedModel
 from scope_cli.plan import RunPlan
-from scope_cli.prefill import read_prompt
+from scope_cli.prefill import read_prompt, read_to_end
 from scope_cli.profile import LoadedProfile, load_profile
 
 MOST_AT_ONCE = 64  # tokens: the logits of more would not fit beside a large vocabulary
@@ -59,7 +59,7 @@ def read_once(loaded: LoadedModel, prompt_ids: list[int]) -> PromptState | None:
     settings = load_profile("full", {"sampling.max_new_tokens": 1, "decode.scorer": "attention"})
     plan = make_plan(settings, loaded.geometry, len(prompt_ids), ring=min(MOST_QUERIES, len(prompt_ids)))
     cache = new_cache(loaded, settings.profile, plan)
-    logits = _finish(read_prompt(loaded.model, cache, torch.tensor([prompt_ids]), plan.schedule))
+    logits = read_to_end(read_prompt(loaded.model, cache, torch.tensor([prompt_ids]), plan.schedule))
     prompt, ring = len(prompt_ids), cache.shape.ring
     in_order = torch.arange(prompt - ring, prompt, device=cache.device) % ring
     return PromptState(
@@ -93,7 +93,7 @@ def replay(
         yield state.logits, cache
     else:
         prompt = torch.tensor([prompt_ids])
-        yield _finish(read_prompt(loaded.model, cache, prompt, plan.schedule, plan=plan.prompt)), cache
+        yield read_to_end(read_prompt(loaded.model, cache, prompt, plan.schedule, plan=plan.prompt)), cache
     ids = torch.tensor([output_ids[:-1]], device=loaded.device)  # the last predicts nothing that is known
     fed = 0
     while fed < ids.shape[1]:
@@ -105,12 +105,3 @@ def replay(
         cache.end_chunk()
         fed += tokens
         yield logits, cache
-
-
-def _finish(reading: Generator[object, None, Tensor | None]) -> Tensor:
-    """Run to the end; the logits of the prompt's last token."""
-    while True:
-        try:
-            next(reading)
-        except StopIteration as end:
-            return end.value

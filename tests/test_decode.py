@@ -43,7 +43,7 @@ def new_cache(family, prompt_tokens, steps, seed=0, **decode):
 
 
 @torch.no_grad()
-def run_both(family, prompt_tokens, steps, chunk=512, seed=0, check_every=1, **decode):
+def run_both(family, prompt_tokens, steps, chunk=512, seed=0, **decode):
     """Feed the same random tokens to the tool and to the oracle, comparing after each step."""
     text = sample_text(prompt_tokens, steps)
     cache, plan = new_cache(family, prompt_tokens, steps, seed, **decode)
