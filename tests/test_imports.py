@@ -23,7 +23,11 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "signals",
         "prefill",
         "calibrate",
+        "batch",
+        "utf8",
     },
+    "batch": {"profile", "model", "plan", "memory", "generate", "signals", "utf8"},
+    "utf8": set(),
     "generate": {
         "scorers",
         "prefill",
