@@ -29,6 +29,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
     "batch": {"profile", "model", "plan", "memory", "generate", "signals", "utf8"},
     "utf8": set(),
     "generate": {
+        "step",
         "scorers",
         "prefill",
         "decode",
@@ -46,6 +47,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
     "prefill": {"cache", "plan", "schedule", "staging"},
     "staging": {"cache", "plan", "prefills"},
     "decode": {"cache", "sampling", "text", "loops"},
+    "step": {"cache"},
     "cache": {"plan", "schedule", "scorers"},
     "attention": {"cache"},
     "scorers": {"plugins", "cache"},
