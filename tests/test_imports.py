@@ -26,7 +26,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "batch",
         "utf8",
     },
-    "batch": {"profile", "model", "plan", "memory", "generate", "signals", "utf8"},
+    "batch": {"profile", "model", "plan", "memory", "generate", "decode", "signals", "utf8"},
     "utf8": set(),
     "generate": {
         "step",

@@ -75,8 +75,10 @@ class LogBoard:
 class LiveBoard(LogBoard):
     """The whole job and each lane, drawn anew a few times a second; what ends badly is printed above."""
 
-    def __init__(self, console: Console, ledger: Ledger) -> None:
+    def __init__(self, console: Console, ledger: Ledger, token_bytes: int) -> None:
+        """token_bytes: keys and values of one token in the layers under the policy"""
         super().__init__(console, ledger)
+        self._token_bytes = token_bytes
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._live.start()
         self._next_draw = 0.0
@@ -103,23 +105,23 @@ class LiveBoard(LogBoard):
         room = max(1, self._console.height - 4)
         running = list(self._seen.values())
         for one in running[:room]:
-            lanes.add_row(*lane_cells(one))
+            lanes.add_row(*lane_cells(one, self._token_bytes))
         more = [Text(f"and {len(running) - room} more", "dim")] if len(running) > room else []
         bar = ProgressBar(total=max(1, progress.rows), completed=progress.done + progress.failed)
         line = Text(overall(progress, self._ledger, self._seen), no_wrap=True, overflow="ellipsis")
         return Group(bar, line, lanes, *more)
 
 
-def lane_cells(running: Running) -> Iterator[Text]:
+def lane_cells(running: Running, token_bytes: int) -> Iterator[Text]:
     """Name, tokens, rate, memory held."""
     yield Text(shortened(shown(running.row.id)), no_wrap=True)
     if running.first_token is None:
-        yield Text(f"reading {running.read:,}/{running.work.plan.prompt_tokens:,}", "dim")
+        yield Text(f"reading {running.read:,}/{running.task.work.plan.prompt_tokens:,}", "dim")
         return
     took = time.monotonic() - running.first_token
-    yield Text(f"{running.tokens:,}/{running.work.plan.max_new_tokens:,}", justify="right")
+    yield Text(f"{running.tokens:,}/{running.task.work.plan.max_new_tokens:,}", justify="right")
     yield Text(as_rate((running.tokens - 1) / took) if took > 1 else "-", justify="right")
-    held, full = running.held_bytes, running.full_bytes
+    held, full = running.bytes(token_bytes)
     yield Text(f"KV {as_bytes(held)} / {as_bytes(full)} ({as_ratio(held, full)})", "dim", no_wrap=True)
 
 

@@ -4,7 +4,7 @@ Whoever runs rows, here or on another machine, comes to this desk; the ledger an
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from scope_cli.batch.groups import Group
 from scope_cli.batch.ledger import Ledger, Row
 from scope_cli.batch.results import append_result
-from scope_cli.batch.work import Work, work_of
+from scope_cli.batch.work import Task, task_of
 from scope_cli.batch.writer import OutputError, PartFile, publish, write_record
-from scope_cli.events import Event, Finished, PromptProgress, Token
-from scope_cli.profile import LoadedProfile
+from scope_cli.events import Event, Failed, Finished, PromptProgress, PromptRead, Started, Token
+from scope_cli.profile import LoadedProfile, Profile
 
 if TYPE_CHECKING:
     from scope_cli.model import OpenedModel
@@ -27,7 +27,7 @@ class Running:
     """One row on its way."""
 
     row: Row
-    work: Work
+    task: Task
     group: Group
     worker: str  # who runs it; "" is this process
     file: PartFile
@@ -35,8 +35,26 @@ class Running:
     read: int = 0  # prompt tokens
     tokens: int = 0
     first_token: float | None = None  # seconds on the clock
-    held_bytes: int = 0
-    full_bytes: int = 0
+    held: int = 0  # of what its schedule limits
+    read_bytes: tuple[int, int] = (0, 0)  # held, and of a full cache, when the prompt had been read
+
+    def wrote(self, n: int) -> None:
+        """Its n-th token is there; the schedule tells how many are still held."""
+        schedule = self.task.work.plan.schedule
+        for written in range(self.tokens + 1, n + 1):
+            self.held += 1
+            self.held -= schedule.excess(written, self.held)
+        self.tokens = n
+
+    def bytes(self, token_bytes: int) -> tuple[int, int]:
+        """Keys and values that it holds now, and that a full cache would hold."""
+        held, full = self.read_bytes
+        return held + (self.held - self.base) * token_bytes, full + self.tokens * token_bytes
+
+    @property
+    def base(self) -> int:
+        """Prompt tokens that the schedule counts as well."""
+        return self.task.work.plan.schedule.base
 
 
 class Board(Protocol):
@@ -76,6 +94,11 @@ class Desk:
         self.peak_bytes = 0
         self.groups_run: list[Group] = []
 
+    @property
+    def profile(self) -> Profile:
+        """What all rows have in common: the cache's policy."""
+        return self._settings.profile
+
     # Rows out
 
     def waits(self, group: Group) -> bool:
@@ -86,7 +109,7 @@ class Desk:
         """So many rows as --limit allows have been handed out."""
         return self._left is not None and self._left <= 0
 
-    def take(self, group: Group, number: int | None = None, worker: str = "") -> Work | None:
+    def take(self, group: Group, number: int | None = None, worker: str = "") -> Task | None:
         """The next row of a group, or that row. One that cannot be written fails, and the next is taken."""
         while not self.stopping and (number is not None or not self.used_up):
             row = self.ledger.take(self.owner, group.number, self._settings_hash, number)
@@ -94,37 +117,40 @@ class Desk:
                 return None
             if self._left is not None and number is None:
                 self._left -= 1
-            work = work_of(row, self._settings, self._opened, self._max_seconds)
+            task = task_of(row, self._settings, self._opened, self._max_seconds)
             try:
                 file = PartFile(self.out, row.output)
             except OutputError as error:
-                self._end(row, None, "failed", self._record(row, work, group), str(error))
+                self._end(row, None, "failed", self._record(row, task, group), str(error))
                 continue
-            self.running[row.number] = Running(row, work, group, worker, file)
+            self.running[row.number] = Running(row, task, group, worker, file)
             self.board.began(self.running[row.number])
-            return work
+            return task
         return None
 
-    def works_of(self, group: Group) -> Any:
+    def tasks_of(self, group: Group) -> Iterator[Task]:
         """Rows of a group, one whenever it is asked."""
         return iter(lambda: self.take(group), None)
 
     # Events in
 
-    def receive(self, number: int, event: Event) -> None:
-        running = self.running.get(number)
+    def receive(self, event: Event) -> None:
+        if isinstance(event, Started):
+            return
+        running = self.running.get(event.prompt)
         if running is None:  # it failed when it was written; its lane goes on to its end
             return
         try:
             if isinstance(event, PromptProgress):
                 running.read = event.read
                 self.board.went_on(running)
+            elif isinstance(event, PromptRead):
+                running.held = running.base
+                running.read_bytes = event.reading.held_bytes, event.reading.full_bytes
             elif isinstance(event, Token):
                 running.first_token = running.first_token or time.monotonic()
                 self.tokens += 1
-                running.tokens = event.n
-                running.held_bytes = event.reading.held_bytes
-                running.full_bytes = event.reading.full_bytes
+                running.wrote(event.n)
                 running.file.write(event.text)
                 self.board.went_on(running)
             elif isinstance(event, Finished):
@@ -132,11 +158,13 @@ class Desk:
                 running.file.write(event.text)
                 running.file.close()
                 self._finished(running, event)
+            elif isinstance(event, Failed):
+                self.fail(event.prompt, *reason_and_detail(event.error))
         except OutputError as error:
-            self.fail(number, str(error))
+            self.fail(event.prompt, str(error))
 
     def _finished(self, running: Running, event: Finished) -> None:
-        record = self._record(running.row, running.work, running.group, event)
+        record = self._record(running.row, running.task, running.group, event)
         if event.reason == "interrupted":
             self._end(running.row, running, "interrupted", record)
         elif not event.audit.passed:
@@ -150,7 +178,7 @@ class Desk:
         """A row that runs cannot be run to its end; what it wrote stays in NAME.part."""
         running = self.running[number]
         self._close_quietly(running)
-        record = self._record(running.row, running.work, running.group)
+        record = self._record(running.row, running.task, running.group)
         self._end(running.row, running, "failed", record, reason, detail)
 
     def put_back(self, numbers: Sequence[int]) -> None:
@@ -205,7 +233,7 @@ class Desk:
         if state == "failed" and self._fail_fast:
             self.stopping = True
 
-    def _record(self, row: Row, work: Work, group: Group, event: Finished | None = None) -> dict[str, Any]:
+    def _record(self, row: Row, task: Task, group: Group, event: Finished | None = None) -> dict[str, Any]:
         """What belongs to the text of one row; `results` as in the record of a single run."""
         from scope_cli.generate import policy_in_words, versions
 
@@ -221,13 +249,19 @@ class Desk:
             "lanes": group.lanes,
             "group": group.number,
             "fewer_lanes": self._reduced.get(group.number),
-            "policy": policy_in_words(work.settings.profile, work.plan),
-            "profile": work.settings.profile.as_dict(),
+            "policy": policy_in_words(task.settings.profile, task.work.plan),
+            "profile": task.settings.profile.as_dict(),
             "model": self._opened.describe(),
             "versions": versions(),
-            "notes": list(work.plan.notes),
+            "notes": list(task.work.plan.notes),
             "results": [result] if result else [],
         }
+
+
+def reason_and_detail(said: str) -> tuple[str, str]:
+    """The first line, and what stands below it."""
+    reason, _, detail = said.partition("\n")
+    return reason, detail
 
 
 def _iso(seconds: float | None) -> str | None:

@@ -6,6 +6,7 @@ with the same numbers: prompt ids, seeds, and the group whose rectangle a row li
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -156,9 +157,10 @@ def tokenise(
 
     planned, job_seed = Planned(), job.settings.profile.sampling.seed
     for row, found in fresh:
+        seed = found.sampling.get("seed", seed_of(row.id, job_seed))
         base = Row(
             row.number, row.id, found.source, row.output, found.content_hash,
-            sampling=found.sampling, meta=found.meta, seed=seed_of(row.id, job_seed),
+            sampling=found.sampling, meta=found.meta, seed=seed,
         )  # fmt: skip
         try:
             if found.problem:
@@ -215,10 +217,10 @@ def commit(
 
 def refuse_foreign_files(out: Path, outputs: Iterable[str], sources: Iterable[Path]) -> None:
     """Nothing is overwritten that this job has not written itself, its inputs least of all."""
-    inputs = {path.resolve() for path in sources}
+    inputs = {os.path.realpath(path) for path in sources}  # Path.resolve raises where links go in a circle
     for output in outputs:
         path = out / output
-        if path.resolve() in inputs:
+        if os.path.realpath(path) in inputs:
             raise UsageError(f"{path} is a prompt, and would be overwritten", "choose another --output-dir")
         if path.exists():
             raise UsageError(

@@ -1,16 +1,16 @@
 """Groups of rows in, each run on this machine's model, whatever one of them does."""
 
 import gc
-import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from scope_cli.batch.desk import Desk
+from scope_cli.batch.desk import Desk, reason_and_detail
 from scope_cli.batch.groups import Group
-from scope_cli.batch.runner import run_group
-from scope_cli.batch.work import Work
+from scope_cli.batch.runner import in_words, is_out_of_memory, run_group
+from scope_cli.batch.work import Task
 from scope_cli.errors import ScopeError
 
 if TYPE_CHECKING:
@@ -31,21 +31,21 @@ def run_one_group(loaded: "LoadedModel", desk: Desk, group: Group, stop: Callabl
     in the same rectangle of lanes: that gives the same texts, and shows which of them it was.
     """
     desk.groups_run.append(group)
-    trouble = attempt(loaded, desk, group, desk.works_of(group), stop)
+    trouble = attempt(loaded, desk, group, desk.tasks_of(group), stop)
     if trouble is None:
         return group
     suspects = list(desk.running)
-    if isinstance(trouble, OutOfMemory):
+    if trouble.out_of_memory:
         return fewer_lanes(desk, group, suspects, trouble)
     if len(suspects) > 1:
         desk.put_back(suspects)
-        desk.board.say(f"{trouble}: trying the {len(suspects)} prompts that were running one by one")
+        desk.board.say(f"{trouble.reason}: trying the {len(suspects)} prompts that were running one by one")
         for number in suspects:
             if stop():
                 break
-            work = desk.take(group, number)
-            alone = attempt(loaded, desk, group, iter([work] if work else []), stop)
-            if isinstance(alone, OutOfMemory):
+            task = desk.take(group, number)
+            alone = attempt(loaded, desk, group, iter([task] if task else []), stop)
+            if alone is not None and alone.out_of_memory:
                 return fewer_lanes(desk, group, list(desk.running), alone)
             if alone is not None:
                 blame(desk, alone)
@@ -54,50 +54,42 @@ def run_one_group(loaded: "LoadedModel", desk: Desk, group: Group, stop: Callabl
     return group
 
 
-class Trouble(Exception):
-    """What went wrong while a group ran: the last line of a traceback, and all of it."""
+@dataclass(frozen=True)
+class Trouble:
+    """What broke a group off: in one line, and its traceback."""
 
-    def __init__(self, error: BaseException) -> None:
-        said = str(error).strip().partition("\n")[0]
-        super().__init__(f"{type(error).__name__}: {said}" if said else type(error).__name__)
-        self.detail = "".join(traceback.format_exception(error))
-
-
-class OutOfMemory(Trouble):
-    pass
+    reason: str
+    detail: str
+    out_of_memory: bool
 
 
 def attempt(
-    loaded: "LoadedModel", desk: Desk, group: Group, works: Iterator[Work], stop: Callable[[], bool]
+    loaded: "LoadedModel", desk: Desk, group: Group, tasks: Iterator[Task], stop: Callable[[], bool]
 ) -> Trouble | None:
-    """Run rows to their ends; what broke it off. Errors of the desk itself (a full disk) are not caught."""
-    events = run_group(loaded, group, works, stop)
+    """Run tasks to their ends; what broke it off. Errors of the desk itself (a full disk) are not caught."""
+    events = run_group(loaded, desk.profile, group, tasks, stop)
     while True:
         try:
-            number, event = next(events)
+            event = next(events)
         except StopIteration:
             return None
-        except (ScopeError, torch.AcceleratorError):  # the disk; a GPU that is of no more use to this process
-            raise
+        except (ScopeError, torch.AcceleratorError) as error:
+            if not is_out_of_memory(error):  # a full disk; a GPU that is of no more use to this process
+                raise
+            return Trouble(*reason_and_detail(in_words(error)), out_of_memory=True)
         except Exception as error:
-            return OutOfMemory(error) if is_out_of_memory(error) else Trouble(error)
-        desk.receive(number, event)
+            return Trouble(*reason_and_detail(in_words(error)), out_of_memory=is_out_of_memory(error))
+        desk.receive(event)
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def fewer_lanes(desk: Desk, group: Group, suspects: list[int], trouble: OutOfMemory) -> Group:
+def fewer_lanes(desk: Desk, group: Group, suspects: list[int], trouble: Trouble) -> Group:
     """Half the lanes, and the rows that were running once more; with one lane, the row has failed."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if group.lanes == 1:
         for number in suspects:
-            desk.fail(number, f"out of memory with a single lane ({trouble})", trouble.detail)
+            desk.fail(number, f"out of memory with a single lane ({trouble.reason})", trouble.detail)
         return group
     lanes = group.lanes // 2
     desk.put_back(suspects)
@@ -107,4 +99,4 @@ def fewer_lanes(desk: Desk, group: Group, suspects: list[int], trouble: OutOfMem
 
 def blame(desk: Desk, trouble: Trouble) -> None:
     for number in list(desk.running):
-        desk.fail(number, str(trouble), trouble.detail)
+        desk.fail(number, trouble.reason, trouble.detail)

@@ -68,6 +68,6 @@ def as_result(out: Path, row: Row) -> dict[str, Any]:
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8")
-    except OSError:  # somebody took it away
+        return path.read_bytes().decode()  # byte for byte, line ends too
+    except (OSError, UnicodeDecodeError):  # somebody took it away, or changed it
         return None

@@ -122,7 +122,8 @@ def run(options: Options) -> int:
             presence.enter()
             ledger.enter(presence.owner, os.getpid(), HOST)
         try:
-            return interruption.exit_code or work(options, start, presence)
+            code = 0 if interruption() else work(options, start, presence)
+            return interruption.exit_code or code
         finally:
             with suppress(sqlite3.Error, ScopeError):
                 ledger.leave(presence.owner)
@@ -258,7 +259,7 @@ class Start:
 def work(options: Options, start: Start, presence: Presence) -> int:
     """Run rows until none waits here; the exit code."""
     ledger, stop = start.ledger, start.interruption
-    board = make_board(options, ledger)
+    board = make_board(options, start)
     desk = Desk(
         ledger,
         options.out,
@@ -306,11 +307,12 @@ def take_over(ledger: Ledger, presence: Presence) -> bool:
         return ledger.recover([presence.owner, *presence.others()]) > 0
 
 
-def make_board(options: Options, ledger: Ledger) -> LogBoard:
-    console = Console(stderr=True)
-    if console.is_terminal and not options.quiet:
-        return LiveBoard(console, ledger)
-    return LogBoard(console, ledger, options.log_every, options.quiet)
+def make_board(options: Options, start: Start) -> LogBoard:
+    console, geometry = Console(stderr=True), start.opened.geometry
+    if not console.is_terminal or options.quiet:
+        return LogBoard(console, start.ledger, options.log_every, options.quiet)
+    governed = replace(geometry, layers=tuple(layer for layer in geometry.layers if layer.kind == "full"))
+    return LiveBoard(console, start.ledger, governed.token_bytes(start.opened.dtype.itemsize))
 
 
 def dry_run(options: Options, job: JobSettings, opened: "OpenedModel", inputs: Iterator[Input]) -> int:

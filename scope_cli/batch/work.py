@@ -1,4 +1,4 @@
-"""What a row becomes when it is run: prompt ids, complete settings and a plan."""
+"""What a row becomes when it is run: prompt ids, complete settings, a seed and a plan."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -9,24 +9,22 @@ import numpy as np
 from scope_cli.batch.inputs import Frame, Input
 from scope_cli.batch.ledger import Row
 from scope_cli.errors import UsageError
-from scope_cli.plan import RunPlan
 from scope_cli.profile import LoadedProfile, SamplingSettings
 
 if TYPE_CHECKING:
+    from scope_cli.generate import Work
     from scope_cli.model import OpenedModel
 
 LONGEST_TOKEN = 40  # characters: a text of so many times the context is not tokenised to the end
 
 
 @dataclass(frozen=True)
-class Work:
-    """One prompt, ready to be run."""
+class Task:
+    """One row, ready to be run."""
 
-    prompt: int  # its number in the job
-    prompt_ids: list[int]
+    number: int  # of the row, in the job
     settings: LoadedProfile  # with its own seed and sampling
-    plan: RunPlan
-    max_seconds: float | None = None
+    work: "Work"
 
 
 def encode(opened: "OpenedModel", settings: LoadedProfile, found: Input, frame: Frame) -> list[int]:
@@ -62,13 +60,14 @@ def seed_of(row_id: str, job_seed: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def work_of(row: Row, settings: LoadedProfile, opened: "OpenedModel", max_seconds: float | None) -> Work:
-    from scope_cli.generate import make_plan
+def task_of(row: Row, settings: LoadedProfile, opened: "OpenedModel", max_seconds: float | None) -> Task:
+    from scope_cli.generate import Work, make_plan
 
     assert row.prompt_ids is not None and row.seed is not None, "the row was planned"
     own = settings_of(settings, row.sampling, row.seed)
-    ids = unpacked(row.prompt_ids)
-    return Work(row.number, ids, own, make_plan(own, opened.geometry, len(ids)), max_seconds)
+    ids, sampling = unpacked(row.prompt_ids), own.profile.sampling
+    plan = make_plan(own, opened.geometry, len(ids))
+    return Task(row.number, own, Work(ids, plan, sampling, sampling.seed, max_seconds))
 
 
 def packed(ids: list[int]) -> bytes:

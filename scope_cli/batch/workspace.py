@@ -6,7 +6,7 @@ import psutil
 
 from scope_cli.batch.fit import Memory
 from scope_cli.events import Finished, PromptRead, Reading, Token
-from scope_cli.generate import generate, make_plan
+from scope_cli.generate import Work, generate, make_plan
 from scope_cli.profile import LoadedProfile
 
 if TYPE_CHECKING:
@@ -43,12 +43,13 @@ def write(loaded: "LoadedModel", settings: LoadedProfile, prompt_tokens: int) ->
     profile = settings.profile.model_copy(
         update={"sampling": settings.profile.sampling.model_copy(update={"ignore_eos": True, "stop": ()})}
     )
+    work = Work([0] * prompt_tokens, plan, profile.sampling, seed=0)
     written = 0
 
     def enough() -> bool:
         return written >= STEPS
 
-    for event in generate(loaded, profile, [0] * prompt_tokens, plan, enough):
+    for event in generate(loaded, profile, [work], interrupted=enough):
         if isinstance(event, PromptRead):
             reading = event.peak_bytes - before - cache_bytes(event.reading, loaded.device.type)
         elif isinstance(event, Token):
