@@ -86,7 +86,7 @@ class Desk:
         self._max_seconds = max_seconds
         self._left = limit
         self._fail_fast = fail_fast
-        self._reduced: dict[int, str] = {}  # groups that run with fewer lanes than planned, and why
+        self._reduced: dict[int, tuple[int, str]] = {}  # groups with fewer lanes than planned: how many, why
         self.running: dict[int, Running] = {}
         self.stopping = False  # a row failed, and --fail-fast was given
         self.audit_failed = False
@@ -190,9 +190,9 @@ class Desk:
         if numbers:
             self.ledger.give_back(self.owner, "waiting", *numbers)
 
-    def reduce(self, group: Group, why: str) -> None:
+    def reduce(self, group: Group, lanes: int, why: str) -> None:
         """From here on a group runs with fewer lanes, and each record says so: the texts may differ."""
-        self._reduced[group.number] = why
+        self._reduced[group.number] = lanes, why
         self.board.say(f"{why}; the texts may differ from those of a run with more")
 
     def interrupt(self) -> None:
@@ -237,6 +237,7 @@ class Desk:
         """What belongs to the text of one row; `results` as in the record of a single run."""
         from scope_cli.generate import policy_in_words, versions
 
+        lanes, why = self._reduced.get(group.number, (0, ""))
         result = {} if event is None else asdict(event)
         result.pop("text", None)  # the end of the text, and the text is in the file
         return {
@@ -248,7 +249,7 @@ class Desk:
             "finished_at": _iso(time.time()),
             "lanes": group.lanes,
             "group": group.number,
-            "fewer_lanes": self._reduced.get(group.number),
+            "fewer_lanes": why if group.lanes <= lanes else None,
             "policy": policy_in_words(task.settings.profile, task.work.plan),
             "profile": task.settings.profile.as_dict(),
             "model": self._opened.describe(),

@@ -2,26 +2,61 @@
 
 import gc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from scope_cli.batch.desk import Desk, reason_and_detail
+from scope_cli.batch.fit import Memory
 from scope_cli.batch.groups import Group
 from scope_cli.batch.runner import in_words, is_out_of_memory, run_group
 from scope_cli.batch.work import Task
-from scope_cli.errors import ScopeError
+from scope_cli.batch.workspace import measure
+from scope_cli.errors import ModelError
+from scope_cli.memory import free_bytes
+from scope_cli.profile import LoadedProfile
+from scope_cli.units import as_bytes
 
 if TYPE_CHECKING:
-    from scope_cli.model import LoadedModel
+    from scope_cli.model import LoadedModel, OpenedModel
 
 
-def run_locally(loaded: "LoadedModel", desk: Desk, groups: list[Group], stop: Callable[[], bool]) -> None:
-    """Every row that waits; groups one after the other, because each has a cache of its own."""
-    for group in groups:
-        while desk.waits(group) and not stop():
-            group = run_one_group(loaded, desk, group, stop)
+class LocalEngine:
+    """This machine's model, read when it is first needed."""
+
+    def __init__(self, opened: "OpenedModel") -> None:
+        self.opened = opened
+        self._loaded: LoadedModel | None = None
+        self._free_bytes = 0
+
+    def loaded(self) -> "LoadedModel":
+        if self._loaded is None:
+            self._free_bytes = free_bytes(self.opened.device)
+            if self.opened.weight_bytes > self._free_bytes:
+                raise ModelError(
+                    f"not enough memory: the weights of {self.opened.name} take "
+                    f"{as_bytes(self.opened.weight_bytes)}, {as_bytes(self._free_bytes)} are free",
+                    "try --load-in 4bit, or a smaller model",
+                )
+            self._loaded = self.opened.load()
+        return self._loaded
+
+    def memory(self, settings: LoadedProfile, longest: int, known: Memory | None) -> Memory:
+        """What the machine has and the model takes, measured where it is not known yet."""
+        loaded = self.loaded()
+        if known is not None:
+            return replace(known, free_bytes=self._free_bytes)
+        return measure(loaded, settings, longest, self._free_bytes)
+
+    def run(self, desk: Desk, groups: list[Group], stop: Callable[[], bool]) -> None:
+        """Every row that waits; groups one after the other, because each has a cache of its own."""
+        for group in groups:
+            while desk.waits(group) and not stop():
+                group = run_one_group(self.loaded(), desk, group, stop)
+
+    def close(self) -> None:
+        """The model goes with the process."""
 
 
 def run_one_group(loaded: "LoadedModel", desk: Desk, group: Group, stop: Callable[[], bool]) -> Group:
@@ -73,13 +108,15 @@ def attempt(
             event = next(events)
         except StopIteration:
             return None
-        except (ScopeError, torch.AcceleratorError) as error:
-            if not is_out_of_memory(error):  # a full disk; a GPU that is of no more use to this process
-                raise
-            return Trouble(*reason_and_detail(in_words(error)), out_of_memory=True)
         except Exception as error:
-            return Trouble(*reason_and_detail(in_words(error)), out_of_memory=is_out_of_memory(error))
+            if isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error):
+                raise  # a GPU that is of no more use to this process
+            return trouble_of(error)
         desk.receive(event)
+
+
+def trouble_of(error: Exception) -> Trouble:
+    return Trouble(*reason_and_detail(in_words(error)), out_of_memory=is_out_of_memory(error))
 
 
 def fewer_lanes(desk: Desk, group: Group, suspects: list[int], trouble: Trouble) -> Group:
@@ -91,9 +128,13 @@ def fewer_lanes(desk: Desk, group: Group, suspects: list[int], trouble: Trouble)
         for number in suspects:
             desk.fail(number, f"out of memory with a single lane ({trouble.reason})", trouble.detail)
         return group
-    lanes = group.lanes // 2
     desk.put_back(suspects)
-    desk.reduce(group, f"memory ran out with {group.lanes} lanes: {lanes} from here on")
+    return halve_lanes(desk, group)
+
+
+def halve_lanes(desk: Desk, group: Group) -> Group:
+    lanes = group.lanes // 2
+    desk.reduce(group, lanes, f"memory ran out with {group.lanes} lanes: {lanes} from here on")
     return group.with_lanes(lanes)
 
 

@@ -5,11 +5,11 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
@@ -42,7 +42,9 @@ from scope_cli.signals import Interruption
 from scope_cli.units import as_bytes
 
 if TYPE_CHECKING:
-    from scope_cli.model import LoadedModel, OpenedModel
+    from scope_cli.batch.local import LocalEngine
+    from scope_cli.batch.on_ray import RayEngine
+    from scope_cli.model import OpenedModel
 
 TELL_EVERY_S = 2.0  # while many prompts are read
 
@@ -68,6 +70,9 @@ class Options:
     log_every: float = 30.0
     quiet: bool = False
     offline: bool = False
+    engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+    workers: int | None = None
 
     @property
     def as_lines(self) -> bool:
@@ -92,7 +97,17 @@ def run(options: Options) -> int:
     from scope_cli.model import open_model
 
     opened = open_model(options.settings.profile.model, options.offline, options.say)
-    job = JobSettings(
+    if options.dry_run:
+        return dry_run(options, job_of(options, opened), opened, inputs)
+    engine = engine_of(options, opened)
+    try:
+        return run_with(options, engine, inputs)
+    finally:
+        engine.close()
+
+
+def job_of(options: Options, opened: "OpenedModel") -> JobSettings:
+    return JobSettings(
         settings=options.settings,
         frame=options.frame,
         lanes=options.lanes,
@@ -100,8 +115,22 @@ def run(options: Options) -> int:
         runs_on=f"{opened.device.type} {str(opened.dtype).removeprefix('torch.')}",
         max_seconds=options.row_timeout,
     )
-    if options.dry_run:
-        return dry_run(options, job, opened, inputs)
+
+
+def engine_of(options: Options, opened: "OpenedModel") -> "LocalEngine | RayEngine":
+    if options.engine == "ray":
+        from scope_cli.batch.on_ray import RayEngine
+
+        return RayEngine(
+            opened, options.settings.profile.model, options.offline, options.ray_address, options.workers
+        )
+    from scope_cli.batch.local import LocalEngine
+
+    return LocalEngine(opened)
+
+
+def run_with(options: Options, engine: "LocalEngine | RayEngine", inputs: Iterator[Input]) -> int:
+    job = job_of(options, engine.opened)
     presence = Presence(options.out)
     with Interruption() as interruption:
         with presence.starting():
@@ -113,7 +142,7 @@ def run(options: Options) -> int:
                 raise BusyError(
                     who_is_there(ledger, others, options.out), "--join shares the prompts that wait"
                 )
-            start = Start(options, job, opened, ledger, interruption)
+            start = Start(options, job, engine, ledger, interruption)
             if others:
                 check_settings(ledger, job, accept=False)
             else:
@@ -156,14 +185,12 @@ class Start:
         self,
         options: Options,
         job: JobSettings,
-        opened: "OpenedModel",
+        engine: "LocalEngine | RayEngine",
         ledger: Ledger,
         interruption: Interruption,
     ) -> None:
-        self.options, self.job, self.opened = options, job, opened
+        self.options, self.job, self.engine, self.opened = options, job, engine, engine.opened
         self.ledger, self.interruption = ledger, interruption
-        self._loaded: LoadedModel | None = None
-        self._free_bytes: int | None = None
 
     def prepare(self, inputs: Iterator[Input]) -> None:
         """Bring the ledger up to the inputs, in one transaction at the end."""
@@ -213,30 +240,10 @@ class Start:
                 break
         return planned
 
-    def loaded(self) -> "LoadedModel":
-        """The model with its weights, read at the first call."""
-        if self._loaded is None:
-            from scope_cli.memory import free_bytes
-
-            self._free_bytes = free_bytes(self.opened.device)
-            if self.opened.weight_bytes > self._free_bytes:
-                raise ModelError(
-                    f"not enough memory: the weights of {self.opened.name} take "
-                    f"{as_bytes(self.opened.weight_bytes)}, {as_bytes(self._free_bytes)} are free",
-                    "try --load-in 4bit, or a smaller model",
-                )
-            self._loaded = self.opened.load()
-        return self._loaded
-
     def memory(self, longest_prompt: int) -> Memory:
-        """What the machine has and the model takes, measured the first time and written down."""
-        from scope_cli.batch.workspace import measure
-
-        loaded = self.loaded()
-        assert self._free_bytes is not None, "known since loading"
-        if (known := self.ledger.get("memory")) is not None and not self.options.restart:
-            return replace(Memory(**known), free_bytes=self._free_bytes)
-        return measure(loaded, self.options.settings, longest_prompt, self._free_bytes)
+        """Measured the first time, and written down."""
+        known = None if self.options.restart else self.ledger.get("memory")
+        return self.engine.memory(self.options.settings, longest_prompt, Memory(**known) if known else None)
 
     def groups(self, desk: Desk) -> list[Group]:
         """The groups of the ledger, with fewer lanes where less memory is free than when they were made."""
@@ -250,7 +257,7 @@ class Start:
                     "end what else runs on this machine",
                 )
             if fit < group.lanes and desk.waits(group):
-                desk.reduce(group, f"{fit} of {group.lanes} lanes fit the memory that is free now")
+                desk.reduce(group, fit, f"{fit} of {group.lanes} lanes fit the memory that is free now")
                 group = group.with_lanes(fit)
             groups.append(group)
         return groups
@@ -275,7 +282,7 @@ def work(options: Options, start: Start, presence: Presence) -> int:
     began = time.monotonic()
     try:
         while ledger.counts()["waiting"] + ledger.counts()["interrupted"]:
-            run_groups(start, desk, lambda: stop() or desk.stopping)
+            start.engine.run(desk, start.groups(desk), lambda: stop() or desk.stopping)
             if stop() or desk.stopping or desk.used_up or not take_over(ledger, presence):
                 break
     finally:
@@ -293,12 +300,6 @@ def work(options: Options, start: Start, presence: Presence) -> int:
     if desk.audit_failed:
         raise AuditError("the audit of a prompt failed", "a bug in scope: please report it with its record")
     return 1 if ledger.counts()["failed"] else 0
-
-
-def run_groups(start: Start, desk: Desk, stop: Callable[[], bool]) -> None:
-    from scope_cli.batch.local import run_locally
-
-    run_locally(start.loaded(), desk, start.groups(desk), stop)
 
 
 def take_over(ledger: Ledger, presence: Presence) -> bool:

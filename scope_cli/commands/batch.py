@@ -10,7 +10,7 @@ from scope_cli.commands import options as o
 from scope_cli.commands.generate import read_text
 from scope_cli.errors import UsageError
 
-PROMPTS, JOB, SHOWN = "Prompts", "Job", "What is shown"
+PROMPTS, JOB, CLUSTER, SHOWN = "Prompts", "Job", "Cluster", "What is shown"
 
 
 def batch_command(
@@ -70,6 +70,17 @@ def batch_command(
     join: Annotated[
         bool, o.option("--join", panel=JOB, help="Help a process that works on the same output folder.")
     ] = False,
+    engine: Annotated[
+        str, o.option("--engine", panel=CLUSTER, help="local (the default) or ray: run on a Ray cluster.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        o.option("--ray-address", panel=CLUSTER, help="ray://HOST:10001, auto; none: a local cluster."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        o.option("--workers", panel=CLUSTER, min=1, help="Models at once (one per GPU, else per CPU core)."),
+    ] = None,
     dry_run: Annotated[
         bool, o.option("--dry-run", panel=JOB, help="Say what would be run, and write nothing.")
     ] = False,
@@ -128,6 +139,10 @@ def batch_command(
         raise UsageError(f"there is no {missing}", "scope batch PROMPTS --output-dir OUT")
     if order not in ("longest", "input"):
         raise UsageError(f"--order is {order!r}, and has to be longest or input")
+    if engine not in ("local", "ray"):
+        raise UsageError(f"--engine is {engine!r}, and has to be local or ray")
+    if engine == "local" and (ray_address is not None or workers is not None):
+        raise UsageError("--ray-address and --workers go with --engine ray")
     if json:
         raise UsageError("--json goes with --status", "results.jsonl in the output folder has every result")
     for one, other, named in (
@@ -173,6 +188,9 @@ def batch_command(
             log_every=log_every,
             quiet=quiet,
             offline=offline,
+            engine="ray" if engine == "ray" else "local",
+            ray_address=ray_address,
+            workers=workers,
         )
     )
     raise typer.Exit(code)
