@@ -23,6 +23,18 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "signals",
         "prefill",
         "calibrate",
+        "bench",
+    },
+    "bench": {
+        "cache",
+        "decode",
+        "generate",
+        "memory",
+        "model",
+        "plan",
+        "prefill",
+        "profile",
+        "replay",
     },
     "generate": {
         "scorers",

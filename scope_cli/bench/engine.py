@@ -1,0 +1,142 @@
+"""A profile's run as a contender: prompt read, known output fed with its evictions, decode steps timed."""
+
+from collections.abc import Iterator
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from scope_cli.bench.protocol import Account, Ids, Job, Loaded
+from scope_cli.cache import ScopeCache
+from scope_cli.decode import Lane, decode
+from scope_cli.events import Token
+from scope_cli.generate import new_cache, new_lane, policy_in_words, policy_of, versions
+from scope_cli.model import open_model, resolve_device
+from scope_cli.plan import RunPlan, plan_run
+from scope_cli.prefill import read_prompt, read_to_end
+from scope_cli.profile import load_profile
+from scope_cli.replay import MOST_AT_ONCE, feed_known
+
+GREEDY = {"sampling.temperature": 0.0, "sampling.repetition_penalty": 1.0, "sampling.stop": []}
+
+
+class ScopeEngine:
+    """What `scope generate` does with a profile, stopped and timed."""
+
+    def __init__(self, profile: str, overrides: dict[str, Any]) -> None:
+        self.profile, self.overrides = profile, overrides
+        self.device = resolve_device(load_profile(profile, overrides).profile.model.device)
+
+    def load(self, job: Job) -> Loaded:
+        if job.threads:
+            torch.set_num_threads(job.threads)
+        self.job = job
+        planned = {"sampling.max_new_tokens": job.most_tokens - job.prompt_tokens}
+        self.settings = load_profile(self.profile, {**self.overrides, **GREEDY, **planned})
+        self.loaded = open_model(self.settings.profile.model, offline=True).load()
+        self.plan = self._plan()
+        touch(self.loaded.model)
+        profile = self.settings.profile
+        whole = not self.plan.prompt.staged and profile.decode.strategy == "full"
+        return Loaded(
+            policy=policy_in_words(profile, self.plan),
+            exact=whole and self.loaded.opened.load_in is None,
+            versions=versions(),
+            weight_bytes=self.loaded.opened.weight_bytes,
+        )
+
+    def _plan(self) -> RunPlan:
+        scorer = policy_of(self.settings.profile.decode).scorer
+        ring = max(scorer.ring, MOST_AT_ONCE if scorer.every_step else 1)  # as `replay` needs it
+        return plan_run(
+            self.settings,
+            self.loaded.geometry,
+            self.job.prompt_tokens,
+            ring=ring,
+            memos=len(scorer.memos),
+            lanes=self.job.lanes,
+        )
+
+    @torch.no_grad()
+    def read(self, ids: Ids) -> list[int]:
+        self.cache: ScopeCache | None = None  # the one before goes first
+        self.cache = new_cache(self.loaded, self.settings.profile, self.plan)
+        self.prompts = ids
+        self.fed: Ids = [[] for _ in ids]
+        self.tokens: Iterator[Token] | None = None
+        self.logits = [
+            read_to_end(
+                read_prompt(
+                    self.loaded.model,
+                    self.cache,
+                    torch.tensor([prompt], device=self.device),
+                    self.plan.schedule,
+                    plan=self.plan.prompt,
+                    lane=lane,
+                    seed=lane,
+                    chunk=self.settings.profile.prefill.chunk,
+                )
+            )
+            for lane, prompt in enumerate(ids)
+        ]
+        return self._following()
+
+    @torch.no_grad()
+    def advance(self, ids: Ids) -> list[int]:
+        assert self.cache is not None, "a prompt comes first"
+        for lane, known in enumerate(ids):
+            for logits in feed_known(self.loaded.model, self.cache, lane, known):
+                self.logits[lane] = logits[-1:]
+            self.fed[lane] += known
+        self.tokens = None
+        return self._following()
+
+    def _following(self) -> list[int]:
+        return [int(logits.argmax()) for logits in self.logits]
+
+    def step(self, count: int) -> tuple[float, Ids]:
+        """The one decode loop; what it yields first was picked from logits that were there already."""
+        assert self.cache is not None, "a prompt comes first"
+        if self.tokens is None:
+            self.pending = [0] * self.job.lanes
+            lanes = [self._lane(index) for index in range(self.job.lanes)]
+            self.tokens = decode(self.loaded.model, self.cache, lanes)
+            self._next_tokens(self.tokens)
+        moved = self.cache.moved_bytes
+        written: Ids = [[] for _ in self.pending]
+        begin = perf_counter()
+        for _ in range(count):
+            for ids, token_id in zip(written, self.pending, strict=True):
+                ids.append(token_id)
+            self._next_tokens(self.tokens)
+        took = perf_counter() - begin
+        for fed, ids in zip(self.fed, written, strict=True):
+            fed += ids
+        self.moved = self.cache.moved_bytes - moved
+        return took, written
+
+    def _next_tokens(self, tokens: Iterator[Token]) -> None:
+        for _ in self.pending:
+            token = next(tokens)
+            self.pending[token.lane] = token.token_id
+
+    def _lane(self, index: int) -> Lane:
+        """A lane that has written what was fed, and never ends by itself."""
+        prompt = torch.tensor([self.prompts[index]], device=self.device)
+        lane = new_lane(self.loaded, self.settings.profile, self.plan, prompt, self.logits[index])
+        fed = torch.tensor(self.fed[index], device=self.device)
+        lane.ids[0, prompt.shape[1] : prompt.shape[1] + len(fed)] = fed
+        lane.written, lane.eos_ids = len(fed), frozenset()
+        return lane
+
+    def account(self) -> Account:
+        assert self.cache is not None, "a prompt comes first"
+        reading = self.cache.reading()
+        return Account(reading.held_bytes, reading.read_bytes, self.moved)
+
+
+@torch.no_grad()
+def touch(model: Any) -> None:
+    """Look at every page of the weights: mapped files are read when used, and would be taken for cache."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.reshape(-1)[::512].sum()
