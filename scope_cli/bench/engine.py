@@ -1,6 +1,7 @@
 """A profile's run as a contender: prompt read, known output fed with its evictions, decode steps timed."""
 
 from collections.abc import Iterator
+from itertools import islice
 from time import perf_counter
 from typing import Any
 
@@ -98,16 +99,16 @@ class ScopeEngine:
         """The one decode loop; what it yields first was picked from logits that were there already."""
         assert self.cache is not None, "a prompt comes first"
         if self.tokens is None:
-            self.pending = [0] * self.job.lanes
+            self.pending: dict[int, Token] = {}  # by lane, picked and not yet fed
             lanes = [self._lane(index) for index in range(self.job.lanes)]
             self.tokens = decode(self.loaded.model, self.cache, lanes)
             self._next_tokens(self.tokens)
         moved = self.cache.moved_bytes
-        written: Ids = [[] for _ in self.pending]
+        written: Ids = [[] for _ in self.fed]
         begin = perf_counter()
         for _ in range(count):
-            for ids, token_id in zip(written, self.pending, strict=True):
-                ids.append(token_id)
+            for lane, token in self.pending.items():
+                written[lane].append(token.token_id)
             self._next_tokens(self.tokens)
         took = perf_counter() - begin
         for fed, ids in zip(self.fed, written, strict=True):
@@ -116,9 +117,8 @@ class ScopeEngine:
         return took, written
 
     def _next_tokens(self, tokens: Iterator[Token]) -> None:
-        for _ in self.pending:
-            token = next(tokens)
-            self.pending[token.lane] = token.token_id
+        for token in islice(tokens, self.job.lanes):
+            self.pending[token.lane] = token
 
     def _lane(self, index: int) -> Lane:
         """A lane that has written what was fed, and never ends by itself."""

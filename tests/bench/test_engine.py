@@ -39,6 +39,7 @@ def test_a_state_that_was_fed_is_the_state_that_was_written(tiny_folder, scorer)
     took, (again,) = fed.step(20)
     assert again == rest
     assert took > 0
+    assert fed.pending[0].n == wrote.pending[0].n == 71
     assert fed.account() == wrote.account()
     assert fed.cache.reading().evictions == wrote.cache.reading().evictions > 5
     assert fed.cache.audit().passed
