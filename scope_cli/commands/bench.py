@@ -306,27 +306,24 @@ def positions_of(asked: str | None, prompt: int, new_tokens: int, room: int, con
 
 
 def check_room(opened: "OpenedModel", course: "Course", specs: "list[Spec]") -> None:
-    """Raises UsageError where the processes that live at the same time would not fit."""
+    """Raises UsageError where the processes that live at the same time would not fit.
+
+    One after the other, who does not fit says so itself, and the others are measured.
+    """
+    if course.sequential:
+        return
     from scope_cli.memory import free_bytes
     from scope_cli.units import as_bytes
 
-    each = 1 if course.sequential else len(course.positions) if course.apart else 1
-    alive = [specs] if not course.sequential else [[spec] for spec in specs]
+    each = len(course.positions) if course.apart else 1
     token = opened.geometry.token_bytes(opened.dtype.itemsize)
-    needed = max(
-        sum(
-            each * (opened.weight_bytes + (spec.lanes or course.job.lanes) * course.job.most_tokens * token)
-            for spec in together
-        )
-        for together in alive
-    )
+    lanes = [spec.lanes or course.job.lanes for spec in specs]
+    needed = each * sum(opened.weight_bytes + one * course.job.most_tokens * token for one in lanes)
     free = free_bytes(opened.device)
     if needed > free:
         raise UsageError(
             f"the contenders may need {as_bytes(needed)} together, {opened.device} has {as_bytes(free)} free",
-            "--sequential runs one after the other"
-            if not course.sequential
-            else "take fewer lanes or tokens",
+            "--sequential runs one after the other",
         )
 
 
