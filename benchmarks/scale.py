@@ -93,8 +93,8 @@ INTRODUCTION = f"""# Scale on paper
 Lanes (texts at once) that fit a card, for the shapes of Llama 3.1, a prompt of {PROMPT:,} tokens kept whole
 in each lane, and a bfloat16 cache. Nothing here was measured on a card: it is the arithmetic of `plan.py`, to
 the byte, checked against a cache on PyTorch's `meta` device. Beside the weights {WORKSPACE / 1e9:.1f} GB
-are left for the rest: context, activations, logits. A card's GB are 10^9 bytes; `4 bits` counts 4.5 bits for every
-weight. A lane's bytes include positions, masks and slot lists. `full` is scope's own full cache: the same
+are left for the rest: context, activations, logits. A card's GB are 10^9 bytes; `4 bits` counts 4.5 bits for
+every weight. A lane's bytes include positions, masks and slot lists. `full` is scope's own full cache: the same
 layout, so that only the number of tokens differs. A card whose column is not there does not hold the weights.
 """
 
