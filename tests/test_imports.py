@@ -37,6 +37,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "replay",
     },
     "generate": {
+        "step",
         "scorers",
         "prefill",
         "decode",
@@ -54,6 +55,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
     "prefill": {"cache", "plan", "schedule", "staging"},
     "staging": {"cache", "plan", "prefills"},
     "decode": {"cache", "sampling", "text", "loops"},
+    "step": {"cache"},
     "cache": {"plan", "schedule", "scorers"},
     "attention": {"cache"},
     "scorers": {"plugins", "cache"},

@@ -44,7 +44,14 @@ def test_a_prompt_file_standard_input_and_an_argument_are_the_same(generate, tin
     assert from_file.stdout == from_argument.stdout
     for dash in (["-"], ["--prompt-file", "-"]):
         process = scope_process(
-            "generate", *dash, "--model", tiny_folder, "--ignore-eos", "-n", 40, stdin=subprocess.PIPE
+            "generate",
+            *dash,
+            "--model",
+            tiny_folder,
+            "--ignore-eos",
+            "--max-new-tokens",
+            40,
+            stdin=subprocess.PIPE,
         )
         stdout, _ = process.communicate(PROMPT.encode(), timeout=60)
         assert stdout.decode() == from_argument.stdout
@@ -128,7 +135,7 @@ def test_a_loop_is_named_and_ends_the_run_when_asked(scope, tmp_path):
     torch.manual_seed(0)
     Gemma3ForCausalLM(config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    argv = ["generate", "a", "--model", tmp_path, "--ignore-eos", "-n", 200, "--temperature", 0]
+    argv = ["generate", "a", "--model", tmp_path, "--ignore-eos", "--max-new-tokens", 200, "--temperature", 0]
     result = scope(*argv)
     assert "repeats itself: period 1" in result.stderr
     stopped = scope(*argv, "--stop-on-loop")
@@ -202,7 +209,7 @@ def test_a_prompt_that_is_not_utf8_is_told_with_its_place(scope, tmp_path):
 
 
 def test_lengths_that_exceed_the_context_are_refused(scope, tiny_folder):
-    typed = scope("generate", "hi", "--model", tiny_folder, "-n", 9000)
+    typed = scope("generate", "hi", "--model", tiny_folder, "--max-new-tokens", 9000)
     assert typed.code == 2 and "exceed the model's context of 8,192" in typed.stderr
     prompt = scope("generate", "a" * 9000, "--model", tiny_folder)
     assert prompt.code == 2 and "9,000 tokens" in prompt.stderr
@@ -232,7 +239,7 @@ def long_run(tiny_folder, *argv):
         "--model",
         tiny_folder,
         "--ignore-eos",
-        "-n",
+        "--max-new-tokens",
         8000,
         "--budget",
         64,
