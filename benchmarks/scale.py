@@ -94,8 +94,9 @@ Lanes (texts at once) that fit a card, for the shapes of Llama 3.1, a prompt of 
 in each lane, and a bfloat16 cache. Nothing here was measured on a card: it is the arithmetic of `plan.py`, to
 the byte, checked against a cache on PyTorch's `meta` device. Beside the weights {WORKSPACE / 1e9:.1f} GB
 are left for the rest: context, activations, logits. A card's GB are 10^9 bytes; `4 bits` counts 4.5 bits for
-every weight. A lane's bytes include positions, masks and slot lists. `full` is scope's own full cache: the same
-layout, so that only the number of tokens differs. A card whose column is not there does not hold the weights.
+every weight. A lane's bytes include positions, masks and slot lists. `full` is scope's own full cache: the
+same layout, so that only the number of tokens differs. A card whose column is not there does not hold the
+weights.
 """
 
 END = """

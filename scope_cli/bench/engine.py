@@ -1,19 +1,19 @@
 """A profile's run as a contender: prompt read, known output fed with its evictions, decode steps timed."""
 
 from collections.abc import Iterator
-from itertools import islice
 from time import perf_counter
 from typing import Any
 
 import torch
 
 from scope_cli.bench.protocol import Account, Ids, Job, Loaded
-from scope_cli.cache import ScopeCache
-from scope_cli.decode import Lane, decode
+from scope_cli.decode import Admission, decode
 from scope_cli.events import Token
-from scope_cli.generate import new_cache, new_lane, policy_in_words, policy_of, versions
+from scope_cli.generate import Job as Run
+from scope_cli.generate import Work, make_plan, new_lane, policy_in_words, policy_of, versions
+from scope_cli.memory import PeakMeter
 from scope_cli.model import open_model, resolve_device
-from scope_cli.plan import RunPlan, plan_run
+from scope_cli.plan import together
 from scope_cli.prefill import read_prompt, read_to_end
 from scope_cli.profile import load_profile
 from scope_cli.replay import MOST_AT_ONCE, feed_known
@@ -35,7 +35,9 @@ class ScopeEngine:
         planned = {"sampling.max_new_tokens": job.most_tokens - job.prompt_tokens}
         self.settings = load_profile(self.profile, {**self.overrides, **GREEDY, **planned})
         self.loaded = open_model(self.settings.profile.model, offline=True).load()
-        self.plan = self._plan()
+        scorer = policy_of(self.settings.profile.decode).scorer
+        ring = MOST_AT_ONCE if scorer.every_step else 1  # as `replay` needs it
+        self.plan = make_plan(self.settings, self.loaded.geometry, job.prompt_tokens, ring)
         touch(self.loaded.model)
         profile = self.settings.profile
         whole = not self.plan.prompt.staged and profile.decode.strategy == "full"
@@ -46,22 +48,11 @@ class ScopeEngine:
             weight_bytes=self.loaded.opened.weight_bytes,
         )
 
-    def _plan(self) -> RunPlan:
-        scorer = policy_of(self.settings.profile.decode).scorer
-        ring = max(scorer.ring, MOST_AT_ONCE if scorer.every_step else 1)  # as `replay` needs it
-        return plan_run(
-            self.settings,
-            self.loaded.geometry,
-            self.job.prompt_tokens,
-            ring=ring,
-            memos=len(scorer.memos),
-            lanes=self.job.lanes,
-        )
-
     @torch.no_grad()
     def read(self, ids: Ids) -> list[int]:
-        self.cache: ScopeCache | None = None  # the one before goes first
-        self.cache = new_cache(self.loaded, self.settings.profile, self.plan)
+        self.run: Run | None = None  # the one before goes first
+        shape = together([self.plan], self.job.lanes)
+        self.run = Run(self.loaded, self.settings.profile, shape, PeakMeter(self.device))
         self.prompts = ids
         self.fed: Ids = [[] for _ in ids]
         self.tokens: Iterator[Token] | None = None
@@ -69,7 +60,7 @@ class ScopeEngine:
             read_to_end(
                 read_prompt(
                     self.loaded.model,
-                    self.cache,
+                    self.run.cache,
                     torch.tensor([prompt], device=self.device),
                     self.plan.schedule,
                     plan=self.plan.prompt,
@@ -84,9 +75,11 @@ class ScopeEngine:
 
     @torch.no_grad()
     def advance(self, ids: Ids) -> list[int]:
-        assert self.cache is not None, "a prompt comes first"
+        assert self.run is not None, "a prompt comes first"
+        cpu = self.device.type == "cpu"
+        assert cpu or self.tokens is None, "on a GPU the loop has launched a step more than it has told"
         for lane, known in enumerate(ids):
-            for logits in feed_known(self.loaded.model, self.cache, lane, known):
+            for logits in feed_known(self.loaded.model, self.run.cache, lane, known):
                 self.logits[lane] = logits[-1:]
             self.fed[lane] += known
         self.tokens = None
@@ -97,13 +90,14 @@ class ScopeEngine:
 
     def step(self, count: int) -> tuple[float, Ids]:
         """The one decode loop; what it yields first was picked from logits that were there already."""
-        assert self.cache is not None, "a prompt comes first"
+        assert self.run is not None, "a prompt comes first"
+        cache = self.run.cache
         if self.tokens is None:
             self.pending: dict[int, Token] = {}  # by lane, picked and not yet fed
-            lanes = [self._lane(index) for index in range(self.job.lanes)]
-            self.tokens = decode(self.loaded.model, self.cache, lanes)
+            events = decode(self.run.step, cache, self._admit, self.run.finish)
+            self.tokens = (event for event in events if isinstance(event, Token))
             self._next_tokens(self.tokens)
-        moved = self.cache.moved_bytes
+        moved = cache.reading().moved_bytes
         written: Ids = [[] for _ in self.fed]
         begin = perf_counter()
         for _ in range(count):
@@ -113,25 +107,28 @@ class ScopeEngine:
         took = perf_counter() - begin
         for fed, ids in zip(self.fed, written, strict=True):
             fed += ids
-        self.moved = self.cache.moved_bytes - moved
+        self.moved = cache.reading().moved_bytes - moved
         return took, written
 
     def _next_tokens(self, tokens: Iterator[Token]) -> None:
-        for token in islice(tokens, self.job.lanes):
+        for _ in self.fed:
+            token = next(tokens)
             self.pending[token.lane] = token
 
-    def _lane(self, index: int) -> Lane:
-        """A lane that has written what was fed, and never ends by itself."""
-        prompt = torch.tensor([self.prompts[index]], device=self.device)
-        lane = new_lane(self.loaded, self.settings.profile, self.plan, prompt, self.logits[index])
-        fed = torch.tensor(self.fed[index], device=self.device)
+    def _admit(self, row: int) -> Admission:
+        """A lane that has written what was fed, and never ends by itself; it has been read already."""
+        prompt = torch.tensor([self.prompts[row]], device=self.device)
+        work = Work(self.prompts[row], self.plan, self.settings.profile.sampling, seed=row)
+        lane = new_lane(self.loaded, work, prompt, self.logits[row], row, row)
+        fed = torch.tensor(self.fed[row], device=self.device)
         lane.ids[0, prompt.shape[1] : prompt.shape[1] + len(fed)] = fed
         lane.written, lane.eos_ids = len(fed), frozenset()
         return lane
+        yield  # nothing is left to report: a generator all the same, as the loop wants it
 
     def account(self) -> Account:
-        assert self.cache is not None, "a prompt comes first"
-        reading = self.cache.reading()
+        assert self.run is not None, "a prompt comes first"
+        reading = self.run.cache.reading()
         return Account(reading.held_bytes, reading.read_bytes, self.moved)
 
 

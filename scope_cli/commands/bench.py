@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from scope_cli.commands import options as o
-from scope_cli.commands.generate import no_word, one_prompt, read_text, tell
+from scope_cli.commands.generate import no_word, prompts_of, read_text, tell
 from scope_cli.errors import UsageError
 from scope_cli.names import did_you_mean
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scope_cli.model import OpenedModel
 
 WHO, WHERE, RESULT = "Contenders", "Course", "Results"
+SPARE = 2  # tokens after the last position: one is picked and not fed, and a lane must not end with it
 PEERS = ("dynamic", "static", "quantized", "generate")
 
 
@@ -132,7 +133,7 @@ def bench_command(
 
         scope bench --prompt-file report.txt --prompt-tokens 1000 --positions 5000,8000 --budget 512
     """
-    content = one_prompt(prompt, prompt_file)
+    (content,) = prompts_of(prompt, [prompt_file] if prompt_file else [])
     following = read_text(text, "--text") if text else content
     if not profile and not peer:
         profile, peer = ["slide=default", "full"], ["dynamic"]
@@ -175,7 +176,7 @@ def bench_command(
             model=opened.name,
             folder=str(opened.folder.path),
             prompt_tokens=len(ids),
-            most_tokens=at[-1] + 1,
+            most_tokens=at[-1] + SPARE,
             lanes=lanes,
             threads=threads,
             device=str(opened.device),
@@ -297,10 +298,10 @@ def positions_of(asked: str | None, prompt: int, new_tokens: int, room: int, con
             f"position {at[0]:,} comes too early: the prompt has {prompt:,} tokens, the bursts take {room:,}",
             f"the first possible one is {prompt + room:,}; --prompt-tokens, --burst and --rounds change it",
         )
-    if at[-1] >= context:
+    if at[-1] > context - SPARE:
         raise UsageError(
             f"position {at[-1]:,} does not fit the model's context of {context:,} tokens",
-            f"the last possible one is {context - 1:,}; --positions and -n change it",
+            f"the last possible one is {context - SPARE:,}; --positions and -n change it",
         )
     return tuple(at)
 

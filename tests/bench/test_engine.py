@@ -41,8 +41,8 @@ def test_a_state_that_was_fed_is_the_state_that_was_written(tiny_folder, scorer)
     assert took > 0
     assert fed.pending[0].n == wrote.pending[0].n == 71
     assert fed.account() == wrote.account()
-    assert fed.cache.reading().evictions == wrote.cache.reading().evictions > 5
-    assert fed.cache.audit().passed
+    assert fed.run.cache.reading().evictions == wrote.run.cache.reading().evictions > 5
+    assert fed.run.cache.audit().passed
 
 
 def test_feeding_goes_on_where_writing_stopped(tiny_folder):
