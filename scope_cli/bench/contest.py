@@ -201,6 +201,11 @@ class Seat:
         self.position += count
         return self.ask("step", count=count)
 
+    def kill(self) -> None:
+        """Nobody waits for what it is doing."""
+        if self.process is not None:
+            self.process.process.kill()
+
     def close(self) -> None:
         if self.process is not None:
             self.process.close()
@@ -213,18 +218,26 @@ def rotated(prompt: tuple[int, ...], lanes: int) -> Ids:
     return [list(prompt[lane * by :] + prompt[: lane * by]) for lane in range(lanes)]
 
 
-def contest(specs: list[Spec], course: Course, say: Say = lambda line: None) -> list[Row]:
-    """Measure everybody everywhere; who fails is a row that says why, and the others go on."""
-    rows = {spec.name: Row(spec.name) for spec in specs}
-    for group in _groups(specs, course, rows):
-        try:
-            _measure(group, course, say)
-        finally:
-            for seat in {id(seat): seat for wave in group for seat, _ in wave}.values():
-                seat.close()
-    for row in rows.values():
-        row.positions.sort(key=lambda measured: measured.position)
-    return list(rows.values())
+def contest(specs: list[Spec], rows: list[Row], course: Course, say: Say = lambda line: None) -> None:
+    """Measure everybody everywhere into their rows; who fails is a row that says why, and the others go on.
+
+    Where the run is interrupted, the rows have what was measured until then.
+    """
+    try:
+        for group in _groups(specs, course, {row.name: row for row in rows}):
+            seats = {id(seat): seat for wave in group for seat, _ in wave}.values()
+            try:
+                _measure(group, course, say)
+            except KeyboardInterrupt:
+                for seat in seats:
+                    seat.kill()
+                raise
+            finally:
+                for seat in seats:
+                    seat.close()
+    finally:
+        for row in rows:
+            row.positions.sort(key=lambda measured: measured.position)
 
 
 Wave = list[tuple[Seat, int]]
@@ -258,6 +271,7 @@ def _measure(waves: list[Wave], course: Course, say: Say) -> None:
                 if seat.process is None:
                     seat.open()
                 there.append((seat, seat.go_to(position)))
+                seat.row.positions.append(there[-1][1])
         alive = sum(not seat.row.failed for seat, _ in there)
         say(f"{course.rounds} rounds of {course.burst} steps, {alive} in turn")
         for round_ in range(course.rounds + 1):
@@ -265,8 +279,6 @@ def _measure(waves: list[Wave], course: Course, say: Say) -> None:
                 if not seat.row.failed:
                     with _failure_told(seat, say):
                         _burst(seat, measured, course, counted=round_ > 0)
-        for seat, measured in there:
-            seat.row.positions.append(measured)
 
 
 def _burst(seat: Seat, measured: Measured, course: Course, counted: bool) -> None:

@@ -160,7 +160,7 @@ def bench_command(
             raise UsageError(f"cannot write {file}: there is no folder {file.parent}")
 
     say = no_word if quiet else tell
-    from scope_cli.bench.contest import Course, contest
+    from scope_cli.bench.contest import Course, Row, contest
     from scope_cli.bench.protocol import Job
     from scope_cli.model import open_model
     from scope_cli.profile import load_profile
@@ -194,7 +194,13 @@ def bench_command(
         timeout_s=timeout,
     )
     check_room(opened, course, specs)
-    rows = contest(specs, course, say)
+    rows = [Row(spec.name) for spec in specs]
+    interrupted = False
+    try:
+        contest(specs, rows, course, say)
+    except KeyboardInterrupt:
+        tell("interrupted; what was measured until then:")
+        interrupted = True
 
     from rich.console import Console
 
@@ -212,7 +218,7 @@ def bench_command(
         from scope_cli.bench.plot import draw
 
         draw(lines, plot, f"{opened.name}, {course.job.dtype}, prompt {len(ids):,} tokens")
-    raise typer.Exit(1 if any(row.failed for row in rows) else 0)
+    raise typer.Exit(130 if interrupted else 1 if any(row.failed for row in rows) else 0)
 
 
 def contenders(profiles: list[str], peers: list[str], common: dict[str, Any]) -> "list[Spec]":

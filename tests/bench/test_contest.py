@@ -57,7 +57,8 @@ def field(tmp_path):
         job = Job("m", "f", prompt_tokens=10, most_tokens=positions[-1] + 1)
         options = {"burst": 4, "rounds": 2, **course}
         full = Course(job, tuple(range(10)), tuple(range(100, 200)), positions, **options)
-        rows = {row.name: row for row in contest(specs, full)}
+        rows = {spec.name: Row(spec.name) for spec in specs}
+        contest(specs, list(rows.values()), full)
         asked = [line.split() for line in log.read_text().splitlines()]
         return rows, full, asked
 
@@ -129,7 +130,8 @@ def test_who_speaks_something_else_is_told_so(field):
 
 def test_a_command_that_is_not_there_is_a_failed_row(field):
     course = Course(Job("m", "f", 2, 41), (1, 2), tuple(range(50)), (40,), burst=4, rounds=1)
-    (row,) = contest([Spec("gone", ("/no/such/program",))], course)
+    row = Row("gone")
+    contest([Spec("gone", ("/no/such/program",))], [row], course)
     assert row.failed == "cannot start /no/such/program: No such file or directory"
 
 
@@ -139,12 +141,34 @@ def test_a_baseline_that_failed_leaves_no_ratio(field):
     assert (line.contender, line.ratio, line.ratio_least) == ("a", None, None)
 
 
-def test_no_process_is_left_behind(field, tmp_path):
+def test_an_interrupted_run_keeps_what_it_has_and_leaves_no_process(tmp_path):
+    (tmp_path / "fake.py").write_text(FAKE)
+    log = tmp_path / "log"
+    specs = [Spec(name, (sys.executable, str(tmp_path / "fake.py"), name, "1", str(log))) for name in "ab"]
+    rows = [Row("a"), Row("b")]
+    course = Course(Job("m", "f", 10, 61), tuple(range(10)), tuple(range(99)), (40, 60), burst=4, rounds=2)
+
+    def interrupt(line):
+        if line == "b: on the way to position 60":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        contest(specs, rows, course, interrupt)
+    assert [[len(one.step_ms) for one in row.positions] for row in rows] == [[2, 0], [2]]
+    assert {(line.contender, line.position) for line in lines_of(rows, course, "a")} == {("a", 40), ("b", 40)}
+    assert not running("fake.py")
+
+
+def running(script):
     import psutil
 
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if child.status() != "zombie" and script in " ".join(child.cmdline())]
+
+
+def test_no_process_is_left_behind(field):
     field(("a", 1), ("late", 1, "late"), timeout_s=1)
-    left = [child for child in psutil.Process().children(recursive=True) if child.status() != "zombie"]
-    assert [child for child in left if "fake.py" in " ".join(child.cmdline())] == []
+    assert not running("fake.py")
 
 
 def row_of(name, bursts, lanes=1, **more):
