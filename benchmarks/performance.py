@@ -22,8 +22,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "performance"
 COMMON = "--prompt-file examples/report.txt --text examples/logbook.txt --offline --rounds 3"
 PLAIN = "--dtype float32"
-# What `scope generate` takes on this machine when nothing is said about weights.
-CHOSEN = "chosen=default decode.budget=512"
+# What `scope generate` takes when nothing is said about weights.
+CHOSEN = "chosen=default decode.budget=512 model.dtype=auto"
 SLIDE = "slide=default decode.budget=512 decode.interval=64"
 
 PARTS: dict[str, str] = {

@@ -29,12 +29,12 @@ class ScopeEngine:
         self.device = resolve_device(load_profile(profile, overrides).profile.model.device)
 
     def load(self, job: Job) -> Loaded:
-        if job.threads:
-            torch.set_num_threads(job.threads)
         self.job = job
         planned = {"sampling.max_new_tokens": job.most_tokens - job.prompt_tokens}
         self.settings = load_profile(self.profile, {**self.overrides, **GREEDY, **planned})
         self.loaded = open_model(self.settings.profile.model, offline=True).load()
+        if job.threads:
+            torch.set_num_threads(job.threads)
         scorer = policy_of(self.settings.profile.decode).scorer
         ring = MOST_AT_ONCE if scorer.every_step else 1  # as `replay` needs it
         self.plan = make_plan(self.settings, self.loaded.geometry, job.prompt_tokens, ring)

@@ -41,11 +41,11 @@ class TransformersPeer:
         self.device = resolve_device(self.settings.device)
 
     def load(self, job: Job) -> Loaded:
-        if job.threads:
-            torch.set_num_threads(job.threads)
         self.job = job
         opened = open_model(self.settings, offline=True)
         self.model = opened.load(attention="sdpa").model
+        if job.threads:
+            torch.set_num_threads(job.threads)
         self.name, self.make = CACHES[self.kind]
         self.make(self.model.config, job)  # a package that is missing is told now
         touch(self.model)
