@@ -127,15 +127,18 @@ def test_weight_bytes_follow_the_dtype_and_sum_over_shards(folders, tmp_path):
     llama = AutoModelForCausalLM.from_pretrained(folders["llama"])
     llama.save_pretrained(tmp_path, max_shard_size="5KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert weight_bytes(tmp_path, torch.bfloat16) == 2 * llama.num_parameters()
+    assert weight_bytes(tmp_path, CONFIGS["llama"], torch.bfloat16) == 2 * llama.num_parameters()
 
 
 def test_only_matrices_of_linear_layers_are_estimated_at_their_quantised_size(folders):
     llama = AutoModelForCausalLM.from_pretrained(folders["llama"])
     linear = sum(p.numel() for name, p in llama.named_parameters() if name.endswith("proj.weight"))
     rest = llama.num_parameters() - linear
-    assert weight_bytes(folders["llama"], torch.bfloat16, "4bit") == int(linear * 0.5625) + 2 * rest
-    assert weight_bytes(folders["llama"], torch.bfloat16, "8bit") == linear + 2 * rest
+    assert (
+        weight_bytes(folders["llama"], CONFIGS["llama"], torch.bfloat16, "4bit")
+        == int(linear * 0.5625) + 2 * rest
+    )
+    assert weight_bytes(folders["llama"], CONFIGS["llama"], torch.bfloat16, "8bit") == linear + 2 * rest
 
 
 def test_loaded_weights_are_frozen_and_have_the_dtype_asked_for(folders, capfd):

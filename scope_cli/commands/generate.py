@@ -60,6 +60,7 @@ def generate_command(
     dtype: o.Dtype = None,
     device: o.Device = None,
     load_in: o.LoadIn = None,
+    threads: o.Threads = None,
     strategy: o.Strategy = None,
     prefill: o.Prefill = None,
     prefill_budget: o.PrefillBudget = None,
@@ -90,11 +91,12 @@ def generate_command(
         raise UsageError("--system and --system-file exclude each other")
     system = read_text(system_file, "--system-file") if system_file else system
     typed = o.overrides(
-        set_, model=model, dtype=dtype, device=device, load_in=load_in, strategy=strategy, scorer=scorer,
-        budget=budget, recent=recent, interval=interval, max_new_tokens=max_new_tokens,
-        min_new_tokens=min_new_tokens, ignore_eos=ignore_eos, stop=stop, stop_on_loop=stop_on_loop, seed=seed,
-        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty,
-        system=system, raw=raw, prefill=prefill, prefill_budget=prefill_budget,
+        set_, model=model, dtype=dtype, device=device, load_in=load_in, threads=threads,
+        strategy=strategy, scorer=scorer, budget=budget, recent=recent, interval=interval,
+        max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, ignore_eos=ignore_eos,
+        stop=stop, stop_on_loop=stop_on_loop, seed=seed, temperature=temperature, top_p=top_p, top_k=top_k,
+        min_p=min_p, repetition_penalty=repetition_penalty, system=system, raw=raw,
+        prefill=prefill, prefill_budget=prefill_budget,
     )  # fmt: skip
     if append and force:
         raise UsageError("--append and --force exclude each other")
@@ -217,7 +219,9 @@ def check_memory(opened: "OpenedModel", plan: "RunPlan") -> None:
     needed, free = opened.weight_bytes + cache, free_bytes(opened.device)
     if needed > free:
         cheaper = (
-            "--load-in 4bit" if opened.weight_bytes > cache else "a smaller --budget or --max-new-tokens"
+            f"--load-in {'int4' if opened.device.type == 'cpu' else '4bit'}"
+            if opened.weight_bytes > cache and not opened.load_in
+            else "a smaller --budget or --max-new-tokens"
         )
         raise ModelError(
             f"not enough memory: {opened.name} needs {as_bytes(needed)} "
