@@ -28,18 +28,21 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from scope_cli.errors import ModelError, UsageError
 from scope_cli.geometry import Geometry, LayerGeometry
-from scope_cli.packed import BITS, Bits, pack, packed_bytes
+from scope_cli.packed import BITS, Bits, bfloat16_is_fast, pack, packed_bytes
 from scope_cli.profile import ModelSettings, PromptSettings
 from scope_cli.registry import ModelFolder, Say, find, first_line, hushed
 from scope_cli.threads import set_threads
 
 FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Gemma 3 and what is built like them"
+MANY_LANES = 8
 FOUR_BIT_FILES = ("Q4_0", "Q4_1")  # whose weights int4 holds without loss
 QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.5625}  # per weight; 4bit: half a byte, and a float32 scale for 64
 
 
-def open_model(settings: ModelSettings, offline: bool = False, say: Say = lambda line: None) -> "OpenedModel":
-    """Everything about a model but its weights.
+def open_model(
+    settings: ModelSettings, offline: bool = False, say: Say = lambda line: None, lanes: int = 1
+) -> "OpenedModel":
+    """Everything about a model but its weights; `lanes` will decode together.
 
     Raises ModelError where it cannot be found, or is none that we can run.
     """
@@ -49,8 +52,9 @@ def open_model(settings: ModelSettings, offline: bool = False, say: Say = lambda
     with _reading(folder), hushed():
         config = AutoConfig.from_pretrained(folder.path, **local)
         tokenizer = AutoTokenizer.from_pretrained(folder.path, **local)
-    dtype = resolve_dtype(settings.dtype, config, device)
     load_in = resolve_load_in(settings, folder, device)
+    # packed weights compute in bfloat16 anyway; the dtype is that of the cache and of what lies between
+    dtype = resolve_dtype(settings.dtype, config, device, 1 if load_in in BITS else lanes)
     if device.type == "cpu":
         set_threads(settings.threads)
     return OpenedModel(
@@ -88,12 +92,12 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_dtype(name: str, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
-    """auto: float32 on a CPU, where it is the fastest for one lane; the checkpoint's own on a GPU."""
+def resolve_dtype(name: str, config: PreTrainedConfig, device: torch.device, lanes: int = 1) -> torch.dtype:
+    """auto: the checkpoint's own on a GPU; on a CPU float32, with AMX bfloat16 from eight lanes on."""
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cpu":
-        return torch.float32
+        return torch.bfloat16 if lanes >= MANY_LANES and bfloat16_is_fast() else torch.float32
     return config.get_text_config().dtype or config.dtype or torch.bfloat16
 
 

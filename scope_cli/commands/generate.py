@@ -14,7 +14,7 @@ from scope_cli.events import Finished
 from scope_cli.signals import Interruption
 
 if TYPE_CHECKING:
-    from scope_cli.model import OpenedModel
+    from scope_cli.model import LoadedModel, OpenedModel
     from scope_cli.plan import RunPlan
     from scope_cli.profile import LoadedProfile
     from scope_cli.sinks.base import Sink
@@ -52,6 +52,10 @@ def generate_command(
     ] = False,
     quiet: Annotated[
         bool, o.option("--quiet", "-q", panel=OUTPUT, help="Text and errors, nothing else.")
+    ] = False,
+    verbose: Annotated[
+        bool,
+        o.option("--verbose", panel=OUTPUT, help="At the end, how near to the memory's bandwidth it came."),
     ] = False,
     profile: o.Profile = "default",
     set_: o.Set = [],  # noqa: B006  typer copies it
@@ -106,7 +110,7 @@ def generate_command(
     settings = load_profile(profile, typed)
     sinks = open_sinks(output, "append" if append else "overwrite" if force else "new", json, quiet)
     try:
-        code = run(settings, text, sinks, offline, quiet)
+        code = run(settings, text, sinks, offline, quiet, verbose)
     finally:
         for sink in sinks:
             sink.close()
@@ -175,7 +179,14 @@ def open_sinks(output: Path | None, mode: "FileMode", json: bool, quiet: bool) -
     return sinks
 
 
-def run(settings: "LoadedProfile", text: str, sinks: "list[Sink]", offline: bool, quiet: bool) -> int:
+def run(
+    settings: "LoadedProfile",
+    text: str,
+    sinks: "list[Sink]",
+    offline: bool,
+    quiet: bool,
+    verbose: bool = False,
+) -> int:
     """Open the model, plan, load, generate; the exit code."""
     say = no_word if quiet else tell
 
@@ -199,7 +210,16 @@ def run(settings: "LoadedProfile", text: str, sinks: "list[Sink]", offline: bool
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is buffered
             if isinstance(event, Finished) and not event.audit.passed:
                 raise AuditError("the audit failed: " + "; ".join(event.audit.problems), AUDIT_HINT)
+            if isinstance(event, Finished) and verbose:
+                tell(in_the_limit(loaded, event))
     return interruption.exit_code
+
+
+def in_the_limit(loaded: "LoadedModel", run: Finished) -> str:
+    """The line of the summary that sets the run beside the memory's bandwidth, which is measured now."""
+    from scope_cli.roofline import bandwidth, limit_line, step_weight_bytes
+
+    return f"limit:     {limit_line(run, step_weight_bytes(loaded.model), bandwidth(loaded.device))}"
 
 
 def tell(line: str) -> None:

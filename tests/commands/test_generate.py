@@ -165,6 +165,8 @@ def test_the_default_length_is_cut_to_the_context_with_a_note(scope, tiny_folder
         (["generate", "hi", "--device", "gpu"], "model.device"),
         (["generate", "hi", "--output", "no/such/folder/out.txt"], "cannot write"),
         (["generate", "hi", "--load-in", "3bit"], "model.load_in"),
+        (["generate", "hi", "--threads", "0"], "model.threads"),
+        (["generate", "hi", "--threads", "many"], "model.threads"),
         (["generate", "hi", "--append", "--force"], "exclude each other"),
     ],
 )
@@ -175,6 +177,15 @@ def test_bad_input_is_one_line_and_a_hint_and_code_2(scope, tiny_folder, argv, m
     assert (result.code, result.stdout) == (2, "")
     assert message in result.stderr
     assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+
+
+def test_verbose_sets_the_run_beside_the_bandwidth(scope, tiny_folder):
+    argv = ("generate", "hi", "--model", tiny_folder, "-n", 5, "--ignore-eos")
+    quiet, told = scope(*argv), scope(*argv, "--verbose", "--threads", 1, "--load-in", "none")
+    assert quiet.stdout == told.stdout and "limit:" not in quiet.stderr
+    assert "cpu float32, 1 thread," in told.stderr
+    line = next(line for line in told.stderr.splitlines() if line.startswith("limit:"))
+    assert " of weights and " in line and "% of the memory's" in line
 
 
 def test_every_problem_of_a_profile_is_told_at_once(scope, tmp_path):
