@@ -67,6 +67,7 @@ def open_model(
         dtype=dtype,
         weight_bytes=weight_bytes(folder.path, config, dtype, load_in),
         load_in=load_in,
+        loading_bytes=weight_bytes(folder.path, config, dtype) if load_in in BITS else 0,
     )
 
 
@@ -211,6 +212,7 @@ class OpenedModel:
     dtype: torch.dtype
     weight_bytes: int
     load_in: str | None = None
+    loading_bytes: int = 0  # what the weights take before they are packed, where that is more
 
     def encode(self, prompt: str, settings: PromptSettings) -> list[int]:
         """Token ids of a prompt, in the model's chat template where it has one."""

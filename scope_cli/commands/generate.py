@@ -236,16 +236,15 @@ def check_memory(opened: "OpenedModel", plan: "RunPlan") -> None:
     from scope_cli.units import as_bytes
 
     cache = plan.peak_bytes(opened.geometry, opened.dtype.itemsize)
-    needed, free = opened.weight_bytes + cache, free_bytes(opened.device)
+    weights, loading = opened.weight_bytes, opened.loading_bytes
+    needed, free = max(weights + cache, loading), free_bytes(opened.device)
     if needed > free:
-        cheaper = (
-            f"--load-in {'int4' if opened.device.type == 'cpu' else '4bit'}"
-            if opened.weight_bytes > cache and not opened.load_in
-            else "a smaller --budget or --max-new-tokens"
-        )
+        by_weights = max(weights, loading) > cache
+        cheaper = "--load-in 4bit" if by_weights else "a smaller --budget or --max-new-tokens"
+        while_loading = f", {as_bytes(loading)} while it is loaded" if loading else ""
         raise ModelError(
             f"not enough memory: {opened.name} needs {as_bytes(needed)} "
-            f"(weights {as_bytes(opened.weight_bytes)}, cache {as_bytes(cache)}), "
+            f"(weights {as_bytes(weights)}, cache {as_bytes(cache)}{while_loading}), "
             f"{opened.device} has {as_bytes(free)} free",
             f"try {cheaper}, or a smaller model",
         )

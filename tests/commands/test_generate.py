@@ -4,11 +4,17 @@ import json
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
+from scope_cli.commands.generate import check_memory
+from scope_cli.errors import ModelError
+from scope_cli.generate import make_plan
+from scope_cli.model import open_model
+from scope_cli.profile import ModelSettings, load_profile
 from tests.conftest import scope_process
 from tests.tiny import SHAPE, tiny_tokenizer
 
@@ -217,6 +223,17 @@ def test_lengths_that_exceed_the_context_are_refused(scope, tiny_folder):
     assert typed.code == 2 and "exceed the model's context of 8,192" in typed.stderr
     prompt = scope("generate", "a" * 9000, "--model", tiny_folder)
     assert prompt.code == 2 and "9,000 tokens" in prompt.stderr
+
+
+def test_what_weights_take_before_they_are_packed_has_to_fit_too(tiny_folder, monkeypatch):
+    opened = open_model(ModelSettings(name=str(tiny_folder), device="cpu", load_in="int4"))
+    plan = make_plan(load_profile("default", {"sampling.max_new_tokens": 2}), opened.geometry, 8)
+    packed = replace(opened, weight_bytes=1000, loading_bytes=10**9)
+    monkeypatch.setattr("scope_cli.memory.free_bytes", lambda device: 10**9)
+    check_memory(packed, plan)
+    monkeypatch.setattr("scope_cli.memory.free_bytes", lambda device: 10**9 - 1)
+    with pytest.raises(ModelError, match="while it is loaded"):
+        check_memory(packed, plan)
 
 
 def test_too_little_memory_is_told_before_loading(scope, tiny_folder, monkeypatch):
