@@ -556,23 +556,30 @@ class ScopeCache:
         scorer, most = self.policy.scorer, max(excess)
         if not most and not scorer.every_step:
             return
-        facts = self.facts(excess, wrote)
-        for layer in self.policy_layers:
-            if scorer.every_step:
-                past = self.facts(None, wrote) if tokens > 1 else facts
+        if scorer.every_step and tokens > 1:
+            past = self.facts(None, wrote)
+            for layer in self.policy_layers:
                 for ago in range(tokens - 1, 0, -1):
                     scorer.observe(SlotView(self, layer, past, ago))
-            view = SlotView(self, layer, facts)
-            scorer.observe(view)
-            if most:
-                layer.evict(self.policy.scores(view), view.is_candidate, facts[3], most)
-        self.held -= facts[3].flatten()
+        self.forget(self.facts(excess, wrote), most)
         for count, leaving in zip(self.lanes, excess, strict=True):
             if count is not None and leaving:
                 count.held -= leaving
                 count.evictions += 1
                 count.evicted_tokens += leaving
                 count.reference_moved_bytes += self._held_bytes(count)
+
+    def forget(self, facts: Tensor, most: int) -> None:
+        """Show the scorer every layer, and free what leaves, `most` tokens of a lane at most.
+
+        On the device alone, from `facts` and the buffers: it can be captured.
+        """
+        for layer in self.policy_layers:
+            view = SlotView(self, layer, facts)
+            self.policy.scorer.observe(view)
+            if most:
+                layer.evict(self.policy.scores(view), view.is_candidate, facts[3], most)
+        self.held -= facts[3].flatten()
 
     # What is counted
 

@@ -105,6 +105,10 @@ class ModelSettings(Settings):
         description="quantised weights: int8, int4 (on a CPU), 8bit, 4bit (bitsandbytes); null: plain; "
         "auto: int4 on a CPU where the weights come from a Q4_0 or Q4_1 file and dtype is auto, else plain",
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="compile the decode step; auto: where the planned output is long enough to pay for it",
+    )
     threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="CPU threads; auto: OMP_NUM_THREADS, else the cores that this process may use"
     )

@@ -44,7 +44,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
     "prefill": {"cache", "plan", "schedule", "staging"},
     "staging": {"cache", "plan", "prefills"},
     "decode": {"cache", "sampling", "text", "loops"},
-    "step": {"cache"},
+    "step": {"cache", "registry"},
     "cache": {"plan", "schedule", "scorers"},
     "attention": {"cache"},
     "scorers": {"plugins", "cache"},

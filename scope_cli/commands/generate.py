@@ -86,6 +86,7 @@ def generate_command(
     dtype: o.Dtype = None,
     device: o.Device = None,
     load_in: o.LoadIn = None,
+    compile: o.Compile = None,
     threads: o.Threads = None,
     strategy: o.Strategy = None,
     prefill: o.Prefill = None,
@@ -117,7 +118,7 @@ def generate_command(
         raise UsageError("--system and --system-file exclude each other")
     system = read_text(system_file, "--system-file") if system_file else system
     typed = o.overrides(
-        set_, model=model, dtype=dtype, device=device, load_in=load_in, threads=threads,
+        set_, model=model, dtype=dtype, device=device, load_in=load_in, compile=compile, threads=threads,
         strategy=strategy, scorer=scorer, budget=budget, recent=recent, interval=interval,
         max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, ignore_eos=ignore_eos,
         stop=stop, stop_on_loop=stop_on_loop, seed=seed, temperature=temperature, top_p=top_p, top_k=top_k,
@@ -244,7 +245,7 @@ def run(
     check_memory(opened, plans, shape.lanes)
     loaded = opened.load()
     with Interruption() as interruption:
-        for event in generate(loaded, profile, works, shape, interruption):
+        for event in generate(loaded, profile, works, shape, interruption, say):
             for sink in list(sinks):
                 try:
                     sink.receive(event)

@@ -34,6 +34,9 @@ LoadIn = Annotated[
     str | None,
     option("--load-in", panel=MODEL, help="auto, none, int8, int4 (on a CPU), 8bit, 4bit (bitsandbytes)."),
 ]
+Compile = Annotated[
+    str | None, option("--compile", panel=MODEL, help="auto, on or off: compile the decode step.")
+]
 Threads = Annotated[
     str | None, option("--threads", panel=MODEL, help="CPU threads (auto: the cores it may use).")
 ]
@@ -90,6 +93,7 @@ KEYS = {
     "dtype": "model.dtype",
     "device": "model.device",
     "load_in": "model.load_in",
+    "compile": "model.compile",
     "threads": "model.threads",
     "strategy": "decode.strategy",
     "prefill": "prefill.method",
