@@ -18,7 +18,7 @@ Bits = Literal[4, 8]
 BITS: dict[str, Bits] = {"int4": 4, "int8": 8}
 BLOCK = 32  # weights that share a scale and a minimum
 ROWS = 64  # of a matrix that the kernel takes together; a matrix that they do not divide stays plain
-MANY = 96  # rows of input from which multiplying with the unpacked weight is faster
+MANY = 128  # rows of input from which multiplying with the unpacked weight is faster
 AT_ONCE = 4096  # rows of a matrix that are packed at once, which bounds the memory that packing takes
 ON_GRID = 1e-3  # of a scale: so near to its code's value lies a weight that was read from a quantised file
 
@@ -78,6 +78,8 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = linear.weight.shape
         self.planes = bits // 4
+        self.unpacks = kernel_order_is_known()  # asked here: what is compiled finds constants
+        self.plain_dtype = torch.bfloat16 if bfloat16_is_fast() else torch.float32
         parts = [_pack_rows(rows, bits) for rows in linear.weight.detach().split(AT_ONCE)]
         self.register_buffer("packed", torch.cat([packed for packed, _ in parts]))
         self.register_buffer("scales", torch.cat([scales for _, scales in parts], 1))
@@ -86,9 +88,8 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in] to [..., out], in x's dtype."""
         rows = x.reshape(-1, self.in_features)
-        if rows.shape[0] >= MANY and kernel_order_is_known():
-            dtype = torch.bfloat16 if bfloat16_is_fast() else torch.float32
-            out = rows.to(dtype) @ self.unpacked(dtype)
+        if rows.shape[0] >= MANY and self.unpacks:
+            out = rows.to(self.plain_dtype) @ self.unpacked(self.plain_dtype)
         else:
             rows = rows.to(torch.bfloat16)
             if self.planes == 2:
@@ -104,17 +105,15 @@ class PackedLinear(nn.Module):
         codes = codes.to(dtype).view(codes.shape[0], self.planes, -1, BLOCK, ROWS)
         scales = self.scales.to(dtype).view(self.planes, -1, 1, codes.shape[0], ROWS, 2).unbind(-1)
         scale, zero = (part.permute(3, 0, 1, 2, 4) for part in scales)
-        weight = codes.new_empty(self.in_features, self.out_features)
-        tiled = weight.view(-1, BLOCK, codes.shape[0], ROWS).permute(2, 0, 1, 3)
-        torch.addcmul(zero[:, 0], codes[:, 0], scale[:, 0], out=tiled)
+        weight = torch.addcmul(zero[:, 0], codes[:, 0], scale[:, 0])  # [out / ROWS, in / BLOCK, BLOCK, ROWS]
         if self.planes == 2:
-            tiled += torch.addcmul(zero[:, 1], codes[:, 1], scale[:, 1])
-        return weight
+            weight = torch.addcmul(weight.add_(zero[:, 1]), codes[:, 1], scale[:, 1])
+        return weight.permute(1, 2, 0, 3).reshape(self.in_features, self.out_features)
 
     @cached_property
     def weight(self) -> Tensor:
         """The plain weight, [out, in], for whoever computes with it; kept once somebody asked."""
-        if kernel_order_is_known():
+        if self.unpacks:
             return self.unpacked(torch.float32).T.contiguous()
         return self(torch.eye(self.in_features)).T.contiguous()
 

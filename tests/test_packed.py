@@ -132,7 +132,8 @@ def test_a_step_of_the_packed_model_is_one_graph():
     )
     pack(model, 4)
     layer = model.model.layers[0].mlp
-    x = torch.randn(1, 1, 64)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        assert torch.allclose(compiled(x), layer(x), atol=1e-6)
+    for rows in (1, 200):
+        x = torch.randn(1, rows, 64)
+        with torch.no_grad():
+            assert torch.allclose(compiled(x), layer(x), atol=1e-6)
