@@ -35,31 +35,8 @@ for output in "${outputs[@]}"; do
     positions+="${positions:+,}$((prompt_tokens + output))"
 done
 
-# GB/s of a copy on the card, read and write counted: what a step could at best read
-bandwidth() {
-    "$python" - "$device" <<'PYTHON'
-import sys, torch
-
-source = torch.empty(2**30, dtype=torch.uint8, device=sys.argv[1])
-target = torch.empty_like(source)
-best = float("inf")
-for _ in range(20):
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    target.copy_(source)
-    end.record()
-    end.synchronize()
-    best = min(best, start.elapsed_time(end) / 1000)
-print(f"{2 * source.nbytes / best / 1e9:.0f}")
-PYTHON
-}
-
-if $dry_run; then
-    limit=BANDWIDTH
-else
+if ! $dry_run; then
     mkdir -p "$results"
-    limit="$(bandwidth)"
-    echo "bandwidth of $device: $limit GB/s" >&2
 fi
 
 files=()
@@ -76,7 +53,7 @@ for model in "${models[@]}"; do
         done
         command=("$python" -m scope_cli bench --model "$model" --device "$device" --sequential
             --prompt-file examples/report.txt --text examples/logbook.txt --prompt-tokens "$prompt_tokens"
-            --positions "$positions" --lanes "$lane" --rounds 5 --baseline dynamic --bandwidth "$limit"
+            --positions "$positions" --lanes "$lane" --rounds 5 --baseline dynamic
             "${contenders[@]}" --json "$results/$name.unfinished.json" --plot "$results/$name.png" "${more[@]}")
         if $dry_run; then
             printf '%q ' "${command[@]}"

@@ -36,6 +36,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "prefill",
         "profile",
         "replay",
+        "roofline",
     },
     "generate": {
         "step",

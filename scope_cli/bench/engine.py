@@ -17,6 +17,7 @@ from scope_cli.plan import together
 from scope_cli.prefill import read_prompt, read_to_end
 from scope_cli.profile import load_profile
 from scope_cli.replay import MOST_AT_ONCE, feed_known
+from scope_cli.roofline import step_weight_bytes
 
 GREEDY = {"sampling.temperature": 0.0, "sampling.repetition_penalty": 1.0, "sampling.stop": []}
 
@@ -45,7 +46,7 @@ class ScopeEngine:
             policy=policy_in_words(profile, self.plan),
             exact=whole and self.loaded.opened.load_in is None,
             versions=versions(),
-            weight_bytes=self.loaded.opened.weight_bytes,
+            weight_bytes=step_weight_bytes(self.loaded.model, job.lanes),
         )
 
     @torch.no_grad()

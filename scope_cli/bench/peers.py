@@ -21,6 +21,7 @@ from scope_cli.bench.engine import touch
 from scope_cli.bench.protocol import Account, Ids, Job, Loaded
 from scope_cli.model import open_model, resolve_device
 from scope_cli.profile import load_profile
+from scope_cli.roofline import step_weight_bytes
 
 CHUNK = 512  # known tokens fed at once; a prompt is read as `generate` reads it, all at once
 
@@ -54,7 +55,7 @@ class TransformersPeer:
             policy=f"transformers, {self.name}",
             exact=plain and self.kind != "quantized",
             versions={"torch": str(torch.__version__), "transformers": transformers.__version__},
-            weight_bytes=opened.weight_bytes,
+            weight_bytes=step_weight_bytes(self.model, job.lanes),
         )
 
     @torch.no_grad()

@@ -50,7 +50,7 @@ class Loaded:
     policy: str  # in words
     exact: bool  # plain weights and nothing forgotten: its tokens are those of every other exact contender
     versions: dict[str, str]
-    weight_bytes: int = 0  # read in every step
+    weight_bytes: int = 0  # that a step reads
 
 
 @dataclass(frozen=True)

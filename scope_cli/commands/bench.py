@@ -194,6 +194,8 @@ def bench_command(
         timeout_s=timeout,
     )
     check_room(opened, course, specs)
+    limit = bandwidth * 1e9 if bandwidth else measured_bandwidth(opened, threads)
+    say(f"the memory gives {limit / 1e9:.1f} GB/s")
     rows = [Row(spec.name) for spec in specs]
     interrupted = False
     try:
@@ -206,7 +208,7 @@ def bench_command(
 
     from scope_cli.bench.report import lines_of, show, write_csv, write_json
 
-    lines = lines_of(rows, course, first, bandwidth * 1e9 if bandwidth else None)
+    lines = lines_of(rows, course, first, limit)
     show(lines, rows, course, first, Console(stderr=True, width=None if sys.stderr.isatty() else 120))
     if json is not None:
         with writing(json) as out:
@@ -332,6 +334,17 @@ def check_room(opened: "OpenedModel", course: "Course", specs: "list[Spec]") -> 
             f"the contenders may need {as_bytes(needed)} together, {opened.device} has {as_bytes(free)} free",
             "--sequential runs one after the other",
         )
+
+
+def measured_bandwidth(opened: "OpenedModel", threads: int | None) -> float:
+    """Bytes per second, with the threads that the contenders get, before any of them is there."""
+    import torch
+
+    from scope_cli.roofline import bandwidth
+
+    if threads:
+        torch.set_num_threads(threads)
+    return bandwidth(opened.device)
 
 
 @contextmanager
