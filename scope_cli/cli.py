@@ -10,7 +10,11 @@ from typing import Annotated
 import typer
 
 import scope_cli
+<<<<<<< HEAD
 from scope_cli.commands import batch, calibrate, generate, models, profiles, scorers
+=======
+from scope_cli.commands import bench, calibrate, generate, models, profiles, scorers
+>>>>>>> main
 from scope_cli.errors import ScopeError
 
 app = typer.Typer(
@@ -27,6 +31,7 @@ app.add_typer(models.app, name="models")
 app.command("scorers")(scorers.scorers_command)
 app.command("prefills")(scorers.prefills_command)
 app.command("calibrate")(calibrate.calibrate_command)
+app.command("bench")(bench.bench_command)
 
 
 def _version(asked: bool) -> None:
