@@ -10,11 +10,7 @@ from typing import Annotated
 import typer
 
 import scope_cli
-<<<<<<< HEAD
-from scope_cli.commands import batch, calibrate, generate, models, profiles, scorers
-=======
-from scope_cli.commands import bench, calibrate, generate, models, profiles, scorers
->>>>>>> main
+from scope_cli.commands import batch, bench, calibrate, generate, models, profiles, scorers
 from scope_cli.errors import ScopeError
 
 app = typer.Typer(

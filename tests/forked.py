@@ -1,11 +1,13 @@
 """`scope` as processes of their own that start in milliseconds: forked from one that has imported torch."""
 
+import faulthandler
 import multiprocessing
 import os
 import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+HANGS_S = 50  # then it says where
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.forked_preload"])
 
@@ -59,6 +61,7 @@ def _run(argv: list[str], stdout: str, stderr: str) -> None:
     for number, name in ((1, stdout), (2, stderr)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    faulthandler.dump_traceback_later(HANGS_S, file=sys.stderr)
     code = cli.main(argv)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -23,13 +23,16 @@ class Demand:
     number: int  # of the row
     prompt_tokens: int
     shape: CacheShape  # of a cache for it alone
+    planned_tokens: int  # of its output, at most
     staging_bytes: int  # of its prompt, while it is read
     alone: bool  # its slots are known only when it has been read: one lane
 
     @classmethod
     def of(cls, number: int, plan: RunPlan, geometry: Geometry, dtype_bytes: int) -> "Demand":
         staged = plan.prompt.staging_bytes(geometry, dtype_bytes)
-        return cls(number, plan.prompt_tokens, plan.shape, staged, plan.prompt.late)
+        return cls(
+            number, plan.prompt_tokens, plan.shape, plan.max_new_tokens, staged, alone=plan.prompt.late
+        )
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Group:
     staging_bytes: int  # the largest of its prompts'
     lane_bytes: int  # of one lane, as allocated
     needed_bytes: int  # of all rows' lanes together, if each had its own size
+    planned_tokens: int  # of all rows' outputs together, at most
+    compiled: bool = False  # settled once, like the rectangle: compiled steps round otherwise
 
     @property
     def lanes(self) -> int:
@@ -102,6 +107,7 @@ def form_groups(
                 staging_bytes=max(row.staging_bytes for row in rows),
                 lane_bytes=size(shape),
                 needed_bytes=sum(size(row.shape) for row in rows),
+                planned_tokens=sum(row.planned_tokens for row in rows),
             ),
             rows,
         )

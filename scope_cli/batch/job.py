@@ -239,5 +239,13 @@ def roll_forward(ledger: Ledger, out: Path) -> None:
 def new_groups(
     planned: Planned, opened: "OpenedModel", job: JobSettings, memory: Memory, first: int
 ) -> list[tuple[Group, list[Demand]]]:
+    from scope_cli.step import compiles
+
     formed = form_groups(planned.demands, opened.geometry, opened.dtype.itemsize, job.order, first)
-    return [(choose_lanes(group, job.lanes, memory), rows) for group, rows in formed]
+    result = []
+    for group, rows in formed:
+        group = choose_lanes(group, job.lanes, memory)
+        steps = group.planned_tokens // group.lanes
+        compiled = compiles(job.settings.profile.model.compile, opened.device, steps)
+        result.append((replace(group, compiled=compiled), rows))
+    return result

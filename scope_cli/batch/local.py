@@ -13,7 +13,7 @@ from scope_cli.batch.groups import Group
 from scope_cli.batch.runner import in_words, is_out_of_memory, run_group
 from scope_cli.batch.work import Task
 from scope_cli.batch.workspace import measure
-from scope_cli.errors import ModelError
+from scope_cli.errors import ModelError, ScopeError
 from scope_cli.memory import free_bytes
 from scope_cli.profile import LoadedProfile
 from scope_cli.units import as_bytes
@@ -33,10 +33,11 @@ class LocalEngine:
     def loaded(self) -> "LoadedModel":
         if self._loaded is None:
             self._free_bytes = free_bytes(self.opened.device)
-            if self.opened.weight_bytes > self._free_bytes:
+            needed = max(self.opened.weight_bytes, self.opened.loading_bytes)
+            if needed > self._free_bytes:
                 raise ModelError(
-                    f"not enough memory: the weights of {self.opened.name} take "
-                    f"{as_bytes(self.opened.weight_bytes)}, {as_bytes(self._free_bytes)} are free",
+                    f"not enough memory: reading the weights of {self.opened.name} takes "
+                    f"{as_bytes(needed)}, {as_bytes(self._free_bytes)} are free",
                     "try --load-in 4bit, or a smaller model",
                 )
             self._loaded = self.opened.load()
@@ -102,15 +103,18 @@ def attempt(
     loaded: "LoadedModel", desk: Desk, group: Group, tasks: Iterator[Task], stop: Callable[[], bool]
 ) -> Trouble | None:
     """Run tasks to their ends; what broke it off. Errors of the desk itself (a full disk) are not caught."""
-    events = run_group(loaded, desk.profile, group, tasks, stop)
+    events = run_group(loaded, desk.profile, group, tasks, stop, desk.board.say)
     while True:
         try:
             event = next(events)
         except StopIteration:
             return None
+        except ScopeError:  # the desk has handed out no row: a full disk
+            raise
         except Exception as error:
-            if isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error):
-                raise  # a GPU that is of no more use to this process
+            lost = isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
+            if lost or not desk.running:  # a GPU of no more use to this process; no row to blame
+                raise
             return trouble_of(error)
         desk.receive(event)
 

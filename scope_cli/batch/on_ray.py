@@ -45,6 +45,7 @@ class Told:
 
     events: list[Event]
     wants: int  # tasks that it could begin, or have ready
+    lines: list[str] = field(default_factory=list)  # for people
     ended: bool = False  # its group is through, or broken off
     trouble: Trouble | None = None
 
@@ -92,6 +93,7 @@ class Worker:
         self._free_bytes = free_bytes(opened.device)
         self._loaded = opened.load()
         self._interrupted = False
+        self._lines: Queue[str] = Queue()  # for people
 
     def describe(self) -> dict[str, Any]:
         opened = self._loaded.opened
@@ -128,17 +130,22 @@ class Worker:
             except Empty:
                 break
             if isinstance(event, Told):
-                return replace(event, events=events)
+                return replace(event, events=events, lines=self._said())
             events.append(event)
         busy = self._inbox.running + self._inbox.waiting
-        return Told(events, wants=max(0, self._group.lanes + 1 - busy))
+        return Told(events, max(0, self._group.lanes + 1 - busy), self._said())
+
+    def _said(self) -> list[str]:
+        return [self._lines.get() for _ in range(self._lines.qsize())]
 
     def _run(self, profile: Profile, group: Group, inbox: Inbox) -> None:
         from scope_cli.batch.runner import run_group
 
         trouble = None
         try:
-            for event in run_group(self._loaded, profile, group, inbox, lambda: self._interrupted):
+            for event in run_group(
+                self._loaded, profile, group, inbox, lambda: self._interrupted, self._lines.put
+            ):
                 if isinstance(event, Finished | Failed):
                     inbox.running -= 1
                 self._events.put(event)
@@ -292,6 +299,8 @@ class RayEngine:
         if not isinstance(told, Told):  # its first answer
             return
         hand.wants = told.wants
+        for line in told.lines:
+            desk.board.say(f"{hand.name}: {line}")
         for event in told.events:
             desk.receive(event)
             if isinstance(event, Finished | Failed):
@@ -312,6 +321,8 @@ class RayEngine:
             desk.put_back(rows)
             if self._groups[group.number].lanes >= group.lanes:
                 self._groups[group.number] = halve_lanes(desk, group)
+        elif not rows:
+            raise RuntimeError(f"a worker broke off with no row to blame:\n{trouble.detail}")
         elif len(rows) == 1:
             desk.fail(rows[0], trouble.reason, trouble.detail)
         else:

@@ -22,6 +22,7 @@ def run_group(
     group: Group,
     tasks: Iterator[Task],
     interrupted: Callable[[], bool],
+    tell: Callable[[str], None],
 ) -> Iterator[Event]:
     """Run tasks as they come, `group.lanes` at a time; another is asked for whenever a lane is free.
 
@@ -33,7 +34,7 @@ def run_group(
     if group.alone:  # every prompt makes slots of its own size
         shape = replace(shape, prompt_slots=(0,) * len(shape.prompt_slots))
     with PeakMeter(loaded.device) as peak:
-        job = Job(loaded, profile, shape, peak)
+        job = Job(loaded, profile, shape, peak, group.compiled, tell)
 
         def admit(row: int) -> Admission | None:
             task = next(tasks, None)

@@ -104,6 +104,8 @@ def batch_command(
     dtype: o.Dtype = None,
     device: o.Device = None,
     load_in: o.LoadIn = None,
+    compile: o.Compile = None,
+    threads: o.Threads = None,
     strategy: o.Strategy = None,
     prefill: o.Prefill = None,
     prefill_budget: o.PrefillBudget = None,
@@ -156,11 +158,12 @@ def batch_command(
         raise UsageError("--system and --system-file exclude each other")
     system = read_text(system_file, "--system-file") if system_file else system
     typed = o.overrides(
-        set_, model=model, dtype=dtype, device=device, load_in=load_in, strategy=strategy, scorer=scorer,
-        budget=budget, recent=recent, interval=interval, max_new_tokens=max_new_tokens,
-        min_new_tokens=min_new_tokens, ignore_eos=ignore_eos, stop=stop, stop_on_loop=stop_on_loop, seed=seed,
-        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty,
-        system=system, raw=raw, prefill=prefill, prefill_budget=prefill_budget,
+        set_, model=model, dtype=dtype, device=device, load_in=load_in, compile=compile, threads=threads,
+        strategy=strategy, scorer=scorer, budget=budget, recent=recent, interval=interval,
+        max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, ignore_eos=ignore_eos,
+        stop=stop, stop_on_loop=stop_on_loop, seed=seed, temperature=temperature, top_p=top_p, top_k=top_k,
+        min_p=min_p, repetition_penalty=repetition_penalty, system=system, raw=raw,
+        prefill=prefill, prefill_budget=prefill_budget,
     )  # fmt: skip
 
     from scope_cli.batch.inputs import Frame

@@ -18,7 +18,7 @@ BYTES = 4
 
 def demand(number, prompt, evictable=100, alone=False):
     shape = CacheShape(1, (prompt, prompt), evictable, prompt + evictable)
-    return Demand(number, prompt, shape, staging_bytes=prompt, alone=alone)
+    return Demand(number, prompt, shape, evictable, staging_bytes=prompt, alone=alone)
 
 
 def groups_of(*demands, **more):
