@@ -107,7 +107,8 @@ class LiveBoard(LogBoard):
         for one in running[:room]:
             lanes.add_row(*lane_cells(one, self._token_bytes))
         more = [Text(f"and {len(running) - room} more", "dim")] if len(running) > room else []
-        bar = ProgressBar(total=max(1, progress.rows), completed=progress.done + progress.failed)
+        bar = Table.grid(expand=True)  # a bar by itself ends no line
+        bar.add_row(ProgressBar(total=max(1, progress.rows), completed=progress.done + progress.failed))
         line = Text(overall(progress, self._ledger, self._seen), no_wrap=True, overflow="ellipsis")
         return Group(bar, line, lanes, *more)
 

@@ -113,7 +113,8 @@ def attempt(
             raise
         except Exception as error:
             lost = isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
-            if lost or not desk.running:  # a GPU of no more use to this process; no row to blame
+            nobody = not desk.running and not (is_out_of_memory(error) and group.lanes > 1)
+            if lost or nobody:  # a GPU of no more use to this process; no row to blame
                 raise
             return trouble_of(error)
         desk.receive(event)

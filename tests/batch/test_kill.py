@@ -210,6 +210,20 @@ def test_where_memory_ends_lanes_go_and_the_records_say_so(run, tmp_path, whole,
     assert texts(tmp_path / "out").keys() == texts(whole).keys()
 
 
+def test_where_the_cache_itself_does_not_fit_lanes_go_too(run, tmp_path, monkeypatch):
+    make = ScopeCache.__init__
+
+    def too_large(self, geometry, shape, *args, **more):
+        if shape.lanes > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        make(self, geometry, shape, *args, **more)
+
+    monkeypatch.setattr(ScopeCache, "__init__", too_large)
+    code, said = run("--limit", 2)
+    assert code == 1 and "4 lanes: 2 from here on" in said and "2 lanes: 1 from here on" in said
+    assert Ledger(tmp_path / "out").counts()["done"] == 2
+
+
 def test_a_row_that_finds_no_memory_alone_fails_alone(run, tmp_path, monkeypatch):
     from scope_cli import generate
 
