@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scope_cli.batch.board import outcome, shown
+from scope_cli.batch.board import shown
 from scope_cli.batch.desk import Desk
 from scope_cli.batch.fit import Memory
 from scope_cli.batch.groups import Demand, Group
@@ -60,9 +60,13 @@ def _tokens(row: Row) -> str:
 
 
 def _remark(row: Row) -> str:
-    if row.state in ("done", "failed", "interrupted"):
-        return outcome(row).removeprefix(f"{row.state} ").removeprefix("failed: ")
-    return ""
+    if row.state == "failed":
+        return row.error or ""
+    if not row.end:
+        return ""
+    tokens, seconds = row.end["output_tokens"], row.end["decode_s"]
+    rate = f", {as_rate(tokens / seconds)}" if seconds else ""
+    return f"{row.end['reason']}, {as_duration(seconds)}{rate}"
 
 
 def summary_lines(ledger: Ledger, desk: Desk, elapsed_s: float) -> Iterator[str]:

@@ -118,6 +118,7 @@ def test_the_live_board_has_a_line_per_lane_and_failures_stay_above(tmp_path, cl
     clock.now += 1
     board.went_on(one)
     board.close()
+    screen.reset()
     stream.feed(file.getvalue().replace("\n", "\r\n"))
     rows = [row.rstrip() for row in screen.display if row.strip()]
     assert any("p1.txt: failed: a reason" in row for row in rows)
