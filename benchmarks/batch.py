@@ -1,10 +1,10 @@
-"""Are eight lanes three times as fast as one, and does the memory plan hold? 40 prompts through `scope batch`.
+"""Are eight lanes three times as fast as one, and does the memory plan hold? 40 prompts of `scope batch`.
 
     python benchmarks/batch.py OUT
 
-Runs the same 40 prompts twice, with 8 lanes and with 1, each a job of its own below OUT. It can be stopped and
-started again: finished prompts are not run twice, and times count only while something runs. Every output has
-the same length and fills its budget, so that the plan is compared with a cache that is really used.
+Runs the same 40 prompts twice, with 8 lanes and with 1, each a job of its own below OUT. It can be stopped
+and started again: finished prompts are not run twice, and times count only while something runs. Every output
+has the same length and fills its budget, so that the plan is compared with a cache that is really used.
 Prints total tokens per second of both, their ratio, and the planned peak beside the measured one.
 """
 
@@ -32,7 +32,12 @@ SUBJECTS = (
     "bees",
     "glass",
 )
-FORMS = ("Write a letter about", "Write a report about", "Explain to a child", "Tell a story about")
+FORMS = {
+    "letter": "Write a letter about",
+    "report": "Write a report about",
+    "lesson": "Explain to a child",
+    "story": "Tell a story about",
+}
 
 
 def main() -> None:
@@ -46,7 +51,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     prompts = args.out / "prompts.jsonl"
     lines = [
-        {"id": f"{subject}, {form.split()[-2]}", "prompt": f"{form} {subject}. {words(subject, number)}"}
+        {"id": f"{subject}, {form}", "prompt": f"{FORMS[form]} {subject}. {words(subject, number)}"}
         for number, (form, subject) in enumerate((form, one) for form in FORMS for one in SUBJECTS)
     ]
     prompts.write_text("\n".join(map(json.dumps, lines)) + "\n")
@@ -55,8 +60,9 @@ def main() -> None:
         out = args.out / f"lanes-{lanes}"
         command = [
             sys.executable, "-m", "scope_cli", "batch", str(prompts), "--output-dir", str(out),
-            "--lanes", str(lanes), "--max-new-tokens", str(args.tokens), "--ignore-eos", "--model", args.model,
-            "--budget", str(args.tokens // 2), "--recent", str(args.tokens // 4), "--log-every", "20",
+            "--lanes", str(lanes), "--max-new-tokens", str(args.tokens), "--ignore-eos",
+            "--model", args.model, "--budget", str(args.tokens // 2),
+            "--recent", str(args.tokens // 4), "--log-every", "20",
         ]  # fmt: skip
         subprocess.run([*command, *(word for item in args.more for word in ("--set", item))], check=True)
         rates[lanes] = told(out, lanes)
