@@ -27,6 +27,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "bench",
     },
     "bench": {
+        "step",
         "cache",
         "decode",
         "generate",
