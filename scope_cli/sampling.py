@@ -45,7 +45,7 @@ class Sampler:
         return picked[0], logits.log_softmax(-1).gather(1, picked)[0]
 
     def _draw(self, scores: Tensor, ids: Tensor) -> Tensor:
-        """[1, 1]; after top_k the rest looks at k scores alone: the same, and nothing sorts the vocabulary."""
+        """[1, 1]; after top_k only k scores are looked at: the same, and the vocabulary is not sorted."""
         if self._top_k is None:
             return torch.multinomial(self._warpers(ids, scores).softmax(-1), 1, generator=self._generator)
         best, at = scores.topk(min(self._top_k, scores.shape[-1]))
