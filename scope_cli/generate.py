@@ -29,11 +29,12 @@ def generate(
     prompt_ids: list[int],
     plan: RunPlan,
     interrupted: Callable[[], bool] = lambda: False,
+    made: Callable[[ScopeCache], None] = lambda cache: None,
 ) -> Iterator[Event]:
     """Read the prompt, write the output; the caller decides where the events go.
 
     `interrupted` is asked between chunks and between tokens; once it says yes, the run ends as `interrupted`
-    with everything that was written so far.
+    with everything that was written so far. `made` is shown the cache, for those who watch it.
     """
     yield Started(
         lanes=1,
@@ -47,6 +48,7 @@ def generate(
     )
     with PeakMeter(loaded.device) as peak:
         cache = new_cache(loaded, profile, plan)
+        made(cache)
         began = perf_counter()
         prompt = torch.tensor([prompt_ids], device=loaded.device)
         logits = yield from read_prompt(

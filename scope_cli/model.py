@@ -6,7 +6,6 @@ plan a run. `OpenedModel.load` then reads the weights.
 
 import json
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,9 +29,9 @@ from scope_cli.errors import ModelError, UsageError
 from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.profile import ModelSettings, PromptSettings
 from scope_cli.registry import ModelFolder, Say, find, first_line, hushed
+from scope_cli.shapes import bytes_of, stored_shapes
 
 FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Gemma 3 and what is built like them"
-QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.5625}  # per weight; 4bit: half a byte, and a float32 scale for 64
 
 
 def open_model(settings: ModelSettings, offline: bool = False, say: Say = lambda line: None) -> "OpenedModel":
@@ -141,29 +140,8 @@ def _refusal(config: PreTrainedConfig, text: PreTrainedConfig) -> str:
 
 
 def weight_bytes(folder: Path, dtype: torch.dtype, load_in: str | None = None) -> int:
-    """Bytes of the weights once loaded, from the headers of the safetensors files.
-
-    Exact for a plain dtype. With `load_in` an estimate: bitsandbytes quantises the matrices of linear layers.
-    """
-    total = 0.0
-    for tensor, shape in _tensor_shapes(folder):
-        linear = len(shape) == 2 and "embed" not in tensor and "lm_head" not in tensor
-        total += math.prod(shape) * (QUANTISED_BYTES[load_in] if load_in and linear else dtype.itemsize)
-    return int(total)
-
-
-def _tensor_shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
-    """A safetensors file starts with the length of its JSON header, 8 bytes, little-endian."""
-    index = folder / "model.safetensors.index.json"
-    files = {"model.safetensors"}
-    if index.is_file():
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    for name in sorted(files):
-        with (folder / name).open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for tensor, entry in header.items():
-            if tensor != "__metadata__":
-                yield tensor, entry["shape"]
+    """Bytes of the weights once loaded, from the headers of the safetensors files."""
+    return bytes_of(stored_shapes(folder), dtype.itemsize, load_in)
 
 
 @dataclass(frozen=True)
