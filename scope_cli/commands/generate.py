@@ -53,6 +53,9 @@ def generate_command(
     quiet: Annotated[
         bool, o.option("--quiet", "-q", panel=OUTPUT, help="Text and errors, nothing else.")
     ] = False,
+    stats_file: o.StatsFile = None,
+    metrics_port: o.MetricsPort = None,
+    metrics_address: o.MetricsAddress = None,
     profile: o.Profile = "default",
     set_: o.Set = [],  # noqa: B006  typer copies it
     offline: o.Offline = False,
@@ -103,6 +106,7 @@ def generate_command(
 
     settings = load_profile(profile, typed)
     sinks = open_sinks(output, "append" if append else "overwrite" if force else "new", json, quiet)
+    sinks += o.live_sinks(stats_file, metrics_port, metrics_address)
     try:
         code = run(settings, text, sinks, offline, quiet)
     finally:

@@ -24,7 +24,6 @@ FORMATS = ("png", "svg", "html")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2, 1, 2)), (0, (2, 2)))
 HATCHES = ("", "///", "...", "xx", "\\\\\\", "--")
-GREY = "#666666"
 WIDTH_IN, DPI = 8.0, 150  # 1,200 pixels; still legible at 800
 STYLE: Any = {
     "font.size": 9,
@@ -104,7 +103,7 @@ def cache_over_time(axes: Axes, results: list[Result]) -> None:
     scale, unit = scale_of(most)
     for one in full.values():
         values = [count / scale for count in one.series.full_bytes]
-        axes.plot(one.series.n, values, color=GREY, linestyle=(0, (4, 3)), linewidth=1.3, label="full cache")
+        axes.plot(one.series.n, values, "k--", linewidth=1, zorder=3, label="full cache")
         _mark_the_end(axes, one, scale)
     for index, result in enumerate(results):
         axes.plot(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from rich.text import Text
@@ -63,9 +64,7 @@ def chart(title: str, lines: list[Line], width: int) -> Text:
             cells[row][column] = (line.marker, line.colour)
     text = Text(f"{title}\n")
     for row, marks in enumerate(cells):
-        value = (
-            f"{most * (HEIGHT - 1 - row) / (HEIGHT - 1):,.4g}" if row in (0, HEIGHT // 2, HEIGHT - 1) else ""
-        )
+        value = f"{most * (HEIGHT - 1 - row) / (HEIGHT - 1):,.4g}" if row in (0, HEIGHT // 2) else ""
         text.append(f"{value:>{MARGIN - 2}} │")
         for mark, colour in marks:
             text.append(mark, colour)
@@ -86,7 +85,9 @@ def memory_map(result: Result, what: MemoryMap, width: int) -> Text:
 
     values = what.values()
     rows = np.linspace(0, len(what.n) - 1, min(HEIGHT + 2, len(what.n))).round().astype(int)
-    columns = np.array_split(np.arange(what.bins), min(what.bins, width - MARGIN))
+    count = min(what.bins, width - MARGIN)
+    edges = np.arange(count + 1) * what.bins // count
+    columns = [np.arange(start, end) for start, end in itertools.pairwise(edges)]
     lines = [
         f"Memory map, {result.label}: positions still held ({SHADES[1:]} up to 25, 50, 75, 100% of the heads)"
     ]

@@ -13,7 +13,7 @@ CPU_CHUNK = 512  # as in prefill.py, which needs torch
 INDEX_BYTES = 8  # an int64
 PROCESS_BYTES = 2**20
 """The one constant that was measured and not derived: by how much the resident set of a warm process grows
-while it writes, beside all tensors (events, text, half-used pages). A GPU's allocator counts tensors alone."""
+while it writes, beside all tensors (events, text, half-used pages). On a GPU tensors alone are counted."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ def reading_bytes(shape: ModelShape, plan: RunPlan, tokens: int, dtype_bytes: in
     """One chunk of `tokens` on its way through the layer that needs most, the prompt's last chunk.
 
     Alive all the time: the embedded tokens, the residual stream, what the layer got from its norm, cosines
-    and sines. Beside them the largest of three: the feed-forward layer's wide tensors (the gate's activation, the
-    other half, their product); attention's (queries before and after their rotation and halfway, the same of
-    keys, values, the output, a mask over everything read so far as bool and as numbers); and what a prefill
-    method computes when it is shown a chunk.
+    and sines. Beside them the largest of three: the feed-forward layer's wide tensors (the gate's activation,
+    the other half, their product); attention's (queries before and after their rotation and halfway, the
+    same of keys, values, the output, a mask over everything read so far as bool and as numbers); and what a
+    prefill method computes when it is shown a chunk.
     """
     prompt = plan.prompt_tokens
     layer = max(shape.geometry.layers, key=lambda one: one.heads * one.head_dim)
