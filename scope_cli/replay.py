@@ -58,7 +58,7 @@ def read_once(loaded: LoadedModel, prompt_ids: list[int]) -> PromptState | None:
         return None
     settings = load_profile("full", {"sampling.max_new_tokens": 1, "decode.scorer": "attention"})
     plan = make_plan(settings, loaded.geometry, len(prompt_ids), ring=min(MOST_QUERIES, len(prompt_ids)))
-    cache = new_cache(loaded, settings.profile, plan)
+    cache = new_cache(loaded, settings.profile, plan.starting_shape)
     logits = read_to_end(read_prompt(loaded.model, cache, torch.tensor([prompt_ids]), plan.schedule))
     prompt, ring = len(prompt_ids), cache.shape.ring
     in_order = torch.arange(prompt - ring, prompt, device=cache.device) % ring
@@ -86,7 +86,7 @@ def replay(
     every_step = policy_of(settings.profile.decode).scorer.every_step
     ring = MOST_AT_ONCE if every_step else 1  # who observes every step needs the query of every step
     plan = make_plan(settings, loaded.geometry, len(prompt_ids), ring)
-    cache = new_cache(loaded, settings.profile, plan)
+    cache = new_cache(loaded, settings.profile, plan.starting_shape)
     whole = not plan.prompt.staged and cache.policy.protect_prompt and plan.shape.ring <= MOST_QUERIES
     if state is not None and whole and state.ids == prompt_ids:
         state.put_into(cache, plan)

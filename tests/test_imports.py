@@ -25,6 +25,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "calibrate",
     },
     "generate": {
+        "step",
         "scorers",
         "prefill",
         "decode",
@@ -42,6 +43,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
     "prefill": {"cache", "plan", "schedule", "staging"},
     "staging": {"cache", "plan", "prefills"},
     "decode": {"cache", "sampling", "text", "loops"},
+    "step": {"cache"},
     "cache": {"plan", "schedule", "scorers"},
     "attention": {"cache"},
     "scorers": {"plugins", "cache"},

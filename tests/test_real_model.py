@@ -47,7 +47,15 @@ def test_a_small_budget_does_change_the_text(opened, model, expected):
 def test_the_readmes_command_on_the_sample_report(scope, tmp_path):
     out = tmp_path / "summary.txt"
     result = scope(
-        "generate", "--prompt-file", "examples/report.txt", "--budget", 2048, "-n", 40, "--output", out
+        "generate",
+        "--prompt-file",
+        "examples/report.txt",
+        "--budget",
+        2048,
+        "--max-new-tokens",
+        40,
+        "--output",
+        out,
     )
     assert result.code == 0
     assert out.read_text() == result.stdout and len(result.stdout.split()) > 15
@@ -62,7 +70,8 @@ def test_4000_tokens_at_budget_256(scope, tmp_path, interval):
     out = tmp_path / "story.txt"
     result = scope(
         "generate", "Write a very long novel about a lighthouse keeper.", "--budget", 256, "--recent", 64,
-        "--interval", interval, "-n", 4001, "--ignore-eos", "--temperature", 0.8, "--output", out, "--json",
+        "--interval", interval, "--max-new-tokens", 4001, "--ignore-eos", "--temperature", 0.8,
+        "--output", out, "--json",
     )  # fmt: skip
     assert result.code == 0
     tokens = [json.loads(line) for line in result.stdout.splitlines() if '"event": "token"' in line]
@@ -78,5 +87,17 @@ def test_4000_tokens_at_budget_256(scope, tmp_path, interval):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_writes_what_the_cpu_writes(scope):
-    argv = ["generate", PROMPT, "--dtype", "float32", "--budget", 24, "--recent", 8, "-n", 60, "--quiet"]
+    argv = [
+        "generate",
+        PROMPT,
+        "--dtype",
+        "float32",
+        "--budget",
+        24,
+        "--recent",
+        8,
+        "--max-new-tokens",
+        60,
+        "--quiet",
+    ]
     assert scope(*argv, "--device", "cuda").stdout == scope(*argv, "--device", "cpu").stdout

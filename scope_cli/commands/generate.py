@@ -1,4 +1,4 @@
-"""scope generate: one prompt in, its text streamed to the terminal and to a file."""
+"""scope generate: prompts in, their texts streamed to the terminal and to files."""
 
 import os
 import signal
@@ -29,10 +29,27 @@ def generate_command(
         str | None, typer.Argument(help="The prompt; - reads standard input.", show_default=False)
     ] = None,
     prompt_file: Annotated[
-        str | None,
+        list[str],
         o.option(
-            "--prompt-file", "-f", panel=PROMPT, help="Read the prompt from a file; - is standard input."
+            "--prompt-file",
+            "-f",
+            panel=PROMPT,
+            help="Read a prompt from a file; - is standard input. Repeatable: they are written side by side.",
         ),
+    ] = [],  # noqa: B006  typer copies it
+    samples: Annotated[
+        int,
+        typer.Option(
+            "--samples",
+            "-n",
+            min=1,
+            rich_help_panel=PROMPT,
+            help="Write so many texts for each prompt, the seeds counting up from --seed.",
+        ),
+    ] = 1,
+    lanes: Annotated[
+        int | None,
+        o.option("--lanes", panel=PROMPT, help="Texts written side by side (all of them).", min=1),
     ] = None,
     system: Annotated[str | None, o.option("--system", "-s", panel=PROMPT, help="System message.")] = None,
     system_file: Annotated[
@@ -43,7 +60,12 @@ def generate_command(
     ] = False,
     output: Annotated[
         Path | None,
-        o.option("--output", "-o", panel=OUTPUT, help="Write the text to a file as well, as it comes."),
+        o.option(
+            "--output",
+            "-o",
+            panel=OUTPUT,
+            help="Write the text to a file as well, as it comes; of several texts, FILE-1.txt and so on.",
+        ),
     ] = None,
     append: Annotated[bool, o.option("--append", panel=OUTPUT, help="Add to the output file.")] = False,
     force: Annotated[bool, o.option("--force", panel=OUTPUT, help="Overwrite the output file.")] = False,
@@ -82,13 +104,13 @@ def generate_command(
     min_p: o.MinP = None,
     repetition_penalty: o.RepetitionPenalty = None,
 ) -> None:
-    """Write a long text: one prompt, the SCOPE cache, one model.
+    """Write a long text, or several side by side: prompts, the SCOPE cache, one model.
 
     Text goes to stdout as it comes, everything else to stderr.
 
         scope generate --prompt-file report.txt --budget 2048
     """
-    text = one_prompt(prompt, prompt_file)
+    texts = [text for text in prompts_of(prompt, prompt_file) for _ in range(samples)]
     if system is not None and system_file is not None:
         raise UsageError("--system and --system-file exclude each other")
     system = read_text(system_file, "--system-file") if system_file else system
@@ -105,28 +127,35 @@ def generate_command(
     from scope_cli.profile import load_profile
 
     settings = load_profile(profile, typed)
-    sinks = open_sinks(output, "append" if append else "overwrite" if force else "new", json, quiet)
+    mode: FileMode = "append" if append else "overwrite" if force else "new"
+    sinks = open_sinks(output, mode, json, quiet, len(texts))
     sinks += o.live_sinks(stats_file, metrics_port, metrics_address)
     try:
-        code = run(settings, text, sinks, offline, quiet)
+        code = run(settings, texts, samples, lanes, sinks, offline, quiet)
     finally:
         for sink in sinks:
             sink.close()
     raise typer.Exit(code)
 
 
-def one_prompt(argument: str | None, file: str | None) -> str:
-    """The prompt from the one place it was given in."""
-    if argument is not None and file is not None:
+def prompts_of(argument: str | None, files: list[str]) -> list[str]:
+    """The prompts from the one place they were given in."""
+    if argument is not None and files:
         raise UsageError("a prompt and --prompt-file exclude each other")
-    if file is None and argument is None:
+    if argument is None and not files:
         raise UsageError(
             "there is no prompt", "give it as an argument, with --prompt-file FILE, or - for standard input"
         )
-    text = read_text(file or "-", "--prompt-file") if file is not None or argument == "-" else argument or ""
-    if not text.strip():
-        raise UsageError("the prompt is empty", f"{file} has nothing but white space" if file else "")
-    return text
+    if files.count("-") > 1:
+        raise UsageError("--prompt-file - was given twice: standard input can be read once")
+    if argument is not None and argument != "-":
+        named = [("", argument)]
+    else:
+        named = [(file, read_text(file, "--prompt-file")) for file in files or ["-"]]
+    for file, text in named:
+        if not text.strip():
+            raise UsageError("the prompt is empty", f"{file} has nothing but white space" if file else "")
+    return [text for _, text in named]
 
 
 def read_text(file: str, option: str) -> str:
@@ -149,49 +178,70 @@ def read_text(file: str, option: str) -> str:
         ) from error
 
 
-def open_sinks(output: Path | None, mode: "FileMode", json: bool, quiet: bool) -> "list[Sink]":
+def open_sinks(output: Path | None, mode: "FileMode", json: bool, quiet: bool, outputs: int) -> "list[Sink]":
     """Where the events go; a file that cannot be written is known before the model is loaded."""
     from rich.console import Console
 
     from scope_cli.sinks.jsonl import JsonLines
     from scope_cli.sinks.plain import PlainText
     from scope_cli.sinks.record import RunRecord
+    from scope_cli.sinks.several import InOrder, Only
     from scope_cli.sinks.summary import Summary
     from scope_cli.sinks.terminal import Terminal
     from scope_cli.sinks.textfile import TextFile
 
     sinks: list[Sink] = []
-    if output is not None:
-        sinks.append(TextFile(output, mode))
-        if output.is_file():  # beside a pipe or a device there is no place for a record
-            sinks.append(RunRecord(output))
+    for prompt, file in enumerate(outputs_of(output, outputs)):
+        sinks.append(Only(prompt, TextFile(file, mode)))
+        if file.is_file():  # beside a pipe or a device there is no place for a record
+            sinks.append(Only(prompt, RunRecord(file)))
     if json:
         sinks.append(JsonLines(sys.stdout))
     elif sys.stdout.isatty():
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that cannot show a character shows a ?
-        sinks.append(Terminal(Console(), stats=not quiet))
+        sinks.append(InOrder(Terminal(Console(), stats=not quiet)))
     else:
-        sinks.append(PlainText(sys.stdout))
+        sinks.append(InOrder(PlainText(sys.stdout)))
     if not quiet:
         sinks.append(Summary(Console(stderr=True)))
     return sinks
 
 
-def run(settings: "LoadedProfile", text: str, sinks: "list[Sink]", offline: bool, quiet: bool) -> int:
-    """Open the model, plan, load, generate; the exit code."""
+def outputs_of(output: Path | None, outputs: int) -> list[Path]:
+    """story.txt; of several, story-1.txt, story-2.txt, ..."""
+    if output is None or outputs == 1:
+        return [output] if output else []
+    return [output.with_name(f"{output.stem}-{number + 1}{output.suffix}") for number in range(outputs)]
+
+
+def run(
+    settings: "LoadedProfile",
+    texts: list[str],
+    samples: int,
+    lanes: int | None,
+    sinks: "list[Sink]",
+    offline: bool,
+    quiet: bool,
+) -> int:
+    """Open the model, plan, load, generate; the exit code. `texts` has every prompt `samples` times."""
     say = no_word if quiet else tell
 
-    from scope_cli.generate import generate, make_plan
+    from scope_cli.generate import generate, new_work
     from scope_cli.model import open_model
+    from scope_cli.plan import together
 
     profile = settings.profile
     opened = open_model(profile.model, offline, say)
-    prompt_ids = opened.encode(text, profile.prompt)
-    plan = make_plan(settings, opened.geometry, len(prompt_ids))
-    check_memory(opened, plan)
+    works = [
+        new_work(settings, opened.geometry, opened.encode(text, profile.prompt), index % samples)
+        for index, text in enumerate(texts)
+    ]
+    plans = [work.plan for work in works]
+    shape = together(plans, min(lanes or len(works), len(works)))
+    check_memory(opened, plans, shape.lanes)
     loaded = opened.load()
     with Interruption() as interruption:
-        for event in generate(loaded, profile, prompt_ids, plan, interruption):
+        for event in generate(loaded, profile, works, shape, interruption):
             for sink in list(sinks):
                 try:
                     sink.receive(event)
@@ -212,17 +262,20 @@ def no_word(line: str) -> None:
     pass
 
 
-def check_memory(opened: "OpenedModel", plan: "RunPlan") -> None:
+def check_memory(opened: "OpenedModel", plans: "list[RunPlan]", lanes: int) -> None:
     """Raises ModelError, before any weight is read, where weights and cache do not fit what is free."""
     from scope_cli.memory import free_bytes
+    from scope_cli.plan import peak_bytes
     from scope_cli.units import as_bytes
 
-    cache = plan.peak_bytes(opened.geometry, opened.dtype.itemsize)
+    cache = peak_bytes(plans, lanes, opened.geometry, opened.dtype.itemsize)
     needed, free = opened.weight_bytes + cache, free_bytes(opened.device)
     if needed > free:
-        cheaper = (
-            "--load-in 4bit" if opened.weight_bytes > cache else "a smaller --budget or --max-new-tokens"
-        )
+        cheaper = "a smaller --budget or --max-new-tokens"
+        if opened.weight_bytes > cache:
+            cheaper = "--load-in 4bit"
+        elif lanes > 1:
+            cheaper = f"--lanes {lanes // 2}"
         raise ModelError(
             f"not enough memory: {opened.name} needs {as_bytes(needed)} "
             f"(weights {as_bytes(opened.weight_bytes)}, cache {as_bytes(cache)}), "

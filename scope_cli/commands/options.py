@@ -62,7 +62,7 @@ Interval = Annotated[
 
 MaxNewTokens = Annotated[
     int | None,
-    option("--max-new-tokens", "-n", panel=SAMPLING, help="Planned length of the output, in tokens (4096)."),
+    option("--max-new-tokens", panel=SAMPLING, help="Planned length of the output, in tokens (4096)."),
 ]
 MinNewTokens = Annotated[
     int | None, option("--min-new-tokens", panel=SAMPLING, help="The model may not end before that many.")

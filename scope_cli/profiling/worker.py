@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from scope_cli.events import Event
     from scope_cli.model import LoadedModel, OpenedModel
     from scope_cli.plan import RunPlan
-    from scope_cli.profile import LoadedProfile
+    from scope_cli.profile import LoadedProfile, Profile
     from scope_cli.profiling.result import Result
 
 STRETCHES = 100  # of the output, for the speed and for the cache's bytes
@@ -68,14 +68,18 @@ def main() -> None:
 
 
 def measure(job: Job, tell: Any) -> Result:
-    from scope_cli.generate import generate, make_plan
+    from scope_cli.generate import Job as Run
+    from scope_cli.generate import new_work
+    from scope_cli.memory import PeakMeter
     from scope_cli.model import open_model
+    from scope_cli.plan import together
     from scope_cli.profile import LoadedProfile, Profile
 
     settings = LoadedProfile(Profile.model_validate(job.profile), job.source, frozenset(job.typed))
     opened = open_model(settings.profile.model, job.offline, lambda line: tell(progress=line))
     prompt_ids = ids_of(job, opened, settings)
-    plan = make_plan(settings, opened.geometry, len(prompt_ids))
+    work = new_work(settings, opened.geometry, prompt_ids)
+    plan = work.plan
     target = target_of(opened)
     planned = footprint(settings, target, plan.prompt_tokens)
     free = memory.free_bytes(opened.device)
@@ -88,10 +92,13 @@ def measure(job: Job, tell: Any) -> Result:
     tell(progress=f"{job.label}: loading {opened.name}")
     loaded = opened.load()
     warm_up(loaded, settings, prompt_ids)
-    watch = Watch(loaded, plan)
-    watch.begin()
-    for event in generate(loaded, settings.profile, prompt_ids, plan, made=watch.made):
-        watch.receive(event, lambda line: tell(progress=f"{job.label}: {line}"))
+    watch = Watch(loaded, settings.profile, plan)
+    with PeakMeter(loaded.device) as peak:
+        watch.begin()
+        run = Run(loaded, settings.profile, together([plan], 1), peak)
+        watch.made(run.cache)
+        for event in run.run([work]):
+            watch.receive(event, lambda line: tell(progress=f"{job.label}: {line}"))
     return watch.result(job, {**planned.as_dict(), **full})
 
 
@@ -129,7 +136,7 @@ def check_memory(opened: OpenedModel, planned: Footprint, free: int) -> None:
 
 def warm_up(loaded: LoadedModel, settings: LoadedProfile, prompt_ids: list[int]) -> None:
     """One chunk, a few tokens, some evictions: what libraries load and keep belongs to the baseline."""
-    from scope_cli.generate import generate, make_plan
+    from scope_cli.generate import generate, new_work
 
     decode = settings.profile.decode
     small: dict[str, Any] = {"budget": WARM_TOKENS // 2, "recent": 1}
@@ -140,17 +147,17 @@ def warm_up(loaded: LoadedModel, settings: LoadedProfile, prompt_ids: list[int])
     short = changed(settings, WARM_TOKENS, **small)
     chunk = min(settings.profile.prefill.chunk, loaded.geometry.context - WARM_TOKENS)
     ids = prompt_ids[:chunk]
-    for _ in generate(loaded, short.profile, ids, make_plan(short, loaded.geometry, len(ids))):
+    for _ in generate(loaded, short.profile, [new_work(short, loaded.geometry, ids)]):
         pass
 
 
 class Watch:
     """Everything that is noted of a run while it goes on; all room for it is taken before the baseline."""
 
-    def __init__(self, loaded: LoadedModel, plan: RunPlan) -> None:
+    def __init__(self, loaded: LoadedModel, profile: Profile, plan: RunPlan) -> None:
         import numpy as np
 
-        self.loaded, self.plan, self.device = loaded, plan, loaded.device
+        self.loaded, self.profile, self.plan, self.device = loaded, profile, plan, loaded.device
         tokens = plan.max_new_tokens
         self.elapsed = np.ones(tokens)  # seconds of decoding when token n was there
         self.read = np.ones(tokens, dtype=np.int64)
@@ -181,12 +188,10 @@ class Watch:
         self.timer.watch(cache)
 
     def receive(self, event: Event, say: Any) -> None:
-        from scope_cli.events import Finished, PromptProgress, PromptRead, Started, Token
+        from scope_cli.events import Finished, PromptProgress, PromptRead, Token
 
         since = perf_counter()
         match event:
-            case Started():
-                self.started = event
             case PromptProgress():
                 memory.release_freed()
                 say(f"prompt {event.read:,} of {event.prompt_tokens:,} tokens")
@@ -232,6 +237,7 @@ class Watch:
         self.seen_times += 1
 
     def result(self, job: Job, planned: dict[str, Any]) -> Result:
+        from scope_cli.generate import policy_in_words, versions
         from scope_cli.profiling.result import KV, MemoryMap, Peaks, Result, Series, Speed, Transfer, packed
 
         end, written = self.finished, self.written
@@ -257,13 +263,13 @@ class Watch:
             )
         return Result(
             label=job.label,
-            policy=self.started.policy,
+            policy=policy_in_words(self.profile, self.plan),
             prompt_tokens=self.plan.prompt_tokens,
             output_tokens=written,
-            model=self.started.model,
+            model=self.loaded.opened.describe(),
             machine=machine(self.device),
-            versions=self.started.versions,
-            profile=self.started.profile,
+            versions=versions(),
+            profile=self.profile.as_dict(),
             plan=planned,
             peaks=Peaks(self.baseline, self.prefill_peak, self.decode_peak, self.gauge.how),
             kv=KV(
@@ -300,7 +306,7 @@ class Watch:
             ),
             map=memory_map,
             audit=list(end.audit.problems),
-            notes=list(self.started.notes),
+            notes=list(self.plan.notes),
         )
 
 

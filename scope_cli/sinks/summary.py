@@ -12,14 +12,18 @@ from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
 class Summary:
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._outputs = 1
 
     def receive(self, event: Event) -> None:
         if isinstance(event, Started):
+            self._outputs = len(event.prompt_tokens)
             for note in event.notes:
                 self._print("note:", note, "yellow")
             model = event.model
             self._print("", f"{model['name']}, {model['device']} {model['dtype']}, {event.policy}", "")
         elif isinstance(event, Finished):
+            if self._outputs > 1:
+                self._print("", f"output {event.prompt + 1} of {self._outputs}", "")
             for label, value in summary_lines(event):
                 failed = label == "audit:" and not event.audit.passed
                 self._print(f"{label:<10}", value, "bold red" if failed else "dim")
