@@ -238,13 +238,17 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
 
 
 def runs_out_at(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int, memory: int) -> int:
-    """The last output token for which an uncompressed cache has room (the model's context apart); -1: none.
+    """The last output token for which a cache that keeps everything has room, whatever the model's context.
 
-    The cache grows token by token and nothing else does.
+    -1 where not even the prompt has. Such a cache grows by a slot a token; sliding windows are full by then.
     """
-    start = footprint(changed(full_cache(settings), 1), target, prompt_tokens, lanes)
-    token = sum(
-        layer.slot_bytes(target.dtype_bytes) for layer in target.shape.geometry.layers if layer.kind == "full"
-    )
-    left = memory - start.total_bytes
-    return -1 if left < 0 else 1 + left // max(1, lanes * token)
+    start, geometry, dtype_bytes = changed(full_cache(settings), 1), target.shape.geometry, target.dtype_bytes
+    needed = total_bytes(start, target, prompt_tokens, lanes)
+    if needed > memory:
+        return -1
+    shape = plan_of(start, target.shape, prompt_tokens, lanes).shape
+    grown = replace(shape, context=geometry.context)
+    needed += grown.cache_bytes(geometry, dtype_bytes) - shape.cache_bytes(geometry, dtype_bytes)
+    longer = replace(grown, evictable=grown.evictable + 1)
+    slot = longer.cache_bytes(geometry, dtype_bytes) - grown.cache_bytes(geometry, dtype_bytes)
+    return max(1, 1 + (memory - needed) // slot) if slot else geometry.context
