@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scope_cli.errors import ScopeError, UsageError
-from scope_cli.profiling.result import Result, figures
+from scope_cli.profiling.result import UNWRITTEN, Result, figures
 from scope_cli.units import as_bytes
 
 if TYPE_CHECKING:
@@ -71,12 +71,12 @@ def write_plot(target: Path, results: list[Result]) -> None:
 
 
 def draw(results: list[Result]) -> Figure:
-    """Three rows for all results together, then two rows of maps for each."""
+    """Three rows for all results together, then two rows of maps for each that forgot something."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    maps = [result for result in results if result.map is not None]
+    maps = with_maps(results)
     bars = 0.5 + 0.34 * len(results)
     heights = [2.6, 2.1, bars, bars, *[height for _ in maps for height in (2.2, 1.7)]]
     spacing = ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.06, hspace=0.03)
@@ -92,6 +92,12 @@ def draw(results: list[Result]) -> Figure:
             layers = [figure.add_subplot(grid[5 + 2 * at, column]) for column in range(3)]
             memory_map(figure, over_time, layers, result)
     return figure
+
+
+def with_maps(results: list[Result]) -> list[Result]:
+    """Whose memory map is worth its place: the others', where nothing was evicted, are all alike."""
+    mapped = [result for result in results if result.map is not None]
+    return [result for result in mapped if result.transfer.evictions] or mapped[:1]
 
 
 def cache_over_time(axes: Axes, results: list[Result]) -> None:
@@ -132,9 +138,9 @@ def _mark_the_end(axes: Axes, result: Result, scale: float) -> None:
         )  # fmt: skip
     else:
         free = as_bytes(result.plan["free_bytes"])
-        beyond = " (beyond the model's context)" if at > result.plan["room_for_output"] else ""
+        beyond = " (beyond the context)" if at > result.plan["room_for_output"] else ""
         axes.text(
-            0.99, 0.03, f"the full cache would fill {free} after {at:,} output tokens{beyond}",
+            0.99, 0.03, f"full cache: {free} are full after {at:,} output tokens{beyond}",
             transform=axes.transAxes, ha="right", va="bottom", fontsize=8, color="#333333",
         )  # fmt: skip
 
@@ -220,20 +226,16 @@ def memory_map(figure: Figure, over_time: Axes, by_layer: list[Axes], result: Re
     """What the model can still see: positions over time, all layers together, then layer by layer."""
     import matplotlib
     import numpy as np
+    from matplotlib.ticker import MaxNLocator
 
     assert result.map is not None
     values, what = result.map.values(), result.map
     colours = matplotlib.colormaps["cividis_r"].with_extremes(bad="white")
-    shown: dict[str, Any] = {
-        "cmap": colours,
-        "vmin": 0,
-        "vmax": 100,
-        "aspect": "auto",
-        "interpolation": "nearest",
-    }
-    written = np.ma.masked_equal(values, 255).astype(float)
-    edge = what.prompt_tokens
-    picture = over_time.imshow(written.mean(1), extent=(0, what.positions, what.n[-1], what.n[0]), **shown)
+    shown: dict[str, Any] = {"cmap": colours, "vmin": 0, "vmax": 100, "rasterized": True}
+    written = np.ma.masked_equal(values, UNWRITTEN).astype(float)
+    edge, end = what.prompt_tokens, what.edges[-1]
+    picture = over_time.pcolormesh(what.edges, [1, *what.n], written.mean(1), **shown)
+    over_time.invert_yaxis()
     over_time.set(
         title=f"Memory map, {result.label}: positions still held, mean over {len(what.layers)} layers",
         xlabel="position in the text: prompt, then output",
@@ -244,11 +246,14 @@ def memory_map(figure: Figure, over_time: Axes, by_layer: list[Axes], result: Re
         "prompt", (edge / 2, 0), xycoords=("data", "axes fraction"), xytext=(0, 3),
         textcoords="offset points", ha="center", fontsize=8, color="white",
     )  # fmt: skip
+    prompt_stays = (written[-1, :, : what.edges.index(edge)] == 100).all()
     for column, axes in enumerate(by_layer):
         at = max(0, round((column + 1) * len(what.n) / len(by_layer)) - 1)
-        axes.imshow(written[at], extent=(0, what.positions, len(what.layers) - 0.5, -0.5), **shown)
+        axes.pcolormesh(what.edges, np.arange(len(what.layers) + 1) - 0.5, written[at], **shown)
+        axes.invert_yaxis()
         axes.set_title(f"after {what.n[at]:,} tokens", fontsize=9, fontweight="normal")
-        axes.set_xlabel("position")
+        axes.set_xlabel("position (output)" if prompt_stays else "position")
+        axes.set_xlim(edge - 0.05 * (end - edge) if prompt_stays else 0, end)
         if column == 0:
             axes.set_ylabel("layer")
         rows = sorted({0, len(what.layers) // 2, len(what.layers) - 1})
@@ -257,6 +262,7 @@ def memory_map(figure: Figure, over_time: Axes, by_layer: list[Axes], result: Re
         axes.grid(visible=False)
         axes.axvline(edge, color="#D55E00", linewidth=1.2, linestyle=(0, (4, 2)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.xaxis.set_major_locator(MaxNLocator(3 if axes in by_layer else 8))
 
 
 def scale_of(count: float) -> tuple[float, str]:

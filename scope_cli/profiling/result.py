@@ -14,6 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from scope_cli.errors import UsageError
 
 FORMAT = 1
+UNWRITTEN = 255  # in a memory map
 
 
 @dataclass(frozen=True)
@@ -82,21 +83,23 @@ class Series:
 
 @dataclass(frozen=True)
 class MemoryMap:
-    """Which positions are still held: [times, layers, bins] in percent of the KV heads, as packed bytes."""
+    """Which positions are still held: [times, layers, bins] in percent of the KV heads, as packed bytes.
+
+    A bin is a stretch of positions; the prompt and the output are divided by themselves.
+    """
 
     n: list[int]  # output tokens written at each time
     layers: list[int]  # indices of the layers under the policy
-    bins: int
-    positions: int  # of the text, prompt and output; a bin is positions / bins of them
+    edges: list[int]  # positions where bins begin, and the end of the last
     prompt_tokens: int
     packed: str  # base64 of zlib of one byte a value, in C order
 
     def values(self) -> Any:
-        """[times, layers, bins], 0 to 100; 255 where nothing had been written yet."""
+        """[times, layers, bins], 0 to 100; UNWRITTEN where nothing had been written yet."""
         import numpy as np
 
         raw = zlib.decompress(base64.b64decode(self.packed))
-        return np.frombuffer(raw, np.uint8).reshape(len(self.n), len(self.layers), self.bins)
+        return np.frombuffer(raw, np.uint8).reshape(len(self.n), len(self.layers), len(self.edges) - 1)
 
 
 def packed(values: Any) -> str:

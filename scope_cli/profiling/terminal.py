@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 from rich.text import Text
 
-from scope_cli.profiling.plots import scale_of, smoothed
-from scope_cli.profiling.result import MemoryMap, Result
+from scope_cli.profiling.plots import scale_of, smoothed, with_maps
+from scope_cli.profiling.result import UNWRITTEN, MemoryMap, Result
 
 SHADES = " ░▒▓█"  # nobody; up to a quarter, half, three quarters, all of the KV heads
 MARKERS = "●▲◆■○△"  # told apart without colour
@@ -39,7 +38,7 @@ def draw(results: list[Result], width: int) -> list[Text]:
         chart(f"Keys and values held, {unit}", [full, *lines_of(results, held)], width),
         chart("Speed, tokens/s", lines_of(results, speed), width),
     ]
-    return parts + [memory_map(one, one.map, width) for one in results if one.map is not None]
+    return parts + [memory_map(one, one.map, width) for one in with_maps(results) if one.map is not None]
 
 
 def lines_of(results: list[Result], points: list[tuple[list[int], list[float]]]) -> list[Line]:
@@ -80,25 +79,22 @@ def chart(title: str, lines: list[Line], width: int) -> Text:
 
 
 def memory_map(result: Result, what: MemoryMap, width: int) -> Text:
-    """Positions from left to right, time downwards; one character is the mean of what lies under it."""
+    """Positions from left to right, time downwards; a character is the mean over layers in its place."""
     import numpy as np
 
-    values = what.values()
+    columns, end = max(10, width - MARGIN), what.edges[-1]
+    places = (np.arange(columns) + 0.5) * end / columns
+    bins = np.searchsorted(what.edges, places, side="right") - 1
+    values = what.values()[:, :, bins]  # [times, layers, columns]
     rows = np.linspace(0, len(what.n) - 1, min(HEIGHT + 2, len(what.n))).round().astype(int)
-    count = min(what.bins, width - MARGIN)
-    edges = np.arange(count + 1) * what.bins // count
-    columns = [np.arange(start, end) for start, end in itertools.pairwise(edges)]
-    lines = [
-        f"Memory map, {result.label}: positions still held ({SHADES[1:]} up to 25, 50, 75, 100% of the heads)"
-    ]
+    shades = f"{SHADES[1:]} up to 25, 50, 75, 100% of the KV heads"
+    lines = [f"Memory map, {result.label}: positions still held ({shades})"]
     for row in rows:
-        cells = []
-        for column in columns:
-            part = values[row][:, column]
-            part = part[part != 255]
-            cells.append(" " if not part.size else SHADES[int(np.ceil(float(part.mean()) / 25))])
+        mean, seen = values[row].mean(0), values[row, 0] != UNWRITTEN
+        shares = zip(mean, seen, strict=True)
+        cells = [SHADES[int(np.ceil(share / 25))] if written else " " for share, written in shares]
         lines.append(f"{what.n[row]:>{MARGIN - 2},} │{''.join(cells)}".rstrip())
-    edge = round(len(columns) * what.prompt_tokens / what.positions)
-    prompt, output = "prompt"[:edge], "output"[: max(0, len(columns) - edge - 1)]
-    lines.append(f"{'tokens':>{MARGIN - 2}} └{prompt:─<{edge}}┴{output:─<{max(0, len(columns) - edge - 1)}}")
+    edge = round(columns * what.prompt_tokens / end)
+    prompt, output = "prompt"[:edge], "output"[: max(0, columns - edge - 1)]
+    lines.append(f"{'tokens':>{MARGIN - 2}} └{prompt:─<{edge}}┴{output:─<{max(0, columns - edge - 1)}}")
     return Text("\n".join(lines) + "\n")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from scope_cli import memory
 from scope_cli.errors import ModelError, ScopeError
 from scope_cli.profiling.footprint import Footprint, Target, changed, footprint, runs_out_at
+from scope_cli.profiling.result import UNWRITTEN
 from scope_cli.shapes import ModelShape, stored_shapes
 from scope_cli.units import as_bytes
 
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from scope_cli.profiling.result import Result
 
 STRETCHES = 100  # of the output, for the speed and for the cache's bytes
-MAP_TIMES, MAP_BINS = 48, 128
+MAP_TIMES = 48
+PROMPT_BINS, OUTPUT_BINS = 64, 96  # of a memory map
 WARM_TOKENS = 8
 
 
@@ -164,10 +166,11 @@ class Watch:
         self.held = np.ones(tokens, dtype=np.int64)
         self.full = np.ones(tokens, dtype=np.int64)
         self.governed = [i for i, layer in enumerate(loaded.geometry.layers) if layer.kind == "full"]
-        self.positions = plan.prompt_tokens + tokens
-        self.bins = min(MAP_BINS, self.positions)
+        self.edges = edges_of(0, plan.prompt_tokens, PROMPT_BINS)[:-1]
+        self.edges += edges_of(plan.prompt_tokens, tokens, OUTPUT_BINS)
         self.times = sorted({1 + round(i * (tokens - 1) / (MAP_TIMES - 1)) for i in range(MAP_TIMES)})
-        self.map = np.full((len(self.times), len(self.governed), self.bins), 255, dtype=np.uint8)
+        shape = (len(self.times), len(self.governed), len(self.edges) - 1)
+        self.map = np.full(shape, UNWRITTEN, dtype=np.uint8)
         self.seen_times = 0
         self.own_s = 0.0  # spent here, and no part of the run
         self.written = 0
@@ -225,14 +228,14 @@ class Watch:
 
         assert self.cache is not None
         seen = self.plan.prompt_tokens + n - 1  # the newest token has not been written yet
-        edges = np.arange(self.bins + 1) * self.positions // self.bins
+        edges = np.array(self.edges)
         sizes = np.maximum(1, np.minimum(edges[1:], seen) - edges[:-1])
         for row, index in enumerate(self.governed):
             held = self.cache.layers[index].positions[0]  # [kv_heads, slots]
             flat = held.flatten().cpu().numpy()
             count, _ = np.histogram(flat[flat >= 0], edges)
             share = np.rint(100 * count / (sizes * held.shape[0]))
-            share[edges[:-1] >= seen] = 255
+            share[edges[:-1] >= seen] = UNWRITTEN
             self.map[self.seen_times, row] = share
         self.seen_times += 1
 
@@ -256,8 +259,7 @@ class Watch:
             memory_map = MemoryMap(
                 n=self.times[: self.seen_times],
                 layers=self.governed,
-                bins=self.bins,
-                positions=self.positions,
+                edges=self.edges,
                 prompt_tokens=self.plan.prompt_tokens,
                 packed=packed(self.map[: self.seen_times]),
             )
@@ -308,6 +310,12 @@ class Watch:
             audit=list(end.audit.problems),
             notes=list(self.plan.notes),
         )
+
+
+def edges_of(start: int, tokens: int, bins: int) -> list[int]:
+    """Where `bins` stretches of equal length begin, and the end."""
+    bins = min(bins, tokens)
+    return [start + i * tokens // bins for i in range(bins + 1)]
 
 
 class Timer:

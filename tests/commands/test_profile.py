@@ -197,7 +197,7 @@ def test_the_memory_map_shows_the_prompt_the_recent_and_what_was_forgotten(measu
     from scope_cli.profiling.result import from_dict
 
     slide, full = (from_dict(one).map for one in measured[1]["results"])
-    prompt = slide.bins * slide.prompt_tokens // slide.positions
+    prompt = slide.edges.index(slide.prompt_tokens)
     last = slide.values()[-1]  # [layers, bins]
     assert (last[:, :prompt] == 100).all(), "a protected prompt is held by every head"
     assert (last[:, -3:] == 100).all(), "the newest are held"
@@ -261,6 +261,7 @@ def test_results_of_other_lengths_are_not_compared(scope, measured, tmp_path):
     assert result.code == 2 and "same lengths" in result.stderr
 
 
-def test_the_workers_error_is_the_commands_error(scope, tmp_path):
-    result = scope("profile", "--model", tmp_path, "--prompt-tokens", 5, "-n", 5)
-    assert result.code == 2 and "holds no model" in result.stderr and "Traceback" not in result.stderr
+def test_the_workers_error_is_the_commands_error(scope, tiny_folder):
+    result = scope("profile", "--model", tiny_folder, "--prompt-tokens", 5, "-n", 5, "--device", "cuda:99")
+    assert result.code == 2 and "error: no GPU" in result.stderr and "hint: " in result.stderr
+    assert "Traceback" not in result.stderr
