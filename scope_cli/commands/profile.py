@@ -75,7 +75,6 @@ def profile_command(
         int | None,
         o.option(
             "--max-new-tokens",
-            "-n",
             panel=RUN,
             help="Output tokens, all of which are written (the profile's; measured: at most 1024).",
         ),
@@ -115,7 +114,7 @@ def profile_command(
 
     Every profile runs in a process of its own and writes every token of its output.
 
-        scope profile --profile slide --profile full --prompt-tokens 500 -n 600 --plot cost.png
+        scope profile --profile slide --profile full --prompt-tokens 500 --max-new-tokens 600 --plot cost.png
     """
     if context.invoked_subcommand is not None:
         return

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
 from dataclasses import asdict
 from threading import Lock
+from time import monotonic
 from typing import Any
 
 import psutil
@@ -21,7 +21,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._began = time.monotonic()
+        self._began = monotonic()
         self._times: deque[float] = deque()  # of the tokens of the last seconds
         self._reading: dict[str, Any] = {}
         self._policy = self._model = ""
@@ -45,7 +45,7 @@ class Meter:
                     self._phase = "output"
                     self._written += 1
                     self._reading = asdict(event.reading)
-                    self._times.append(time.monotonic())
+                    self._times.append(monotonic())
                 case Finished():
                     self._finished += 1
                     self._phase = "finished"
@@ -53,7 +53,7 @@ class Meter:
 
     def snapshot(self) -> dict[str, Any]:
         with self._lock:
-            now = time.monotonic()
+            now = monotonic()
             while self._times and now - self._times[0] > RATE_WINDOW_S:
                 self._times.popleft()
             window = min(RATE_WINDOW_S, now - self._began)

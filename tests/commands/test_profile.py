@@ -26,7 +26,7 @@ def measured(tmp_path_factory, tiny_folder):
 
     folder = tmp_path_factory.mktemp("measured")
     argv = ["profile", "--model", tiny_folder, "--budget", 16, "--strategy", "slide,full", "--interval", 4]
-    argv += ["--prompt-tokens", 40, "-n", 90, "--json"]
+    argv += ["--prompt-tokens", 40, "--max-new-tokens", 90, "--json"]
     argv += [part for kind in ("png", "svg", "html") for part in ("--plot", folder / f"plot.{kind}")]
     process = scope_process(*argv)
     stdout, stderr = process.communicate(timeout=300)
@@ -51,7 +51,7 @@ def test_a_plan_that_does_not_fit_ends_with_4_and_says_the_numbers(scope, llama)
 def test_plans_stand_side_by_side(scope, llama):
     result = scope(
         "profile", "--plan", "--config", llama, "--memory", "24GiB", "--budget", "256,512", "--strategy",
-        "slide,full", "-n", 1000, "--csv", "--quiet",
+        "slide,full", "--max-new-tokens", 1000, "--csv", "--quiet",
     )  # fmt: skip
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
     assert [row["label"] for row in rows] == ["default slide 256", "default slide 512", "default full"]
@@ -61,7 +61,7 @@ def test_plans_stand_side_by_side(scope, llama):
 
 
 def test_fit_prints_a_profile_with_the_largest_budget(scope, llama, tmp_path):
-    argv = ["--config", llama, "--prompt-tokens", 4000, "-n", 40000, "--memory", "18GiB"]
+    argv = ["--config", llama, "--prompt-tokens", 4000, "--max-new-tokens", 40000, "--memory", "18GiB"]
     result = scope("profile", "--fit", *argv)
     assert result.code == 0
     budget = yaml.safe_load(result.stdout)["decode"]["budget"]
@@ -113,8 +113,8 @@ BAD = {
         "no free memory known for --device cuda:7",
     ),
     "no such kind of device": (["--device", "tpu"], "'tpu'"),
-    "an output beyond the context": (["--plan", "-n", "999999"], "exceed the model's context"),
-    "measured: an output beyond the context": (["-n", "999999"], "exceed the model's context"),
+    "an output beyond the context": (["--plan", "--max-new-tokens", "999999"], "exceed the model's context"),
+    "measured: an output beyond the context": (["--max-new-tokens", "999999"], "exceed the model's context"),
     "a plot nobody knows": (["--plot", "map.pdf"], "--plot map.pdf: no such format"),
     "a plot in no folder": (["--plot", "no/such/map.png"], "there is no folder"),
     "a plot of a plan": (["--plan", "--plot", "map.png"], "draws what was measured"),
@@ -262,6 +262,8 @@ def test_results_of_other_lengths_are_not_compared(scope, measured, tmp_path):
 
 
 def test_the_workers_error_is_the_commands_error(scope, tiny_folder):
-    result = scope("profile", "--model", tiny_folder, "--prompt-tokens", 5, "-n", 5, "--device", "cuda:99")
+    result = scope(
+        "profile", "--model", tiny_folder, "--prompt-tokens", 5, "--max-new-tokens", 5, "--device", "cuda:99"
+    )
     assert result.code == 2 and "error: no GPU" in result.stderr and "hint: " in result.stderr
     assert "Traceback" not in result.stderr

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from scope_cli.events import PromptRead, Token
+from scope_cli.sinks import meter as meter_module
 from scope_cli.sinks import statsfile
 from scope_cli.sinks.meter import Meter
 from scope_cli.sinks.metrics import Metrics
@@ -45,7 +46,7 @@ def test_a_meter_counts_over_prompts_and_lanes():
 
 def test_a_rate_is_that_of_the_last_seconds(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(meter_module, "monotonic", lambda: clock[0])
     meter = Meter()
     for n in range(1, 11):
         clock[0] += 1
@@ -89,7 +90,17 @@ def test_metrics_are_served_until_the_end_and_count_up():
 
 
 def test_generate_writes_stats_and_leaves_stdout_alone(scope, tiny_folder, tmp_path):
-    argv = ["generate", "a lighthouse", "--model", tiny_folder, "--ignore-eos", "-n", 30, "--seed", 3]
+    argv = [
+        "generate",
+        "a lighthouse",
+        "--model",
+        tiny_folder,
+        "--ignore-eos",
+        "--max-new-tokens",
+        30,
+        "--seed",
+        3,
+    ]
     plain = scope(*argv)
     live = scope(*argv, "--stats-file", tmp_path / "stats.jsonl", "--metrics-port", 0)
     assert (live.code, live.stdout) == (0, plain.stdout)
