@@ -35,6 +35,7 @@ def main() -> None:
     settings = load_profile(
         "default",
         {
+            "model.load_in": None,  # the same plain weights for all
             "decode.budget": args.budget,
             "decode.recent": 128,
             "sampling.ignore_eos": True,

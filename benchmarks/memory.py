@@ -56,6 +56,7 @@ def job_of(label: str, strategy: str, budget: int, prompt: int) -> Job:
         {
             "decode.strategy": strategy,
             "decode.budget": budget,
+            "model.load_in": None,  # float32: what the plan says of packed weights is another row
             "sampling.ignore_eos": True,
             "sampling.max_new_tokens": int(OUTPUT_PER_BUDGET * budget),
         },

@@ -7,7 +7,8 @@ Two kinds of layers: `PolicyLayer` (full attention) holds the prompt and a bound
 `WindowLayer` (sliding window) is bounded by the model itself and overwrites its oldest slot.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import mean
@@ -46,12 +47,12 @@ def whole_steps(slots: int) -> int:
     return -(-slots // READ_STEP) * READ_STEP
 
 
-def put(into: Tensor, dim: int, at: Tensor, new: Tensor, runs: Tensor) -> None:
-    """Scatter `new` along `dim` in the lanes that run; the others keep what they have.
+def put(into: Tensor, at: tuple[Any, ...], new: Tensor, runs: Tensor) -> None:
+    """`into[at] = new` in the lanes that run; the others write back what stands there.
 
-    runs: bool, [lanes, 1, ...] with as many axes as `into`
+    runs: bool, [lanes, 1, ...]. Not scatter_, for which a compiled step would copy the whole buffer.
     """
-    into.scatter_(dim, at, torch.where(runs, new, into.gather(dim, at)))
+    into[at] = torch.where(runs, new, into[at])
 
 
 class SlotLayer:
@@ -67,6 +68,7 @@ class SlotLayer:
         self.scale = geometry.head_dim**-0.5  # the model's own, told with the first call
         self.output_weight: Tensor | None = None  # [hidden, heads * head_dim], told where the policy weighs
         self.read_slots = slots  # the prefix of the slots that a step reads
+        self.head_numbers = torch.arange(geometry.kv_heads, device=cache.device).unsqueeze(0)
         self.received: Tensor | None = None  # [kv_heads, tokens], attention that the prompt got so far
         like: dict[str, Any] = {"dtype": cache.dtype, "device": cache.device}
         head = (cache.shape.lanes, geometry.kv_heads)
@@ -123,16 +125,15 @@ class SlotLayer:
             self.read_slots = min(self.slots, whole_steps(used))
 
     def _fill(self, slot: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Put each lane's current token into `slot`, [lanes, kv_heads, 1]; a lane that only rides along
-        writes back what stood there."""
-        into = slot.unsqueeze(-1).expand(-1, -1, 1, self.geometry.head_dim)
-        runs = self.cache.runs.view(-1, 1, 1)
-        put(self.keys, 2, into, keys, runs.unsqueeze(3))
-        put(self.values, 2, into, values, runs.unsqueeze(3))
-        now = self.cache.next_position.to(torch.int32).view(-1, 1, 1).expand_as(slot)
-        put(self.positions, 2, slot, now, runs)
-        live = torch.zeros_like(slot.unsqueeze(2), dtype=self.bias.dtype)
-        put(self.bias, 3, slot.unsqueeze(2), live, runs.unsqueeze(3))
+        """Put each lane's current token into `slot`, [lanes, kv_heads]; lanes that only ride along write
+        nothing."""
+        at = (self.cache.rows, self.head_numbers, slot)
+        runs = self.cache.runs.unsqueeze(1)
+        put(self.keys, at, keys[:, :, 0], runs.unsqueeze(2))
+        put(self.values, at, values[:, :, 0], runs.unsqueeze(2))
+        now = self.cache.next_position.to(torch.int32).unsqueeze(1)
+        put(self.positions, at, now, runs)
+        put(self.bias.squeeze(2), at, torch.zeros_like(slot, dtype=self.bias.dtype), runs)
         used = self.read_slots
         return self.keys[:, :, :used], self.values[:, :, :used], self.bias[..., :used]
 
@@ -204,10 +205,11 @@ class PolicyLayer(SlotLayer):
         )
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        nth = self.cache.held.view(-1, 1, 1).expand(-1, self.geometry.kv_heads, 1)
-        slot = self.vacant.gather(2, nth).long()
+        nth = self.cache.held.unsqueeze(1)
+        slot = self.vacant[self.cache.rows, self.head_numbers, nth].long()
         for memo in self.memos.values():
-            put(memo, 2, slot, torch.zeros_like(slot, dtype=memo.dtype), self.cache.runs.view(-1, 1, 1))
+            at = (self.cache.rows, self.head_numbers, slot)
+            put(memo, at, torch.zeros_like(slot, dtype=memo.dtype), self.cache.runs.unsqueeze(1))
         return self._fill(slot, keys, values)
 
     def _feed(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -232,9 +234,9 @@ class PolicyLayer(SlotLayer):
 
     def remember(self, queries: Tensor, chunk: Chunk | None) -> None:
         if chunk is None:
-            at = (self.cache.next_position % self.queries.shape[2]).view(-1, 1, 1, 1)
-            runs = self.cache.runs.view(-1, 1, 1, 1)
-            put(self.queries, 2, at.expand(-1, queries.shape[1], 1, queries.shape[3]), queries, runs)
+            at = self.cache.next_position % self.queries.shape[2]
+            runs = self.cache.runs.view(-1, 1, 1)
+            put(self.queries, (self.cache.rows[:, 0], slice(None), at), queries[:, :, 0], runs)
         else:
             newest = torch.arange(
                 max(chunk.start, chunk.end - self.queries.shape[2]), chunk.end, device=queries.device
@@ -293,7 +295,7 @@ class WindowLayer(SlotLayer):
         return seen_keys, seen_values, (distance >= 0) & (distance < window)
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        slot = (self.cache.next_position % self.slots).view(-1, 1, 1).expand(-1, self.geometry.kv_heads, 1)
+        slot = (self.cache.next_position % self.slots).unsqueeze(1).expand(-1, self.geometry.kv_heads)
         return self._fill(slot, keys, values)
 
 
@@ -338,6 +340,7 @@ class ScopeCache:
         self.geometry, self.shape, self.policy = geometry, shape, policy
         self.inv_freq = inv_freq  # [rotated / 2], the policy layers' RoPE, for scorers that undo it
         self.dtype, self.device = dtype, torch.device(device)
+        self.rows = torch.arange(shape.lanes, device=device).unsqueeze(1)  # [lanes, 1]
         kinds = {"full": PolicyLayer, "window": WindowLayer}
         self.layers: list[SlotLayer] = [
             kinds[layer.kind](self, index, layer) for index, layer in enumerate(geometry.layers)
@@ -356,6 +359,14 @@ class ScopeCache:
     def runs(self) -> Tensor:
         """Which lanes write a token in this step, bool [lanes]."""
         return self.running > 0
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Steps taken meanwhile leave everything as it is: no lane runs."""
+        running = self.running.clone()
+        self.running.zero_()
+        yield
+        self.running.copy_(running)
 
     @property
     def policy_layers(self) -> list[PolicyLayer]:
@@ -494,8 +505,8 @@ class ScopeCache:
     def end_step(self) -> None:
         """Count the token that each active lane wrote, and evict where a lane holds more than it may."""
         ring = self.query_positions.shape[1]
-        now = self.next_position.unsqueeze(1)
-        put(self.query_positions, 1, now % ring, now, self.runs.unsqueeze(1))
+        now = self.next_position
+        put(self.query_positions, (self.rows[:, 0], now % ring), now, self.runs)
         self.held += self.running
         excess = [0] * len(self.lanes)
         for lane, count in enumerate(self.lanes):
@@ -554,23 +565,30 @@ class ScopeCache:
         scorer, most = self.policy.scorer, max(excess)
         if not most and not scorer.every_step:
             return
-        facts = self.facts(excess, wrote)
-        for layer in self.policy_layers:
-            if scorer.every_step:
-                past = self.facts(None, wrote) if tokens > 1 else facts
+        if scorer.every_step and tokens > 1:
+            past = self.facts(None, wrote)
+            for layer in self.policy_layers:
                 for ago in range(tokens - 1, 0, -1):
                     scorer.observe(SlotView(self, layer, past, ago))
-            view = SlotView(self, layer, facts)
-            scorer.observe(view)
-            if most:
-                layer.evict(self.policy.scores(view), view.is_candidate, facts[3], most)
-        self.held -= facts[3].flatten()
+        self.forget(self.facts(excess, wrote), most)
         for count, leaving in zip(self.lanes, excess, strict=True):
             if count is not None and leaving:
                 count.held -= leaving
                 count.evictions += 1
                 count.evicted_tokens += leaving
                 count.reference_moved_bytes += self._held_bytes(count)
+
+    def forget(self, facts: Tensor, most: int) -> None:
+        """Show the scorer every layer, and free what leaves, `most` tokens of a lane at most.
+
+        On the device alone, from `facts` and the buffers: it can be captured.
+        """
+        for layer in self.policy_layers:
+            view = SlotView(self, layer, facts)
+            self.policy.scorer.observe(view)
+            if most:
+                layer.evict(self.policy.scores(view), view.is_candidate, facts[3], most)
+        self.held -= facts[3].flatten()
 
     # What is counted
 

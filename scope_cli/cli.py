@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import scope_cli
-from scope_cli.commands import calibrate, generate, models, profile, profiles, scorers
+from scope_cli.commands import bench, calibrate, generate, models, profile, profiles, scorers
 from scope_cli.errors import ScopeError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.add_typer(models.app, name="models")
 app.command("scorers")(scorers.scorers_command)
 app.command("prefills")(scorers.prefills_command)
 app.command("calibrate")(calibrate.calibrate_command)
+app.command("bench")(bench.bench_command)
 
 
 def _version(asked: bool) -> None:

@@ -21,7 +21,7 @@ from scope_cli.prefill import read_prompt
 from scope_cli.profile import DecodeSettings, LoadedProfile, Profile, SamplingSettings
 from scope_cli.sampling import Sampler
 from scope_cli.scorers.base import Policy
-from scope_cli.step import EagerStep, Step
+from scope_cli.step import Tell, compiles, new_step
 from scope_cli.text import TextStream
 
 
@@ -42,6 +42,7 @@ def generate(
     works: list[Work],
     shape: CacheShape | None = None,
     interrupted: Callable[[], bool] = lambda: False,
+    tell: Tell = lambda line: None,
 ) -> Iterator[Event]:
     """Read the prompts, write the outputs; the caller decides where the events go.
 
@@ -52,6 +53,9 @@ def generate(
     """
     plans = [work.plan for work in works]
     shape = shape or together(plans, len(plans))
+    steps = sum(plan.max_new_tokens for plan in plans) // shape.lanes
+    compiled = compiles(profile.model.compile, loaded.device, steps)
+    notes = [f"compiling the decode step first: {steps:,} steps are planned"] if compiled else []
     yield Started(
         lanes=shape.lanes,
         prompt_tokens=tuple(plan.prompt_tokens for plan in plans),
@@ -61,19 +65,27 @@ def generate(
         model=loaded.opened.describe(),
         versions=versions(),
         seeds=tuple(work.seed for work in works),
-        notes=tuple(dict.fromkeys(note for plan in plans for note in plan.notes)),
+        notes=tuple(dict.fromkeys([*(note for plan in plans for note in plan.notes), *notes])),
     )
     with PeakMeter(loaded.device) as peak:
-        yield from Job(loaded, profile, shape, peak).run(works, interrupted)
+        yield from Job(loaded, profile, shape, peak, compiled, tell).run(works, interrupted)
 
 
 class Job:
     """One cache, whose lanes take one prompt after the other."""
 
-    def __init__(self, loaded: LoadedModel, profile: Profile, shape: CacheShape, peak: PeakMeter) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        profile: Profile,
+        shape: CacheShape,
+        peak: PeakMeter,
+        compiled: bool = False,
+        tell: Tell = lambda line: None,
+    ) -> None:
         self.loaded, self.profile, self.peak = loaded, profile, peak
         self.cache = new_cache(loaded, profile, shape)
-        self.step: Step = EagerStep(loaded.model, self.cache)
+        self.step = new_step(loaded.model, self.cache, compiled, tell)
         self._phases: dict[int, tuple[float, int]] = {}  # by number: when it began, peak bytes since
         self._prefill: dict[int, tuple[float, int]] = {}  # by number: seconds and peak bytes of reading
         self._newest: tuple[Work, Lane] | None = None  # the prompt that was read last

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from scope_cli.cache import ScopeCache
 from scope_cli.generate import make_plan, new_cache, policy_of
@@ -94,14 +95,26 @@ def replay(
     else:
         prompt = torch.tensor([prompt_ids])
         yield read_to_end(read_prompt(loaded.model, cache, prompt, plan.schedule, plan=plan.prompt)), cache
-    ids = torch.tensor([output_ids[:-1]], device=loaded.device)  # the last predicts nothing that is known
+    for logits in feed_known(
+        loaded.model, cache, 0, output_ids[:-1]
+    ):  # the last predicts nothing that is known
+        yield logits, cache
+
+
+@torch.no_grad()
+def feed_known(
+    model: PreTrainedModel, cache: ScopeCache, lane: int, output_ids: list[int]
+) -> Iterator[Tensor]:
+    """Put known output into a lane, with every eviction where it falls; the logits after each token, some
+    tokens at a time, [tokens, vocab]."""
+    ids = torch.tensor([output_ids], device=cache.device)
     fed = 0
     while fed < ids.shape[1]:
-        tokens = min(cache.tokens_to_eviction(0), ids.shape[1] - fed, MOST_AT_ONCE)
-        positions = cache.start_known(0, tokens)
-        logits = loaded.model(
+        tokens = min(cache.tokens_to_eviction(lane), ids.shape[1] - fed, MOST_AT_ONCE)
+        positions = cache.start_known(lane, tokens)
+        logits = model(
             input_ids=ids[:, fed : fed + tokens], position_ids=positions, use_cache=False, scope_cache=cache
         ).logits[0]
         cache.end_chunk()
         fed += tokens
-        yield logits, cache
+        yield logits

@@ -6,8 +6,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from scope_cli import packed, shapes
 from scope_cli.errors import ModelError
-from scope_cli.model import geometry_of
+from scope_cli.model import FOUR_BIT_FILES, geometry_of, weight_bytes
+from scope_cli.profiling import source, workspace
 from scope_cli.shapes import bytes_of, read_shape, shape_of, stored_shapes
 from tests.profiling.configs import GEMMA3_27B, LLAMA_8B, LLAMA_70B, QWEN3_8B
 from tests.tiny import FAMILIES, SHAPE, tiny_model
@@ -65,6 +67,19 @@ def test_weight_bytes_are_those_of_the_model_that_transformers_builds(name, tmp_
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(theirs(EVERY[name], tmp_path), dtype=torch.bfloat16)
     assert shape_of(EVERY[name]).weight_bytes("bfloat16") == sum(p.nbytes for p in model.parameters())
+
+
+@pytest.mark.parametrize("load_in", ["int4", "int8"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_packed_weights_take_what_packing_makes_of_them(name, load_in, tmp_path):
+    theirs_of = weight_bytes(tmp_path, theirs(EVERY[name], tmp_path), torch.bfloat16, load_in)
+    assert shape_of(EVERY[name]).weight_bytes("bfloat16", load_in) == theirs_of
+
+
+def test_block_sizes_are_those_of_the_kernel():
+    assert (shapes.BLOCK, shapes.ROWS, shapes.PACKED_BITS) == (packed.BLOCK, packed.ROWS, packed.BITS)
+    assert (workspace.UNPACKED_FROM, source.FOUR_BIT_FILES) == (packed.MANY, FOUR_BIT_FILES)
+    assert workspace.has_amx() == packed.bfloat16_is_fast()
 
 
 def test_llama_8b_by_hand():

@@ -14,7 +14,7 @@ from scope_cli.events import Finished
 from scope_cli.signals import Interruption
 
 if TYPE_CHECKING:
-    from scope_cli.model import OpenedModel
+    from scope_cli.model import LoadedModel, OpenedModel
     from scope_cli.plan import RunPlan
     from scope_cli.profile import LoadedProfile
     from scope_cli.sinks.base import Sink
@@ -78,6 +78,10 @@ def generate_command(
     stats_file: o.StatsFile = None,
     metrics_port: o.MetricsPort = None,
     metrics_address: o.MetricsAddress = None,
+    verbose: Annotated[
+        bool,
+        o.option("--verbose", panel=OUTPUT, help="At the end, how near to the memory's bandwidth it came."),
+    ] = False,
     profile: o.Profile = "default",
     set_: o.Set = [],  # noqa: B006  typer copies it
     offline: o.Offline = False,
@@ -85,6 +89,8 @@ def generate_command(
     dtype: o.Dtype = None,
     device: o.Device = None,
     load_in: o.LoadIn = None,
+    compile: o.Compile = None,
+    threads: o.Threads = None,
     strategy: o.Strategy = None,
     prefill: o.Prefill = None,
     prefill_budget: o.PrefillBudget = None,
@@ -115,11 +121,12 @@ def generate_command(
         raise UsageError("--system and --system-file exclude each other")
     system = read_text(system_file, "--system-file") if system_file else system
     typed = o.overrides(
-        set_, model=model, dtype=dtype, device=device, load_in=load_in, strategy=strategy, scorer=scorer,
-        budget=budget, recent=recent, interval=interval, max_new_tokens=max_new_tokens,
-        min_new_tokens=min_new_tokens, ignore_eos=ignore_eos, stop=stop, stop_on_loop=stop_on_loop, seed=seed,
-        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty,
-        system=system, raw=raw, prefill=prefill, prefill_budget=prefill_budget,
+        set_, model=model, dtype=dtype, device=device, load_in=load_in, compile=compile, threads=threads,
+        strategy=strategy, scorer=scorer, budget=budget, recent=recent, interval=interval,
+        max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, ignore_eos=ignore_eos,
+        stop=stop, stop_on_loop=stop_on_loop, seed=seed, temperature=temperature, top_p=top_p, top_k=top_k,
+        min_p=min_p, repetition_penalty=repetition_penalty, system=system, raw=raw,
+        prefill=prefill, prefill_budget=prefill_budget,
     )  # fmt: skip
     if append and force:
         raise UsageError("--append and --force exclude each other")
@@ -131,7 +138,7 @@ def generate_command(
     sinks = open_sinks(output, mode, json, quiet, len(texts))
     sinks += o.live_sinks(stats_file, metrics_port, metrics_address)
     try:
-        code = run(settings, texts, samples, lanes, sinks, offline, quiet)
+        code = run(settings, texts, samples, lanes, sinks, offline, quiet, verbose)
     finally:
         for sink in sinks:
             sink.close()
@@ -222,6 +229,7 @@ def run(
     sinks: "list[Sink]",
     offline: bool,
     quiet: bool,
+    verbose: bool = False,
 ) -> int:
     """Open the model, plan, load, generate; the exit code. `texts` has every prompt `samples` times."""
     say = no_word if quiet else tell
@@ -241,7 +249,7 @@ def run(
     check_memory(opened, plans, shape.lanes)
     loaded = opened.load()
     with Interruption() as interruption:
-        for event in generate(loaded, profile, works, shape, interruption):
+        for event in generate(loaded, profile, works, shape, interruption, say):
             for sink in list(sinks):
                 try:
                     sink.receive(event)
@@ -251,7 +259,16 @@ def run(
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is buffered
             if isinstance(event, Finished) and not event.audit.passed:
                 raise AuditError("the audit failed: " + "; ".join(event.audit.problems), AUDIT_HINT)
+            if isinstance(event, Finished) and verbose:
+                tell(in_the_limit(loaded, event))
     return interruption.exit_code
+
+
+def in_the_limit(loaded: "LoadedModel", run: Finished) -> str:
+    """The line of the summary that sets the run beside the memory's bandwidth, which is measured now."""
+    from scope_cli.roofline import bandwidth, limit_line, step_weight_bytes
+
+    return f"limit:     {limit_line(run, step_weight_bytes(loaded.model), bandwidth(loaded.device))}"
 
 
 def tell(line: str) -> None:
@@ -269,16 +286,18 @@ def check_memory(opened: "OpenedModel", plans: "list[RunPlan]", lanes: int) -> N
     from scope_cli.units import as_bytes
 
     cache = peak_bytes(plans, lanes, opened.geometry, opened.dtype.itemsize)
-    needed, free = opened.weight_bytes + cache, free_bytes(opened.device)
+    weights, loading = opened.weight_bytes, opened.loading_bytes
+    needed, free = max(weights + cache, loading), free_bytes(opened.device)
     if needed > free:
         cheaper = "a smaller --budget or --max-new-tokens"
-        if opened.weight_bytes > cache:
+        if max(weights, loading) > cache:
             cheaper = "--load-in 4bit"
         elif lanes > 1:
             cheaper = f"--lanes {lanes // 2}"
+        while_loading = f", {as_bytes(loading)} while it is loaded" if loading else ""
         raise ModelError(
             f"not enough memory: {opened.name} needs {as_bytes(needed)} "
-            f"(weights {as_bytes(opened.weight_bytes)}, cache {as_bytes(cache)}), "
+            f"(weights {as_bytes(weights)}, cache {as_bytes(cache)}{while_loading}), "
             f"{opened.device} has {as_bytes(free)} free",
             f"try {cheaper}, or a smaller model",
         )

@@ -210,13 +210,13 @@ def show_plan(
     given: int | None, lanes: int, fit: bool, json: bool, csv: bool, quiet: bool, console: "Console",
 ) -> int:  # fmt: skip
     from scope_cli.profiling.report import as_csv, plan_table
-    from scope_cli.profiling.source import find_shape, free_bytes, target_of
+    from scope_cli.profiling.source import free_bytes, source_of, target_of
 
     settings = cases[0][1].profile.model
-    shape = find_shape(settings.name, config)
-    target = target_of(shape, settings, given is not None)
+    source = source_of(settings.name, config)
+    target = target_of(source, settings, given is not None)
     free = given if given is not None else free_bytes(settings, target)
-    tokens = count_tokens(text, settings.name, config) if text is not None else prompt_tokens or 1000
+    tokens = count_tokens(text, source.config) if text is not None else prompt_tokens or 1000
     if fit:
         return show_fit(cases, target, tokens, lanes, free, quiet, console)
     planned = [plan_one(label, one, target, tokens, lanes, free) for label, one in cases]
@@ -284,15 +284,13 @@ def show_fit(
     return 0
 
 
-def count_tokens(text: str, name: str, config: Path | None) -> int:
+def count_tokens(text: str, config: Path) -> int:
     """Of a prompt, by the model's tokenizer alone: a chat template adds a few."""
     from tokenizers import Tokenizer
 
-    from scope_cli.profiling.source import config_of
-
-    file = (config or config_of(name)).with_name("tokenizer.json")
+    file = config.with_name("tokenizer.json")
     if not file.is_file():
-        raise ModelError(f"there is no tokenizer.json beside {file.with_name('config.json')}",
+        raise ModelError(f"there is no tokenizer.json beside {config}",
                          "give the length: --prompt-tokens N")  # fmt: skip
     return len(Tokenizer.from_file(str(file)).encode(text).ids)
 
@@ -382,10 +380,10 @@ def measure(
 def check_lengths(settings: "LoadedProfile", text: str | None, prompt_tokens: int) -> None:
     """What cannot be run is said before a process is started, where the model can be planned."""
     from scope_cli.profiling.footprint import plan_of
-    from scope_cli.profiling.source import find_shape
+    from scope_cli.profiling.source import source_of
 
     try:
-        shape: ModelShape | None = find_shape(settings.profile.model.name)
+        shape: ModelShape | None = source_of(settings.profile.model.name).shape
     except ModelError:
         return
     if text is None and shape is not None:

@@ -10,9 +10,9 @@ from scope_cli import plugins
 from scope_cli.errors import UsageError
 from scope_cli.plan import RunPlan, plan_run
 from scope_cli.profile import DecodeSettings, LoadedProfile, Profile
-from scope_cli.profiling.workspace import workspace
+from scope_cli.profiling.workspace import Workspace, workspace
 from scope_cli.schedule import Schedule
-from scope_cli.shapes import DTYPE_BYTES, ModelShape
+from scope_cli.shapes import DTYPE_BYTES, PACKED_BITS, ModelShape
 
 RUNTIME_BYTES = {"cpu": 410 * 2**20, "cuda": 512 * 2**20, "mps": 512 * 2**20}
 """Interpreter and libraries before any weight: measured on a CPU, an assumption for the others' contexts."""
@@ -25,6 +25,11 @@ class Target:
     shape: ModelShape
     device: str  # cpu, cuda, mps
     dtype: str
+    load_in: str | None = None  # int8, int4, 8bit, 4bit
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.shape.weight_bytes(self.dtype, self.load_in)
 
     @property
     def dtype_bytes(self) -> int:
@@ -72,8 +77,7 @@ def plan_of(settings: LoadedProfile, shape: ModelShape, prompt_tokens: int, lane
 def footprint(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int = 1) -> Footprint:
     """Raises UsageError where prompt and output do not fit the model's context."""
     plan, shape = plan_of(settings, target.shape, prompt_tokens, lanes), target.shape
-    model, prefill = settings.profile.model, settings.profile.prefill
-    work = workspace(shape, plan, prefill.chunk, target.device, target.dtype_bytes)
+    work = workspace_of(settings, target, plan)
     cache = plan.shape.cache_bytes(shape.geometry, target.dtype_bytes)
     held = held_series(plan, settings.profile, target)
     full = full_series(plan, target)
@@ -81,7 +85,7 @@ def footprint(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes
         prompt_tokens=prompt_tokens,
         output_tokens=plan.max_new_tokens,
         lanes=lanes,
-        weight_bytes=shape.weight_bytes(target.dtype, model.load_in),
+        weight_bytes=target.weight_bytes,
         runtime_bytes=RUNTIME_BYTES[target.device],
         lane_bytes=replace(plan.shape, lanes=1).cache_bytes(shape.geometry, target.dtype_bytes),
         cache_bytes=cache,
@@ -94,6 +98,11 @@ def footprint(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes
         full_end_bytes=lanes * full[-1],
         full_mean_bytes=lanes * sum(full) / len(full),
     )
+
+
+def workspace_of(settings: LoadedProfile, target: Target, plan: RunPlan) -> Workspace:
+    chunk, packed = settings.profile.prefill.chunk, target.load_in in PACKED_BITS
+    return workspace(target.shape, plan, chunk, target.device, target.dtype_bytes, packed)
 
 
 def held_tokens(schedule: Schedule, written: int) -> list[int]:
@@ -222,10 +231,9 @@ def largest_budget(
 def total_bytes(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int) -> int:
     """`Footprint.total_bytes`, without the series over the output."""
     plan, shape = plan_of(settings, target.shape, prompt_tokens, lanes), target.shape
-    work = workspace(shape, plan, settings.profile.prefill.chunk, target.device, target.dtype_bytes)
-    weights = shape.weight_bytes(target.dtype, settings.profile.model.load_in)
+    work = workspace_of(settings, target, plan)
     cache = plan.shape.cache_bytes(shape.geometry, target.dtype_bytes)
-    return RUNTIME_BYTES[target.device] + weights + cache + max(work.prefill, work.decode)
+    return RUNTIME_BYTES[target.device] + target.weight_bytes + cache + max(work.prefill, work.decode)
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:

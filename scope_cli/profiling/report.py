@@ -75,7 +75,8 @@ def plan_table(planned: list[Planned], target: Target) -> str:
     row("longest output", [_longest(one) for one in planned])
     row("largest budget", [_budget(one.limits) for one in planned])
     row("most lanes", [_most(one.limits.lanes, "") for one in planned])
-    title = f"{target.shape.name}, {target.dtype} on {target.device}: planned, nothing was loaded"
+    weights = f", {target.load_in} weights" if target.load_in else ""
+    title = f"{target.shape.name}, {target.dtype} on {target.device}{weights}: planned, nothing was loaded"
     return _table(title, [one.label for one in planned], rows)
 
 
@@ -138,7 +139,8 @@ def result_table(results: list[Result]) -> str:
         row(label, [as_ratio(getattr(r.time, key), r.time.prefill_s + r.time.decode_s) for r in results])
     row("audit", ["passed" if not r.audit else "; ".join(r.audit) for r in results])
     model = results[0].model
-    title = f"{model['name']}, {model['dtype']} on {model['device']}: measured, (planned), error"
+    weights = f", {model['load_in']} weights" if model.get("load_in") else ""
+    title = f"{model['name']}, {model['dtype']} on {model['device']}{weights}: measured, (planned), error"
     return _table(title, [one.label for one in results], rows)
 
 

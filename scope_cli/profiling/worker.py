@@ -123,7 +123,7 @@ def target_of(opened: OpenedModel) -> Target:
         dtype=dtype,
         weights=dict(stored_shapes(opened.folder.path)),
     )
-    return Target(shape, opened.device.type, dtype)
+    return Target(shape, opened.device.type, dtype, opened.load_in)
 
 
 def check_memory(opened: OpenedModel, planned: Footprint, free: int) -> None:

@@ -4,14 +4,17 @@ Arithmetic on the largest tensors that are alive together, and one measured cons
 """
 
 from dataclasses import dataclass
+from functools import cache
 from math import prod
+from pathlib import Path
 
 from scope_cli.plan import MEMO_BYTES, RunPlan
 from scope_cli.shapes import ModelShape
 
 CPU_CHUNK = 512  # as in prefill.py, which needs torch
 INDEX_BYTES = 8  # an int64
-PROCESS_BYTES = 2**20
+UNPACKED_FROM = 128  # rows, as in packed.py
+PROCESS_BYTES = 3 * 2**19
 """The one constant that was measured and not derived: by how much the resident set of a warm process grows
 while it writes, beside all tensors (events, text, half-used pages). On a GPU tensors alone are counted."""
 
@@ -24,10 +27,14 @@ class Workspace:
     decode: int  # all lanes together
 
 
-def workspace(shape: ModelShape, plan: RunPlan, chunk: int, device: str, dtype_bytes: int) -> Workspace:
+def workspace(
+    shape: ModelShape, plan: RunPlan, chunk: int, device: str, dtype_bytes: int, packed: bool = False
+) -> Workspace:
     tokens = min(plan.prompt_tokens, min(chunk, CPU_CHUNK) if device == "cpu" else chunk)
     staged = plan.prompt.staging_bytes(shape.geometry, dtype_bytes)
     reading = reading_bytes(shape, plan, tokens, dtype_bytes)
+    if packed and tokens >= UNPACKED_FROM:
+        reading += unpacking_bytes(shape)
     settling = settling_bytes(shape, plan, dtype_bytes) if plan.prompt.staged else 0
     own = PROCESS_BYTES if device == "cpu" else 0
     return Workspace(staged + max(reading, settling), own + writing_bytes(shape, plan, dtype_bytes))
@@ -56,6 +63,20 @@ def reading_bytes(shape: ModelShape, plan: RunPlan, tokens: int, dtype_bytes: in
     return dtype_bytes * stream + max(dtype_bytes * feed_forward, dtype_bytes * attention + mask, observing)
 
 
+def unpacking_bytes(shape: ModelShape) -> int:
+    """A packed matrix on its way to numbers: its codes, their values and the transposed copy."""
+    return 3 * shape.largest_matrix * (2 if has_amx() else 4)
+
+
+@cache
+def has_amx(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """As packed.py asks torch: then bfloat16 is the faster one to multiply."""
+    try:
+        return "amx_tile" in cpuinfo.read_text()
+    except OSError:
+        return False
+
+
 def settling_bytes(shape: ModelShape, plan: RunPlan, dtype_bytes: int) -> int:
     """Choosing what stays of one staged layer: the window's attention, in float32 at least, and an order."""
     precise = max(4, dtype_bytes)
@@ -68,14 +89,14 @@ def settling_bytes(shape: ModelShape, plan: RunPlan, dtype_bytes: int) -> int:
 
 def writing_bytes(shape: ModelShape, plan: RunPlan, dtype_bytes: int) -> int:
     """A step's logits (the last step's, the new ones, in float32, as log-probabilities), or one eviction."""
-    cache = plan.shape
+    held = plan.shape
     logits = shape.geometry.vocab * (2 * dtype_bytes + 2 * 4)
     evicting = 0
     for index, layer in enumerate(shape.geometry.layers):
         if layer.kind == "full":
-            slots = cache.layer_slots(index, layer)
-            scores = (2 * layer.heads * cache.ring + 3 * layer.kv_heads) * slots * MEMO_BYTES
+            slots = held.layer_slots(index, layer)
+            scores = (2 * layer.heads * held.ring + 3 * layer.kv_heads) * slots * MEMO_BYTES
             order = 3 * layer.kv_heads * slots * INDEX_BYTES
             keys = prod((slots, layer.kv_heads, layer.head_dim)) * 4 if dtype_bytes < 4 else 0  # in float32
             evicting = max(evicting, scores + order + keys)
-    return cache.lanes * max(logits, evicting if plan.schedule.strategy != "full" else 0)
+    return held.lanes * max(logits, evicting if plan.schedule.strategy != "full" else 0)

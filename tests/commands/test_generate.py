@@ -4,11 +4,17 @@ import json
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
+from scope_cli.commands.generate import check_memory
+from scope_cli.errors import ModelError
+from scope_cli.generate import make_plan
+from scope_cli.model import open_model
+from scope_cli.profile import ModelSettings, load_profile
 from tests.conftest import scope_process
 from tests.tiny import SHAPE, tiny_tokenizer
 
@@ -172,6 +178,8 @@ def test_the_default_length_is_cut_to_the_context_with_a_note(scope, tiny_folder
         (["generate", "hi", "--device", "gpu"], "model.device"),
         (["generate", "hi", "--output", "no/such/folder/out.txt"], "cannot write"),
         (["generate", "hi", "--load-in", "3bit"], "model.load_in"),
+        (["generate", "hi", "--threads", "0"], "model.threads"),
+        (["generate", "hi", "--threads", "many"], "model.threads"),
         (["generate", "hi", "--append", "--force"], "exclude each other"),
     ],
 )
@@ -182,6 +190,15 @@ def test_bad_input_is_one_line_and_a_hint_and_code_2(scope, tiny_folder, argv, m
     assert (result.code, result.stdout) == (2, "")
     assert message in result.stderr
     assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+
+
+def test_verbose_sets_the_run_beside_the_bandwidth(scope, tiny_folder):
+    argv = ("generate", "hi", "--model", tiny_folder, "-n", 5, "--ignore-eos")
+    quiet, told = scope(*argv), scope(*argv, "--verbose", "--threads", 1, "--load-in", "none")
+    assert quiet.stdout == told.stdout and "limit:" not in quiet.stderr
+    assert "cpu float32, 1 thread," in told.stderr
+    line = next(line for line in told.stderr.splitlines() if line.startswith("limit:"))
+    assert " of weights and " in line and "% of the memory's" in line
 
 
 def test_every_problem_of_a_profile_is_told_at_once(scope, tmp_path):
@@ -213,6 +230,17 @@ def test_lengths_that_exceed_the_context_are_refused(scope, tiny_folder):
     assert typed.code == 2 and "exceed the model's context of 8,192" in typed.stderr
     prompt = scope("generate", "a" * 9000, "--model", tiny_folder)
     assert prompt.code == 2 and "9,000 tokens" in prompt.stderr
+
+
+def test_what_weights_take_before_they_are_packed_has_to_fit_too(tiny_folder, monkeypatch):
+    opened = open_model(ModelSettings(name=str(tiny_folder), device="cpu", load_in="int4"))
+    plan = make_plan(load_profile("default", {"sampling.max_new_tokens": 2}), opened.geometry, 8)
+    packed = replace(opened, weight_bytes=1000, loading_bytes=10**9)
+    monkeypatch.setattr("scope_cli.memory.free_bytes", lambda device: 10**9)
+    check_memory(packed, plan)
+    monkeypatch.setattr("scope_cli.memory.free_bytes", lambda device: 10**9 - 1)
+    with pytest.raises(ModelError, match="while it is loaded"):
+        check_memory(packed, plan)
 
 
 def test_too_little_memory_is_told_before_loading(scope, tiny_folder, monkeypatch):
