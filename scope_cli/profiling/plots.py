@@ -58,11 +58,14 @@ def check_plot(target: str) -> None:
 
 
 def write_plot(target: Path, results: list[Result]) -> None:
+    import matplotlib
+
     kind = target.suffix.lower().removeprefix(".")
     buffer = io.BytesIO()
     figure = draw(results)
     metadata = {"Date": None} if kind in ("svg", "html") else {}
-    figure.savefig(buffer, format="svg" if kind == "html" else kind, dpi=DPI, metadata=metadata)
+    with matplotlib.rc_context(STYLE):  # how text and ids are written is asked for now
+        figure.savefig(buffer, format="svg" if kind == "html" else kind, dpi=DPI, metadata=metadata)
     content = page(buffer.getvalue().decode(), results).encode() if kind == "html" else buffer.getvalue()
     try:
         target.write_bytes(content)

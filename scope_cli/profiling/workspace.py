@@ -32,15 +32,14 @@ def workspace(
 ) -> Workspace:
     tokens = min(plan.prompt_tokens, min(chunk, CPU_CHUNK) if device == "cpu" else chunk)
     staged = plan.prompt.staging_bytes(shape.geometry, dtype_bytes)
-    reading = reading_bytes(shape, plan, tokens, dtype_bytes)
-    if packed and tokens >= UNPACKED_FROM:
-        reading += unpacking_bytes(shape)
+    unpacking = unpacking_bytes(shape) if packed and tokens >= UNPACKED_FROM else 0
+    reading = reading_bytes(shape, plan, tokens, dtype_bytes, unpacking)
     settling = settling_bytes(shape, plan, dtype_bytes) if plan.prompt.staged else 0
     own = PROCESS_BYTES if device == "cpu" else 0
     return Workspace(staged + max(reading, settling), own + writing_bytes(shape, plan, dtype_bytes))
 
 
-def reading_bytes(shape: ModelShape, plan: RunPlan, tokens: int, dtype_bytes: int) -> int:
+def reading_bytes(shape: ModelShape, plan: RunPlan, tokens: int, dtype_bytes: int, unpacking: int = 0) -> int:
     """One chunk of `tokens` on its way through the layer that needs most, the prompt's last chunk.
 
     Alive all the time: the embedded tokens, the residual stream, what the layer got from its norm, cosines
@@ -52,7 +51,8 @@ def reading_bytes(shape: ModelShape, plan: RunPlan, tokens: int, dtype_bytes: in
     prompt = plan.prompt_tokens
     layer = max(shape.geometry.layers, key=lambda one: one.heads * one.head_dim)
     stream = 3 * tokens * shape.geometry.hidden + 2 * tokens * layer.head_dim
-    feed_forward = 3 * tokens * shape.intermediate
+    wide = dtype_bytes * tokens * shape.intermediate
+    feed_forward = max(3 * wide, 2 * wide + unpacking if unpacking else 0)
     queries, keys = tokens * layer.heads * layer.head_dim, tokens * layer.kv_heads * layer.head_dim
     attention = 4 * queries + 4 * keys
     mask = tokens * prompt * (1 + dtype_bytes)
@@ -60,7 +60,7 @@ def reading_bytes(shape: ModelShape, plan: RunPlan, tokens: int, dtype_bytes: in
     if plan.prompt.staged:
         numbers = plan.prompt.method.observing(layer, tokens, prompt)
         observing = dtype_bytes * 2 * (queries + keys) + max(4, dtype_bytes) * numbers
-    return dtype_bytes * stream + max(dtype_bytes * feed_forward, dtype_bytes * attention + mask, observing)
+    return dtype_bytes * stream + max(feed_forward, dtype_bytes * attention + mask, observing)
 
 
 def unpacking_bytes(shape: ModelShape) -> int:
