@@ -1,4 +1,4 @@
-"""Are eight lanes three times as fast as one, and does the memory plan hold? 40 prompts of `scope batch`.
+"""Are eight lanes three times as fast as one, and is the memory plan true? 40 prompts through scope batch.
 
     python benchmarks/batch.py OUT
 
@@ -60,9 +60,9 @@ def main() -> None:
         out = args.out / f"lanes-{lanes}"
         command = [
             sys.executable, "-m", "scope_cli", "batch", str(prompts), "--output-dir", str(out),
-            "--lanes", str(lanes), "--max-new-tokens", str(args.tokens), "--ignore-eos",
-            "--model", args.model, "--budget", str(args.tokens // 2),
-            "--recent", str(args.tokens // 4), "--log-every", "20",
+            "--lanes", str(lanes), "--model", args.model,
+            "--max-new-tokens", str(args.tokens), "--ignore-eos",
+            "--budget", str(args.tokens // 2), "--recent", str(args.tokens // 4), "--log-every", "20",
         ]  # fmt: skip
         subprocess.run([*command, *(word for item in args.more for word in ("--set", item))], check=True)
         rates[lanes] = told(out, lanes)

@@ -7,7 +7,8 @@ Two kinds of layers: `PolicyLayer` (full attention) holds the prompt and a bound
 `WindowLayer` (sliding window) is bounded by the model itself and overwrites its oldest slot.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import mean
@@ -358,6 +359,14 @@ class ScopeCache:
     def runs(self) -> Tensor:
         """Which lanes write a token in this step, bool [lanes]."""
         return self.running > 0
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Steps taken meanwhile leave everything as it is: no lane runs."""
+        running = self.running.clone()
+        self.running.zero_()
+        yield
+        self.running.copy_(running)
 
     @property
     def policy_layers(self) -> list[PolicyLayer]:

@@ -138,10 +138,8 @@ class GraphStep:
     def __call__(self, ids: Tensor) -> Tensor:
         reads = tuple(layer.read_slots for layer in self.cache.layers)
         if self._works and reads not in self._steps:
-            running = self.cache.running.clone()
-            self.cache.running.zero_()
-            captured = self._capture(lambda: self.step(self._ids))
-            self.cache.running.copy_(running)
+            with self.cache.at_rest():
+                captured = self._capture(lambda: self.step(self._ids))
             if captured is not None:
                 self._steps[reads] = captured
         if reads not in self._steps:

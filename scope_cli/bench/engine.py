@@ -18,6 +18,7 @@ from scope_cli.prefill import read_prompt, read_to_end
 from scope_cli.profile import load_profile
 from scope_cli.replay import MOST_AT_ONCE, feed_known
 from scope_cli.roofline import step_weight_bytes
+from scope_cli.step import compiles
 
 GREEDY = {"sampling.temperature": 0.0, "sampling.repetition_penalty": 1.0, "sampling.stop": []}
 
@@ -53,7 +54,9 @@ class ScopeEngine:
     def read(self, ids: Ids) -> list[int]:
         self.run: Run | None = None  # the one before goes first
         shape = together([self.plan], self.job.lanes)
-        self.run = Run(self.loaded, self.settings.profile, shape, PeakMeter(self.device))
+        profile, written = self.settings.profile, self.job.most_tokens - self.job.prompt_tokens
+        compiled = compiles(profile.model.compile, self.device, written)
+        self.run = Run(self.loaded, profile, shape, PeakMeter(self.device), compiled)
         self.prompts = ids
         self.fed: Ids = [[] for _ in ids]
         self.tokens: Iterator[Token] | None = None
@@ -98,6 +101,8 @@ class ScopeEngine:
             events = decode(self.run.step, cache, self._admit, self.run.finish)
             self.tokens = (event for event in events if isinstance(event, Token))
             self._next_tokens(self.tokens)
+            with cache.at_rest(), torch.no_grad():  # compiles, if anything is to be compiled
+                self.run.step(torch.zeros(cache.shape.lanes, 1, dtype=torch.int64, device=self.device))
         moved = cache.reading().moved_bytes
         written: Ids = [[] for _ in self.fed]
         begin = perf_counter()

@@ -76,6 +76,9 @@ def generate_command(
     quiet: Annotated[
         bool, o.option("--quiet", "-q", panel=OUTPUT, help="Text and errors, nothing else.")
     ] = False,
+    stats_file: o.StatsFile = None,
+    metrics_port: o.MetricsPort = None,
+    metrics_address: o.MetricsAddress = None,
     verbose: Annotated[
         bool,
         o.option("--verbose", panel=OUTPUT, help="At the end, how near to the memory's bandwidth it came."),
@@ -134,6 +137,7 @@ def generate_command(
     settings = load_profile(profile, typed)
     mode: FileMode = "append" if append else "overwrite" if force else "new"
     sinks = open_sinks(output, mode, json, quiet, len(texts))
+    sinks += o.live_sinks(stats_file, metrics_port, metrics_address)
     try:
         code = run(settings, texts, samples, lanes, sinks, offline, quiet, verbose)
     finally:
