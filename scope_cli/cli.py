@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import scope_cli
-from scope_cli.commands import bench, calibrate, generate, models, profile, profiles, scorers
+from scope_cli.commands import batch, bench, calibrate, generate, models, profile, profiles, scorers
 from scope_cli.errors import ScopeError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command("generate")(generate.generate_command)
 app.add_typer(profile.app, name="profile")
+app.command("batch")(batch.batch_command)
 app.add_typer(profiles.app, name="profiles")
 app.add_typer(models.app, name="models")
 app.command("scorers")(scorers.scorers_command)

@@ -6,7 +6,7 @@ plan a run. `OpenedModel.load` then reads the weights.
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -201,21 +201,27 @@ class OpenedModel:
         if settings.system is not None and not templated:
             why = "--raw was given" if settings.raw else f"{self.name} has no chat template"
             raise UsageError(f"there is no place for a system message: {why}", "put it into the prompt")
-        ids = self._encode_chat(prompt, settings.system) if templated else self.tokenizer(prompt)["input_ids"]
+        messages = [{"role": "user", "content": prompt}]
+        if settings.system is not None:
+            messages.insert(0, {"role": "system", "content": settings.system})
+        ids = self.encode_messages(messages) if templated else self.tokenizer(prompt)["input_ids"]
         if not ids:
             raise UsageError("the prompt is empty")
         return list(ids)
 
-    def _encode_chat(self, prompt: str, system: str | None) -> list[int]:
+    def encode_messages(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation, each message a role and a content, up to where the model answers."""
         from jinja2 import TemplateError
 
-        messages = [{"role": "user", "content": prompt}]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
+        if self.tokenizer.chat_template is None:
+            raise UsageError(f"{self.name} has no chat template for messages", "give a prompt instead")
         try:
-            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+            return list(
+                self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)["input_ids"]
+            )
         except TemplateError as error:
-            hint = "put the system message into the prompt" if system is not None else "try --raw"
+            system = any(message["role"] == "system" for message in messages)
+            hint = "put the system message into the prompt" if system else "try --raw"
             raise UsageError(
                 f"the chat template of {self.name} refuses the messages: {error}", hint
             ) from error

@@ -30,7 +30,9 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "calibrate",
         "profiling",
         "shapes",
+        "batch",
         "bench",
+        "utf8",
     },
     "bench": {
         "step",
@@ -45,6 +47,8 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "replay",
         "roofline",
     },
+    "batch": {"profile", "model", "plan", "memory", "generate", "decode", "step", "signals", "utf8"},
+    "utf8": set(),
     "generate": {
         "step",
         "scorers",
