@@ -30,13 +30,22 @@ class Workspace:
 def workspace(
     shape: ModelShape, plan: RunPlan, chunk: int, device: str, dtype_bytes: int, packed: bool = False
 ) -> Workspace:
-    tokens = min(plan.prompt_tokens, min(chunk, CPU_CHUNK) if device == "cpu" else chunk)
+    chunk = min(plan.prompt_tokens, min(chunk, CPU_CHUNK) if device == "cpu" else chunk)
     staged = plan.prompt.staging_bytes(shape.geometry, dtype_bytes)
-    unpacking = unpacking_bytes(shape) if packed and tokens >= UNPACKED_FROM else 0
-    reading = reading_bytes(shape, plan, tokens, dtype_bytes, unpacking)
-    settling = settling_bytes(shape, plan, dtype_bytes) if plan.prompt.staged else 0
+    last = plan.prompt_tokens % chunk or chunk  # tokens of the last chunk
+
+    def reading(tokens: int) -> int:
+        unpacking = unpacking_bytes(shape) if packed and tokens >= UNPACKED_FROM else 0
+        return reading_bytes(shape, plan, tokens, dtype_bytes, unpacking)
+
+    prefill = staged + reading(chunk)
+    if staged and device == "cpu":  # pages are taken as the stage is filled, and the last chunk may be short
+        filled = staged * (plan.prompt_tokens - last) // plan.prompt_tokens
+        prefill = max(filled + reading(chunk), staged + reading(last))
+    if staged:
+        prefill = max(prefill, staged + settling_bytes(shape, plan, dtype_bytes))
     own = PROCESS_BYTES if device == "cpu" else 0
-    return Workspace(staged + max(reading, settling), own + writing_bytes(shape, plan, dtype_bytes))
+    return Workspace(prefill, own + writing_bytes(shape, plan, dtype_bytes))
 
 
 def reading_bytes(shape: ModelShape, plan: RunPlan, tokens: int, dtype_bytes: int, unpacking: int = 0) -> int:
