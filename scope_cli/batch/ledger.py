@@ -164,7 +164,10 @@ class Ledger:
 
     def sound(self) -> bool:
         """SQLite's own check of the whole file."""
-        return self._db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        try:
+            return self._db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        except sqlite3.DatabaseError:  # not even readable
+            return False
 
     # The job
 

@@ -13,7 +13,8 @@ from scope_cli.errors import BusyError
 from scope_cli.units import as_duration
 
 FOLDER = ".scope"
-START_WAIT_S = 600.0  # another process may be reading ten thousand prompts
+JOIN_WAIT_S = 600.0  # another process may be reading ten thousand prompts
+TOLD_AFTER_S = 5.0
 HOST, PID = socket.gethostname(), os.getpid
 
 
@@ -29,15 +30,17 @@ class Presence:
         return self._folder / f"{owner}.lock"
 
     @contextmanager
-    def starting(self, wait_s: float = START_WAIT_S) -> Iterator[None]:
-        """One process at a time looks at the others, at the inputs, and enters."""
+    def starting(self, join: bool = False) -> Iterator[None]:
+        """One process at a time looks at the others, at the inputs, and enters; who joins waits for that."""
+        wait_s = JOIN_WAIT_S if join else TOLD_AFTER_S
         self._folder.mkdir(exist_ok=True)
         try:
             with FileLock(self._folder / "start.lock", timeout=wait_s):
                 yield
         except Timeout as error:
             raise BusyError(
-                f"another process has been starting on {self._folder.parent} for {as_duration(wait_s)}"
+                f"another process has been starting on {self._folder.parent} for {as_duration(wait_s)}",
+                "" if join else "--join waits for it, and shares the prompts",
             ) from error
 
     def enter(self) -> None:

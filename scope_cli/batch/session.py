@@ -133,7 +133,7 @@ def run_with(options: Options, engine: "LocalEngine | RayEngine", inputs: Iterat
     job = job_of(options, engine.opened)
     presence = Presence(options.out)
     with Interruption() as interruption:
-        with presence.starting():
+        with presence.starting(options.join):
             others = presence.others()
             ledger = Ledger(options.out)
             for note in ledger.notes:
@@ -141,6 +141,11 @@ def run_with(options: Options, engine: "LocalEngine | RayEngine", inputs: Iterat
             if others and not options.join:
                 raise BusyError(
                     who_is_there(ledger, others, options.out), "--join shares the prompts that wait"
+                )
+            if not ledger.sound():
+                raise UsageError(
+                    f"{ledger.path} is damaged",
+                    "finished texts are beside it; another --output-dir begins anew",
                 )
             start = Start(options, job, engine, ledger, interruption)
             if others:
@@ -304,7 +309,7 @@ def work(options: Options, start: Start, presence: Presence) -> int:
 
 def take_over(ledger: Ledger, presence: Presence) -> bool:
     """Rows of processes that died meanwhile wait again; were there any?"""
-    with presence.starting():
+    with presence.starting(join=True):
         return ledger.recover([presence.owner, *presence.others()]) > 0
 
 

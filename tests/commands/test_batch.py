@@ -478,6 +478,25 @@ def test_the_second_process_is_told_and_stops(batch, prompts, tmp_path):
     assert batch(prompts).code == 0
 
 
+def test_who_comes_while_another_plans_is_told_as_well(batch, prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr("scope_cli.batch.presence.TOLD_AFTER_S", 0.1)
+    (tmp_path / "out").mkdir()
+    with Presence(tmp_path / "out").starting():
+        result = batch(prompts)
+    assert result.code == 3 and "has been starting on" in result.stderr and "--join" in result.stderr
+
+
+def test_a_damaged_ledger_is_refused_and_texts_stay(batch, prompts, tmp_path):
+    batch(prompts)
+    before = texts(tmp_path / "out")
+    ledger = bytearray((tmp_path / "out" / "scope.db").read_bytes())
+    ledger[8192:20480] = os.urandom(12288)
+    (tmp_path / "out" / "scope.db").write_bytes(ledger)
+    result = batch(prompts)
+    assert result.code == 2 and result.stderr.startswith("error: "), result.stderr
+    assert texts(tmp_path / "out") == before
+
+
 def test_a_lock_goes_with_its_process(batch, prompts, tmp_path):
     """A process that was killed leaves its lock file, and nobody waits for it."""
     batch(prompts, "--limit", 1)
