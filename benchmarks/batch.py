@@ -32,7 +32,12 @@ SUBJECTS = (
     "bees",
     "glass",
 )
-FORMS = ("Write a letter about", "Write a report about", "Explain to a child", "Tell a story about")
+FORMS = {
+    "letter": "Write a letter about",
+    "report": "Write a report about",
+    "lesson": "Explain to a child",
+    "story": "Tell a story about",
+}
 
 
 def main() -> None:
@@ -46,7 +51,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     prompts = args.out / "prompts.jsonl"
     lines = [
-        {"id": f"{subject}, {form.split()[-2]}", "prompt": f"{form} {subject}. {words(subject, number)}"}
+        {"id": f"{subject}, {form}", "prompt": f"{FORMS[form]} {subject}. {words(subject, number)}"}
         for number, (form, subject) in enumerate((form, one) for form in FORMS for one in SUBJECTS)
     ]
     prompts.write_text("\n".join(map(json.dumps, lines)) + "\n")

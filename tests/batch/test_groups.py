@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scope_cli.batch.fit import MOST_LANES, Memory, choose_lanes
-from scope_cli.batch.groups import MOST_WASTE, Demand, Group, form_groups
+from scope_cli.batch.groups import Demand, Group, form_groups
 from scope_cli.errors import ModelError
 from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.plan import CacheShape
@@ -46,10 +46,10 @@ def test_every_row_fits_its_rectangle_and_leaves_at_most_a_quarter_of_its_lane(r
         assert group.rows == len(members)
         for row in members:
             own = row.shape.cache_bytes(GEOMETRY, BYTES)
-            assert (1 - MOST_WASTE) * group.lane_bytes <= own <= group.lane_bytes
+            assert 0.75 * group.lane_bytes <= own <= group.lane_bytes
             assert all(map(int.__le__, row.shape.prompt_slots, group.shape.prompt_slots))
             assert row.shape.evictable <= group.shape.evictable and row.shape.context <= group.shape.context
-        assert group.padding_bytes <= MOST_WASTE * group.cache_bytes
+        assert group.padding_bytes <= 0.25 * group.cache_bytes
 
 
 @given(demands, st.randoms())

@@ -50,6 +50,7 @@ def test_rows_are_taken_by_turn_and_once(ledger):
     fill(ledger)
     taken = [ledger.take("me", 0, "profile") for _ in range(4)]
     assert [one and one.number for one in taken] == [2, 1, 0, None]
+    assert ledger.end(1, "me", "done", {}) and ledger.take("me", 0, "profile") is None
     assert taken[0].state == "running" and taken[0].attempts == 1 and taken[0].profile_hash == "profile"
 
 

@@ -122,6 +122,17 @@ def test_a_row_writes_what_generate_writes_with_its_seed(batch, scope, prompts, 
         assert alone.stdout.encode() == text
 
 
+def test_equal_prompts_of_other_names_draw_other_texts(batch, tmp_path):
+    (tmp_path / "prompts").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "prompts" / name).write_text(WORDS)
+    batch(tmp_path / "prompts")
+    assert len(set(texts(tmp_path / "out").values())) == 2
+    greedy = ("--temperature", 0)
+    batch(tmp_path / "prompts", *greedy, out="greedy")
+    assert len(set(texts(tmp_path / "greedy").values())) == 1
+
+
 def test_a_seed_belongs_to_the_prompt_and_not_to_its_place(batch, prompts, tmp_path):
     batch(prompts)
     (prompts / "a-new-first-one.txt").write_text("x")
