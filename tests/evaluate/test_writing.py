@@ -1,0 +1,63 @@
+"""Lanes write what single runs write; repetition is counted as one would by hand."""
+
+import torch
+
+from scope_cli.evaluate.loops import repetition, unique_ngrams
+from scope_cli.evaluate.writing import write_all
+from scope_cli.events import Finished, Token
+from scope_cli.generate import generate, make_plan
+from scope_cli.profile import load_profile
+from tests.test_cache import loaded_tiny
+
+PROMPTS = [
+    list(text.encode()) for text in ("a longer beginning of it", "b", "three words here", "and so on, then")
+]
+
+
+def test_every_prompt_gets_the_output_of_a_run_of_its_own(tmp_path):
+    loaded = loaded_tiny(tmp_path, dtype=torch.float64)
+    for keys in (
+        {"decode.budget": 16, "decode.interval": 4},
+        {"decode.budget": 16, "decode.interval": 4, "decode.protect_prompt": False},
+        {"decode.strategy": "full", "prefill.method": "snapkv", "prefill.budget": 12, "prefill.window": 4},
+    ):
+        settings = load_profile(
+            "default",
+            {**keys, "sampling.max_new_tokens": 60, "sampling.temperature": 1.0, "sampling.seed": 5},
+        )
+        got = {one.prompt: one for one in write_all(loaded, settings, PROMPTS, lanes=3)}
+        assert sorted(got) == [0, 1, 2, 3]
+        for number, prompt in enumerate(PROMPTS):
+            sampling = settings.profile.sampling.model_copy(update={"seed": 5 + number})
+            profile = settings.profile.model_copy(update={"sampling": sampling})
+            plan = make_plan(settings, loaded.geometry, len(prompt))
+            events = list(generate(loaded, profile, prompt, plan))
+            tokens = [event for event in events if isinstance(event, Token)]
+            (finished,) = [event for event in events if isinstance(event, Finished)]
+            assert got[number].ids == [event.token_id for event in tokens]
+            assert got[number].text == "".join(event.text for event in tokens) + finished.text
+            assert got[number].reason == finished.reason
+
+
+def test_an_interruption_ends_between_groups(tmp_path):
+    loaded = loaded_tiny(tmp_path)
+    settings = load_profile("default", {"sampling.max_new_tokens": 5, "sampling.ignore_eos": True})
+    seen: list[int] = []
+    for one in write_all(loaded, settings, PROMPTS, lanes=2, interrupted=lambda: len(seen) >= 2):
+        seen.append(one.prompt)
+    assert len(seen) == 2
+
+
+def test_a_loop_of_four_copies_is_one_and_three_are_none():
+    words = list(range(100, 130))
+    assert repetition([*range(50), *words * 4]).looped
+    found = repetition([*range(50), *words * 4])
+    assert (found.loop_start, found.loop_period, found.loop_tokens) == (50, 30, 120)
+    assert not repetition([*range(50), *words * 3]).looped
+
+
+def test_unique_ngrams_are_counted_over_all_of_them():
+    assert unique_ngrams([1, 2, 3, 4, 5, 6]) == 1
+    assert unique_ngrams([1, 2, 3, 4, 1, 2, 3, 4]) == 4 / 5
+    assert unique_ngrams([7] * 10) == 1 / 7
+    assert unique_ngrams([1, 2]) == 1
