@@ -363,8 +363,7 @@ def loop_job(name: str, budget: int | None, keys: dict[str, Any], seed: int) -> 
             {
                 "prompt": written.prompt,
                 **asdict(repetition(written.ids)),
-                "held_mean": written.held_mean,
-                "held_peak": written.held_peak,
+                "bytes": asdict(written.bytes),
                 "evictions": written.evictions,
                 "text": written.text,
             }

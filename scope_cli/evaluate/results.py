@@ -1,5 +1,6 @@
 """Measurements in, one JSON file per evaluation out: profiles, versions, seeds, hardware; and back again."""
 
+import hashlib
 import json
 import os
 import platform
@@ -53,6 +54,11 @@ def _processor() -> str:
     lines = cpus.read_text(encoding="utf-8").splitlines() if cpus.is_file() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
+
+
+def identity(*ids: list[int]) -> str:
+    """A short name for token ids: two results with the same name were measured on the same text."""
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
 
 
 def write_result(result: dict[str, Any], path: Path) -> None:

@@ -8,6 +8,8 @@ import torch
 
 from scope_cli.decode import Lane, decode
 from scope_cli.errors import AuditError
+from scope_cli.evaluate.fidelity import HeldBytes
+from scope_cli.events import Reading
 from scope_cli.generate import make_plan, new_cache, new_lane
 from scope_cli.model import LoadedModel
 from scope_cli.plan import RunPlan
@@ -17,15 +19,13 @@ from scope_cli.profile import LoadedProfile, Profile
 
 @dataclass(frozen=True)
 class Written:
-    """One prompt's output; bytes are those of its cache, averaged over the lanes that ran together."""
+    """One prompt's output; bytes and evictions are averages over the lanes that ran together."""
 
     prompt: int  # its number
     ids: list[int]
     text: str
     reason: str
-    held_mean: float  # keys and values held, averaged over the steps
-    held_peak: float
-    allocated: float
+    bytes: HeldBytes
     evictions: float
 
 
@@ -90,22 +90,29 @@ def _write_group(
         )
     ids: list[list[int]] = [[] for _ in group]
     texts: list[list[str]] = [[] for _ in group]
-    held: list[int] = []
+    readings: list[Reading] = []
     for token in decode(loaded.model, cache, running, interrupted):
         ids[token.lane].append(token.token_id)
         texts[token.lane].append(token.text)
-        held.append(token.reading.held_bytes)
+        readings.append(token.reading)
     if not (audit := cache.audit()).passed:
         raise AuditError("the audit failed: " + "; ".join(audit.problems), "this is a bug in scope")
-    reading = cache.reading()
+    lanes = len(group)
+    held = HeldBytes(
+        held_mean=mean(reading.held_bytes for reading in readings) / lanes,
+        held_peak=round(max(reading.held_bytes for reading in readings) / lanes),
+        full_mean=mean(reading.full_bytes for reading in readings) / lanes,
+        full_peak=round(readings[-1].full_bytes / lanes),
+        overhead=round(readings[-1].overhead_bytes / lanes),
+        allocated=round(readings[-1].allocated_bytes / lanes),
+    )
+    evictions = cache.reading().evictions / lanes
     for lane, number in enumerate(group):
         yield Written(
             prompt=number,
             ids=ids[lane],
             text="".join(texts[lane]) + running[lane].text.flush(),
             reason="stop" if running[lane].text.stopped else running[lane].reason or "interrupted",
-            held_mean=mean(held) / len(group),
-            held_peak=max(held) / len(group),
-            allocated=reading.allocated_bytes / len(group),
-            evictions=reading.evictions / len(group),
+            bytes=held,
+            evictions=evictions,
         )
