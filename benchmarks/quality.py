@@ -230,7 +230,7 @@ def write_texts() -> None:
         },
     )
     prompts = [encoded((HERE.parent / file).read_text(encoding="utf-8")) for file in PROMPTS.values()]
-    for written in write_all(model(), settings, prompts):
+    for written in write_all(model(), settings, dict(enumerate(prompts))):
         name = list(PROMPTS)[written.prompt]
         save_text(TEXTS / f"quality-{name}.json", prompts[written.prompt], written.ids)
 
@@ -367,7 +367,9 @@ def loop_job(name: str, budget: int | None, keys: dict[str, Any], seed: int) -> 
                 "evictions": written.evictions,
                 "text": written.text,
             }
-            for written in sorted(write_all(model(), settings, prompts), key=lambda written: written.prompt)
+            for written in sorted(
+                write_all(model(), settings, dict(enumerate(prompts))), key=lambda written: written.prompt
+            )
         ]
         what = {"policy_name": name, "budget": budget, "seed": seed, "tokens": LOOP_TOKENS}
         return what | {"outputs": outputs, "profile": settings.profile.as_dict()}

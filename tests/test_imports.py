@@ -23,6 +23,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "signals",
         "prefill",
         "calibrate",
+        "evaluate",
     },
     "generate": {
         "scorers",

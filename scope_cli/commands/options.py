@@ -32,6 +32,8 @@ Dtype = Annotated[
 Device = Annotated[str | None, option("--device", panel=MODEL, help="auto, cpu, cuda, cuda:N, mps.")]
 LoadIn = Annotated[str | None, option("--load-in", panel=MODEL, help="8bit or 4bit weights (bitsandbytes).")]
 
+Raw = Annotated[bool, option("--raw", panel=MODEL, help="Prompts as they are, without the chat template.")]
+
 Strategy = Annotated[
     str | None, option("--strategy", panel=POLICY, help="full, slide, adaptive, discontinuous or rpc.")
 ]

@@ -1,4 +1,4 @@
-"""`-p "slide budget=256"` and `--budgets` in, named profiles out: what the commands that compare profiles share."""
+"""`-p "slide budget=256"` and `--budgets` in, named profiles out: for commands that compare profiles."""
 
 import shlex
 from collections.abc import Sequence

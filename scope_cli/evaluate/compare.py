@@ -176,6 +176,25 @@ def _bytes_cells(line: Line) -> list[str]:
     return [mean, peak, f"{line.of_full:.0%}" if line.of_full is not None else "-"]
 
 
+def differences(kind: str, lines: Sequence[Line]) -> str:
+    """The paired differences to the baseline, one row per profile."""
+    metrics = METRICS[kind]
+    by_profile: dict[str, dict[str, Line]] = {}
+    for line in lines:
+        if line.difference is not None:
+            by_profile.setdefault(line.profile, {})[line.metric] = line
+    heads = ["minus the baseline", *(head for head, _ in metrics.values())]
+    rows = [heads, ["---"] * len(heads)]
+    for name, found in by_profile.items():
+        cells = []
+        for metric, (_, digits) in metrics.items():
+            line = found[metric]
+            text = as_text([line.difference, line.difference_low, line.difference_high], digits)
+            cells.append(text + (" *" if line.differs else ""))
+        rows.append([name, *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def as_csv(lines: Sequence[Line]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(Line.__dataclass_fields__), lineterminator="\n")

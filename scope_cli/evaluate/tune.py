@@ -1,8 +1,8 @@
-"""A reference text and a limit in, the smallest budget whose gap stays below it out, with all that was measured.
+"""A text and a limit in, the smallest budget whose gap stays below it out, and all that was measured.
 
-The gap is the mean KL(full || profile) in nats. First a bisection over a grid of budgets, on the assumption that
-more budget is never worse; then every strategy and scorer at the budget that was found; then the best of them at
-smaller budgets, as long as the limit holds.
+The gap is the mean KL(full || profile) in nats. First a bisection over a grid of budgets, on the assumption
+that more budget is never worse; then strategies and scorers at the budget that was found; then the best of
+them at smaller budgets, as long as the limit holds.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -82,7 +82,12 @@ def tune(
         # The first pair alone does not settle it: another may stay below the limit at the largest budget.
         place = len(budgets) - 1
     tried = [search.at(budgets[place], keys) for keys in pairs(strategies, scorers)]
-    best = min(tried, key=lambda one: one.gap)
+    of_scorers, of_strategies = tried[: len(scorers)], [tried[0], *tried[len(scorers) :]]
+    both = {
+        "decode.strategy": min(of_strategies, key=_gap).keys["decode.strategy"],
+        "decode.scorer": min(of_scorers, key=_gap).keys["decode.scorer"],
+    }
+    best = min([*tried, search.at(budgets[place], both)], key=_gap)
     if not best.within(limit, sure):
         return Tuned(None, tuple(search.tried), budgets)
     while place and (smaller := search.at(budgets[place - 1], _without_budget(best.keys))).within(
@@ -93,8 +98,10 @@ def tune(
 
 
 def pairs(strategies: Sequence[str], scorers: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """Every scorer with the first strategy, then the other strategies with the first scorer: the two are nearly
-    independent, and the whole table would take too long."""
+    """Every scorer with the first strategy, then the other strategies with the first scorer.
+
+    The whole table would take too long; the best scorer meets the best strategy afterwards.
+    """
     for scorer in scorers:
         yield {"decode.strategy": strategies[0], "decode.scorer": scorer}
     for strategy in strategies[1:]:
@@ -129,6 +136,10 @@ def _smallest(budgets: Sequence[int], holds: Callable[[int], bool]) -> int | Non
         middle = (low + high) // 2
         low, high = (low, middle) if holds(budgets[middle]) else (middle + 1, high)
     return low
+
+
+def _gap(tried: Tried) -> float:
+    return tried.gap
 
 
 def _without_budget(keys: dict[str, Any]) -> dict[str, Any]:

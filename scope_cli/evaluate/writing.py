@@ -1,6 +1,6 @@
 """Prompts in, their outputs under one profile out, several lanes at once: the one place that writes here."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from statistics import mean
 
@@ -32,12 +32,15 @@ class Written:
 def write_all(
     loaded: LoadedModel,
     settings: LoadedProfile,
-    prompts: list[list[int]],
+    prompts: Mapping[int, list[int]],
     lanes: int = 4,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Written]:
-    """Every prompt's output, as soon as its group of lanes is through; prompt i samples with seed + i."""
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))  # lanes form a rectangle
+    """Every prompt's output, as soon as its group of lanes is through.
+
+    prompts: number -> ids; a prompt samples with the profile's seed and its number added, whatever else runs
+    """
+    order = sorted(prompts, key=lambda number: len(prompts[number]))  # lanes form a rectangle
     plans = {number: make_plan(settings, loaded.geometry, len(prompts[number])) for number in order}
     if any(plan.prompt.late for plan in plans.values()):
         lanes = 1
@@ -52,7 +55,7 @@ def write_all(
 def _write_group(
     loaded: LoadedModel,
     profile: Profile,
-    prompts: list[list[int]],
+    prompts: Mapping[int, list[int]],
     plans: dict[int, RunPlan],
     group: list[int],
     interrupted: Callable[[], bool],

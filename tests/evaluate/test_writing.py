@@ -25,7 +25,7 @@ def test_every_prompt_gets_the_output_of_a_run_of_its_own(tmp_path):
             "default",
             {**keys, "sampling.max_new_tokens": 60, "sampling.temperature": 1.0, "sampling.seed": 5},
         )
-        got = {one.prompt: one for one in write_all(loaded, settings, PROMPTS, lanes=3)}
+        got = {one.prompt: one for one in write_all(loaded, settings, dict(enumerate(PROMPTS)), lanes=3)}
         assert sorted(got) == [0, 1, 2, 3]
         for number, prompt in enumerate(PROMPTS):
             sampling = settings.profile.sampling.model_copy(update={"seed": 5 + number})
@@ -43,7 +43,9 @@ def test_an_interruption_ends_between_groups(tmp_path):
     loaded = loaded_tiny(tmp_path)
     settings = load_profile("default", {"sampling.max_new_tokens": 5, "sampling.ignore_eos": True})
     seen: list[int] = []
-    for one in write_all(loaded, settings, PROMPTS, lanes=2, interrupted=lambda: len(seen) >= 2):
+    for one in write_all(
+        loaded, settings, dict(enumerate(PROMPTS)), lanes=2, interrupted=lambda: len(seen) >= 2
+    ):
         seen.append(one.prompt)
     assert len(seen) == 2
 
