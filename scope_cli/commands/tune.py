@@ -130,7 +130,7 @@ def tune_command(
     elif upper > max_gap:
         tell(f"not sure: the interval reaches {upper:.4f}; --sure asks for all of it, --tokens N narrows it")
     if smaller:
-        tell(f"the next smaller budget of the grid, {smaller[-1]}, is over the limit or was not needed")
+        tell(f"the next smaller budget of the grid, {smaller[-1]}, is over the limit")
     write_profile(output, profile, common, best, known.name, max_gap)
     tell(f"written: {output}; scope generate --profile {output} ...")
 

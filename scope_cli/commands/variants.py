@@ -43,12 +43,20 @@ class Variant:
     matched: int | None = None  # generated tokens that a profile with a total budget holds beside the prompt
 
     def for_prompt(self, prompt_tokens: int) -> "LoadedProfile":
-        """The profile for a prompt of that length: a total budget that holds what the others hold."""
+        """The profile for a prompt of that length: a total budget that holds what the others hold.
+
+        Its recent tokens keep their share of it.
+        """
         if self.matched is None:
             return self.settings
-        total = prompt_tokens + self.matched
-        decode = self.settings.profile.decode.model_copy(update={"total_budget": total, "budget": total})
-        return replace(self.settings, profile=self.settings.profile.model_copy(update={"decode": decode}))
+        from scope_cli.profile import check
+
+        decode, total = self.settings.profile.decode, prompt_tokens + self.matched
+        assert decode.total_budget is not None, "only a total budget is matched"
+        recent = max(1, decode.recent_tokens * total // decode.total_budget)
+        tree = self.settings.profile.as_dict()
+        tree["decode"] |= {"total_budget": total, "budget": total, "recent": recent}
+        return replace(self.settings, profile=check(tree, self.settings.source))
 
 
 def variants(

@@ -5,9 +5,11 @@ Two profiles are compared on what both were measured on: the same texts, probes,
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 from scope_cli.errors import UsageError
 from scope_cli.evaluate.fidelity import blocks_of
@@ -56,7 +58,7 @@ def compare(results: Sequence[tuple[str, dict[str, Any]]], baseline: str | None 
         for name, entry in profiles.items():
             mine = units(kind, entry)[metric]
             difference = None if name == against else _difference(name, mine, against, reference)
-            lines.append(_line(name, metric, estimate(list(mine.values())), difference, entry["bytes"]))
+            lines.append(_line(name, metric, estimate(_pooled(mine.values())), difference, entry["bytes"]))
     return lines
 
 
@@ -130,7 +132,18 @@ def _difference(name: str, mine: dict[str, Blocks], against: str, other: dict[st
     shared = [key for key in mine if key in other]
     if not shared:
         raise UsageError(f"{name} and {against} were measured on nothing that is the same")
-    return paired_difference([mine[key] for key in shared], [other[key] for key in shared])
+    return paired_difference(_pooled(mine[key] for key in shared), _pooled(other[key] for key in shared))
+
+
+def _pooled(measured: Iterable[Blocks]) -> list[Blocks]:
+    """What is one block by itself (an output, a prompt of questions) is drawn among all that are."""
+    every = list(measured)
+    single = [blocks for blocks in every if len(blocks.sums) == 1]
+    rest = [blocks for blocks in every if len(blocks.sums) > 1]
+    if not single:
+        return rest
+    sums, tokens = (np.concatenate([getattr(one, name) for one in single]) for name in ("sums", "tokens"))
+    return [*rest, Blocks(sums, tokens)]
 
 
 def _line(name: str, metric: str, found: Estimate, difference: Estimate | None, held: dict[str, Any]) -> Line:

@@ -40,10 +40,8 @@ def figure(title: str, x: str, y: str, height: float = 5.0) -> tuple[Figure, Axe
 def save(drawn: Figure, path: Path) -> None:
     try:
         drawn.savefig(path)
-    except (OSError, ValueError) as error:  # a folder that is not there, a suffix that is no picture
-        raise ScopeError(
-            f"cannot write {path}: {error}", "give a file that ends in .png, .svg or .pdf"
-        ) from error
+    except OSError as error:
+        raise ScopeError(f"cannot write {path}: {error.strerror}") from error
     finally:
         plt.close(drawn)
 

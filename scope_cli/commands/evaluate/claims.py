@@ -81,14 +81,11 @@ def claims_command(
             )
             what = f"the {way}" + (f", budget {pair.output_budget}" if way == "output" else "")
             same = as_text(found.top1, 3)
-            lines.append(
-                f"| {pair.share} of the prompt ({pair.matched}) | {what} | {as_text(found.kl)} | {same} |"
-            )
+            where = f"{pair.share} of the prompt ({pair.matched})"
+            lines.append(f"| {where} | {what} | {as_text(found.kl)} | {same} |")
     result["drift"] = [lag.as_dict() for lag in claims.drift(reference, top=top)]
     if not result["drift"]:
-        tell(
-            f"the output is too short to see how attention moves on: {tokens} tokens, the longest lag is 1,024"
-        )
+        tell(f"{tokens:,} tokens are too few to see how attention moves on: it is followed over 1,024")
     lines += ["", f"| steps later | still in the top {top} | by chance |", "|---|---|---|"]
     for lag in result["drift"]:
         lines.append(f"| {lag['lag']:,} | {as_text(lag['overlap'], 3)} | {lag['chance']:.3f} |")

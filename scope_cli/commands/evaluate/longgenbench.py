@@ -65,7 +65,7 @@ def longgenbench_command(
     raw: o.Raw = False,
     max_new_tokens: o.MaxNewTokens = None,
 ) -> None:
-    """K questions in one prompt, one long answer, scored question by question (LongGenBench, as SCOPE uses it).
+    """K questions in one prompt, one long answer, scored question by question: LongGenBench as SCOPE uses it.
 
     A run that was stopped goes on where it was: the same command again.
 

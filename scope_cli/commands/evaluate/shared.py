@@ -19,6 +19,7 @@ Output = Annotated[
 ]
 Plot = Annotated[Path | None, typer.Option("--plot", help="Draw a plot: a .png, .svg or .pdf file.")]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, in place of the table.")]
+PICTURES = (".png", ".svg", ".pdf")
 Lanes = Annotated[int, typer.Option("--lanes", min=1, help="Outputs that are written at once.")]
 
 
@@ -84,9 +85,13 @@ def show(result: dict[str, Any], json: bool, table: str | None = None) -> None:
             tell(f"* differs from {result['profiles'][0]['name']}\n{differences(kind, lines)}")
 
 
-def check_writable(*files: Path | None) -> None:
+def check_writable(output: Path | None, plot: Path | None = None) -> None:
     """A file that cannot be written is known before anything is measured."""
-    for file in files:
+    if plot is not None and plot.suffix not in PICTURES:
+        raise UsageError(
+            f"--plot: {plot} is no picture that can be drawn", f"end it in {', '.join(PICTURES)}"
+        )
+    for file in (output, plot):
         if file is not None and not file.parent.is_dir():
             raise UsageError(f"cannot write {file}: there is no folder {file.parent}")
         if file is not None and file.is_dir():
