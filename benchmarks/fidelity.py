@@ -22,7 +22,7 @@ import torch
 from scope_cli import plugins
 from scope_cli.calibrate import calibrate
 from scope_cli.events import Token
-from scope_cli.generate import generate, make_plan
+from scope_cli.generate import generate, new_work
 from scope_cli.model import open_model
 from scope_cli.profile import ModelSettings, load_profile
 from scope_cli.replay import read_once, replay
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def measure(only: str) -> None:
-    loaded = open_model(ModelSettings(name="smollm2-135m")).load()
+    loaded = open_model(ModelSettings(name="smollm2-135m", load_in=None)).load()  # plain float32
     done = {(row["policy"], row["text"]) for row in read_rows()}
     ROWS.parent.mkdir(exist_ok=True)
     for text, file in PROMPTS.items():
@@ -126,10 +126,8 @@ def written(loaded, text, prompt_ids) -> list[int]:
                 "sampling.seed": 1,
             },
         )
-        plan = make_plan(profile, loaded.geometry, len(prompt_ids))
-        events = [
-            event for event in generate(loaded, profile.profile, prompt_ids, plan) if isinstance(event, Token)
-        ]
+        work = new_work(profile, loaded.geometry, prompt_ids)
+        events = [event for event in generate(loaded, profile.profile, [work]) if isinstance(event, Token)]
         TEXTS.mkdir(parents=True, exist_ok=True)
         ids = [event.token_id for event in events]
         file.write_text(

@@ -15,12 +15,12 @@ import time
 import torch
 from transformers import DynamicCache
 
-from scope_cli.decode import step
-from scope_cli.generate import new_cache, new_lane
+from scope_cli.decode import step_on
+from scope_cli.generate import new_cache, new_lane, new_work
 from scope_cli.model import open_model
-from scope_cli.plan import plan_run
 from scope_cli.prefill import read_prompt, read_to_end
 from scope_cli.profile import load_profile
+from scope_cli.step import EagerStep
 
 BLOCK = 64
 
@@ -35,6 +35,7 @@ def main() -> None:
     settings = load_profile(
         "default",
         {
+            "model.load_in": None,  # the same plain weights for all
             "decode.budget": args.budget,
             "decode.recent": 128,
             "sampling.ignore_eos": True,
@@ -48,15 +49,16 @@ def main() -> None:
 
     def scope_at(position):
         """A lane that has really written up to `position`, and how to write one token more."""
-        plan = plan_run(settings, opened.geometry, len(prompt))
-        cache = new_cache(loaded, settings.profile, plan)
-        ids = torch.tensor([prompt])
-        logits = read_to_end(read_prompt(loaded.model, cache, ids, plan.schedule))
-        lane = new_lane(loaded, settings.profile, plan, ids, logits)
+        work = new_work(settings, opened.geometry, prompt)
+        cache = new_cache(loaded, settings.profile, work.plan.shape)
+        ids, newest = torch.tensor([prompt]), torch.zeros(1, 1, dtype=torch.int64)
+        logits = read_to_end(read_prompt(loaded.model, cache, ids, work.plan.schedule))
+        lane = new_lane(loaded, work, ids, logits)
+        step = EagerStep(loaded.model, cache)
 
         def write():
-            lane.next_token()
-            step(loaded.model, cache, [lane])
+            lane.receive(int(lane.choose()[0]))
+            step_on(step, cache, [lane], newest)
 
         with torch.no_grad():
             while len(prompt) + lane.written < position:

@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 from scope_cli.errors import ModelError
 
 if TYPE_CHECKING:
-    from scope_cli.cache import ScopeCache
+    from scope_cli.cache import ScopeCache, SlotLayer
 
 ATTENTION = "scope"
 QUERY_BLOCK = 128
@@ -38,11 +38,13 @@ def attend(
     returns [lanes, tokens, heads, head_dim]
     While a prompt is read `lanes` is 1; while decoding `tokens` is 1.
     """
-    assert scope_cache is not None, "a model with scope's attention is called with scope_cache=..."
     if s_aux is not None:
         raise ModelError("models whose attention has learned sinks cannot be run")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if scope_cache is None:
+        return attend_bound(module, query, key, value), None
     layer = scope_cache.layers[module.layer_idx]  # type: ignore[index]
-    layer.scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    layer.scale = scale
     if scope_cache.policy.weigh:
         layer.output_weight = output_weight(module)
     if scope_cache.chunk is not None:
@@ -51,13 +53,29 @@ def attend(
         if layer.counts_received and not scope_cache.chunk.known_output:
             layer.add_received(received(query[0], keys[0], scope_cache.chunk.start, layer.scale))
     else:
-        keys, values, bias = layer.write(key, value)
-        lanes, heads, _tokens, head_dim = query.shape
-        grouped = query.view(lanes, keys.shape[1], -1, head_dim)  # a group shares its KV head
-        out = F.scaled_dot_product_attention(grouped, keys, values, bias, scale=layer.scale)
-        out = out.view(lanes, heads, 1, head_dim)
+        return attend_step(layer, query, key, value), None
     layer.remember(query, scope_cache.chunk)
     return out.transpose(1, 2).contiguous(), None
+
+
+def attend_step(layer: "SlotLayer", query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """One token of each lane: write it, attend over everything held, remember the query."""
+    keys, values, bias = layer.write(key, value)
+    lanes, heads, _tokens, head_dim = query.shape
+    grouped = query.view(lanes, keys.shape[1], -1, head_dim)  # a group shares its KV head
+    out = F.scaled_dot_product_attention(grouped, keys, values, bias, scale=layer.scale)
+    layer.remember(query, None)
+    return out.view(lanes, heads, 1, head_dim).transpose(1, 2).contiguous()
+
+
+def attend_bound(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """A step of a compiled layer, which is told its slots beforehand (step.py).
+
+    Looking them up by the layer's number would compile that number in, and every layer anew.
+    """
+    layer = module.scope_slots
+    assert layer is not None, "a model with scope's attention is called with scope_cache=..."
+    return attend_step(layer, query, key, value)  # type: ignore[arg-type]
 
 
 def output_weight(module: nn.Module) -> Tensor:

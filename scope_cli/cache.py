@@ -7,8 +7,10 @@ Two kinds of layers: `PolicyLayer` (full attention) holds the prompt and a bound
 `WindowLayer` (sliding window) is bounded by the model itself and overwrites its oldest slot.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import mean
 from typing import Any
 
@@ -41,6 +43,18 @@ class Chunk:
         return self.start + self.tokens
 
 
+def whole_steps(slots: int) -> int:
+    return -(-slots // READ_STEP) * READ_STEP
+
+
+def put(into: Tensor, at: tuple[Any, ...], new: Tensor, runs: Tensor) -> None:
+    """`into[at] = new` in the lanes that run; the others write back what stands there.
+
+    runs: bool, [lanes, 1, ...]. Not scatter_, for which a compiled step would copy the whole buffer.
+    """
+    into[at] = torch.where(runs, new, into[at])
+
+
 class SlotLayer:
     """The buffers of one attention layer.
 
@@ -53,6 +67,8 @@ class SlotLayer:
         self.cache, self.index, self.geometry, self.slots = cache, index, geometry, slots
         self.scale = geometry.head_dim**-0.5  # the model's own, told with the first call
         self.output_weight: Tensor | None = None  # [hidden, heads * head_dim], told where the policy weighs
+        self.read_slots = slots  # the prefix of the slots that a step reads
+        self.head_numbers = torch.arange(geometry.kv_heads, device=cache.device).unsqueeze(0)
         self.received: Tensor | None = None  # [kv_heads, tokens], attention that the prompt got so far
         like: dict[str, Any] = {"dtype": cache.dtype, "device": cache.device}
         head = (cache.shape.lanes, geometry.kv_heads)
@@ -92,18 +108,32 @@ class SlotLayer:
         self.received = attention
 
     @property
-    def read_slots(self) -> int:
-        """The prefix of the slots that a step reads."""
-        return min(self.slots, -(-self.cache.used_slots(self) // READ_STEP) * READ_STEP)
+    def read_lengths(self) -> list[int]:
+        """The prefixes that a compiled step may read: three at most, because each is compiled by itself."""
+        lengths = [self.slots]
+        while len(lengths) < 3 and lengths[0] >= 2 * max(
+            READ_STEP, self.cache.shape.prompt_slots[self.index]
+        ):
+            lengths.insert(0, whole_steps(lengths[0] // 2))
+        return lengths
+
+    def set_read_slots(self, used: int) -> None:
+        """Read as little as covers `used` slots."""
+        if self.cache.fixed_reads:
+            self.read_slots = next(length for length in self.read_lengths if length >= used)
+        else:
+            self.read_slots = min(self.slots, whole_steps(used))
 
     def _fill(self, slot: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Put each lane's current token into `slot`, [lanes, kv_heads, 1]."""
-        into = slot.unsqueeze(-1).expand(-1, -1, 1, self.geometry.head_dim)
-        self.keys.scatter_(2, into, keys)
-        self.values.scatter_(2, into, values)
-        now = self.cache.next_position.to(torch.int32).view(-1, 1, 1).expand_as(slot)
-        self.positions.scatter_(2, slot, now)
-        self.bias.scatter_(3, slot.unsqueeze(2), torch.zeros_like(slot.unsqueeze(2), dtype=self.bias.dtype))
+        """Put each lane's current token into `slot`, [lanes, kv_heads]; lanes that only ride along write
+        nothing."""
+        at = (self.cache.rows, self.head_numbers, slot)
+        runs = self.cache.runs.unsqueeze(1)
+        put(self.keys, at, keys[:, :, 0], runs.unsqueeze(2))
+        put(self.values, at, values[:, :, 0], runs.unsqueeze(2))
+        now = self.cache.next_position.to(torch.int32).unsqueeze(1)
+        put(self.positions, at, now, runs)
+        put(self.bias.squeeze(2), at, torch.zeros_like(slot, dtype=self.bias.dtype), runs)
         used = self.read_slots
         return self.keys[:, :, :used], self.values[:, :, :used], self.bias[..., :used]
 
@@ -175,10 +205,11 @@ class PolicyLayer(SlotLayer):
         )
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        nth = self.cache.held.view(-1, 1, 1).expand(-1, self.geometry.kv_heads, 1)
-        slot = self.vacant.gather(2, nth).long()
+        nth = self.cache.held.unsqueeze(1)
+        slot = self.vacant[self.cache.rows, self.head_numbers, nth].long()
         for memo in self.memos.values():
-            memo.scatter_(2, slot, 0)
+            at = (self.cache.rows, self.head_numbers, slot)
+            put(memo, at, torch.zeros_like(slot, dtype=memo.dtype), self.cache.runs.unsqueeze(1))
         return self._fill(slot, keys, values)
 
     def _feed(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -203,20 +234,22 @@ class PolicyLayer(SlotLayer):
 
     def remember(self, queries: Tensor, chunk: Chunk | None) -> None:
         if chunk is None:
-            at = (self.cache.next_position % self.queries.shape[2]).view(-1, 1, 1, 1)
-            self.queries.scatter_(2, at.expand(-1, queries.shape[1], 1, queries.shape[3]), queries)
+            at = self.cache.next_position % self.queries.shape[2]
+            runs = self.cache.runs.view(-1, 1, 1)
+            put(self.queries, (self.cache.rows[:, 0], slice(None), at), queries[:, :, 0], runs)
         else:
             newest = torch.arange(
                 max(chunk.start, chunk.end - self.queries.shape[2]), chunk.end, device=queries.device
             )
             self.queries[chunk.lane, :, newest % self.queries.shape[2]] = queries[0, :, newest - chunk.start]
 
-    def evict(self, scores: Tensor, is_candidate: Tensor, excess: Sequence[int]) -> None:
-        """Free each lane's `excess` lowest scored candidates, the older first among equals.
+    def evict(self, scores: Tensor, is_candidate: Tensor, leaving: Tensor, most: int) -> None:
+        """Free each lane's `leaving` lowest scored candidates, the older first among equals.
 
-        scores, is_candidate: [lanes, kv_heads, read_slots]; excess: per lane
+        scores, is_candidate: [lanes, kv_heads, slots] or a prefix of them; leaving: [lanes, 1, 1], at most
+        `most`
         """
-        first, most = self.first_evictable, max(excess)
+        first = self.first_evictable
         scores = scores.masked_fill(~is_candidate, INF)[:, :, first:]
         positions = self.positions[:, :, first : first + scores.shape[2]]
         by_age = positions.argsort(-1)
@@ -224,7 +257,6 @@ class PolicyLayer(SlotLayer):
         victims = by_age.gather(2, by_score)  # [lanes, kv_heads, most], counted from the first evictable slot
 
         rank = torch.arange(most, device=victims.device)
-        leaving = torch.tensor(excess, device=victims.device).view(-1, 1, 1)  # [lanes, 1, 1]
         goes = (rank < leaving).expand_as(victims)
         # The lane's list ends, among its taken entries, with the slots that are free from now on. A lane that
         # evicts fewer than `most` writes back what stood there; the indices are distinct, as scatter_ wants
@@ -263,7 +295,7 @@ class WindowLayer(SlotLayer):
         return seen_keys, seen_values, (distance >= 0) & (distance < window)
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        slot = (self.cache.next_position % self.slots).view(-1, 1, 1).expand(-1, self.geometry.kv_heads, 1)
+        slot = (self.cache.next_position % self.slots).unsqueeze(1).expand(-1, self.geometry.kv_heads)
         return self._fill(slot, keys, values)
 
 
@@ -277,9 +309,15 @@ class LaneCount:
     written: int = 0  # generated tokens written (n)
     held: int = 0  # held of what the schedule limits
     most_held: int = 0
+    active: bool = False  # writes a token at every step: its prompt is read, and it has not ended
     evictions: int = 0
-    evicted: int = 0
-    active: bool = True
+    evicted_tokens: int = 0
+    moved_bytes: int = 0
+    reference_moved_bytes: int = 0
+    host_bytes: int = 0
+
+
+TOTALS = ("evictions", "evicted_tokens", "moved_bytes", "reference_moved_bytes", "host_bytes")
 
 
 class ScopeCache:
@@ -302,6 +340,7 @@ class ScopeCache:
         self.geometry, self.shape, self.policy = geometry, shape, policy
         self.inv_freq = inv_freq  # [rotated / 2], the policy layers' RoPE, for scorers that undo it
         self.dtype, self.device = dtype, torch.device(device)
+        self.rows = torch.arange(shape.lanes, device=device).unsqueeze(1)  # [lanes, 1]
         kinds = {"full": PolicyLayer, "window": WindowLayer}
         self.layers: list[SlotLayer] = [
             kinds[layer.kind](self, index, layer) for index, layer in enumerate(geometry.layers)
@@ -313,9 +352,21 @@ class ScopeCache:
         self.query_positions = torch.full((shape.lanes, shape.ring), FREE, dtype=torch.int64, device=device)
         self.lanes: list[LaneCount | None] = [None] * shape.lanes
         self.chunk: Chunk | None = None  # the part of a prompt that is being read; None while decoding
-        self.moved_bytes = 0
-        self.reference_moved_bytes = 0
-        self.host_bytes = 0  # counted by who copies
+        self.fixed_reads = False  # a compiled step reads one of a few lengths
+        self._past = dict.fromkeys(TOTALS, 0)  # of the prompts whose lanes have been given to others
+
+    @property
+    def runs(self) -> Tensor:
+        """Which lanes write a token in this step, bool [lanes]."""
+        return self.running > 0
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Steps taken meanwhile leave everything as it is: no lane runs."""
+        running = self.running.clone()
+        self.running.zero_()
+        yield
+        self.running.copy_(running)
 
     @property
     def policy_layers(self) -> list[PolicyLayer]:
@@ -325,12 +376,36 @@ class ScopeCache:
 
     def start_prompt(self, lane: int, schedule: Schedule, seed: int = 0) -> None:
         """Empty a lane, in place, for a new prompt."""
+        self._retire(lane)
         self.lanes[lane] = LaneCount(schedule)
         for layer in self.layers:
             layer.reset(lane)
         self.next_position[lane] = self.held[lane] = self.running[lane] = 0
         self.seeds[lane] = seed
         self.query_positions[lane] = FREE
+
+    def copy_prompt(self, source: int, lane: int, seed: int = 0) -> None:
+        """Start a lane with the prompt that another lane has read, and not yet written after."""
+        count = self.count(source)
+        assert count.written == 0, "the source has gone on"
+        self._retire(lane)
+        for tensor in self.tensors().values():
+            tensor[lane] = tensor[source]
+        self.seeds[lane] = seed
+        copied = self._held_bytes(count) + self._window_bytes(count.prompt)
+        self.lanes[lane] = replace(
+            count,
+            evictions=0,
+            evicted_tokens=0,
+            moved_bytes=copied,
+            reference_moved_bytes=copied,
+            host_bytes=0,
+        )
+
+    def _retire(self, lane: int) -> None:
+        if (count := self.lanes[lane]) is not None:
+            self._past = {name: total + getattr(count, name) for name, total in self._past.items()}
+            self.lanes[lane] = None
 
     def start_chunk(self, lane: int, tokens: int) -> Tensor:
         """The next `tokens` of a lane's prompt are about to be read; their positions, [1, tokens]."""
@@ -376,6 +451,7 @@ class ScopeCache:
             excess = [0] * len(self.lanes)
             excess[chunk.lane] = count.schedule.excess(count.written, count.held)
             wrote = [lane == chunk.lane for lane in range(len(self.lanes))]
+            self._set_read_slots()
             self._observe_and_evict(excess, wrote, chunk.tokens)
             self.next_position[chunk.lane] = chunk.end
         else:
@@ -403,7 +479,8 @@ class ScopeCache:
     def _hold_prompt(self, count: LaneCount) -> None:
         """An unprotected prompt is part of what the schedule limits."""
         if not self.policy.protect_prompt:
-            count.held = count.most_held = self._kept_of(count, next(iter(self.policy_layers), None))
+            kept = None if count.kept is None else [count.kept[layer.index] for layer in self.policy_layers]
+            count.held = count.most_held = kept[0] if kept else count.prompt
 
     def start_decode(self, lane: int) -> None:
         """The lane's prompt is read; what comes from now on is output."""
@@ -411,6 +488,8 @@ class ScopeCache:
         self.held[lane] = count.held
         self.next_position[lane] = count.prompt
         self.running[lane] = 1
+        count.active = True
+        self._set_read_slots()
         for layer in self.policy_layers:
             if layer.received is not None:
                 view = SlotView(self, layer)
@@ -426,9 +505,8 @@ class ScopeCache:
     def end_step(self) -> None:
         """Count the token that each active lane wrote, and evict where a lane holds more than it may."""
         ring = self.query_positions.shape[1]
-        self.query_positions.scatter_(
-            1, (self.next_position % ring).unsqueeze(1), self.next_position.unsqueeze(1)
-        )
+        now = self.next_position
+        put(self.query_positions, (self.rows[:, 0], now % ring), now, self.runs)
         self.held += self.running
         excess = [0] * len(self.lanes)
         for lane, count in enumerate(self.lanes):
@@ -440,34 +518,77 @@ class ScopeCache:
         wrote = [count is not None and count.active for count in self.lanes]
         self._observe_and_evict(excess, wrote)
         self.next_position += self.running
+        self._set_read_slots()
 
     def finish(self, lane: int) -> None:
-        """A finished lane still takes part in the steps; what it writes goes to one slot, never read."""
-        self.count(lane).active = False
+        """A finished lane still rides along in the steps, and writes nothing."""
+        self.chunk = None  # a prompt that could not be read to its end
         self.running[lane] = 0
+        if (count := self.lanes[lane]) is not None:
+            count.active = False
+
+    def _set_read_slots(self) -> None:
+        for layers in self._alike:
+            used = self.used_slots(layers[0])
+            for layer in layers:
+                layer.set_read_slots(used)
+
+    @property
+    def _alike(self) -> list[list[SlotLayer]]:
+        """Layers of one size, which fill at one pace."""
+        groups: dict[tuple[type, int], list[SlotLayer]] = {}
+        for layer in self.layers:
+            groups.setdefault((type(layer), layer.slots), []).append(layer)
+        return list(groups.values())
+
+    def facts(self, excess: Sequence[int] | None = None, wrote: Sequence[bool] | None = None) -> Tensor:
+        """What a view tells of the lanes: prompt, written, recent, to be evicted, wrote: [5, lanes, 1, 1].
+
+        One copy to the device for all layers, which nothing waits for.
+        """
+        leaving = excess or [0] * len(self.lanes)
+        current = wrote or [count is not None and count.active for count in self.lanes]
+        rows = [
+            (count.prompt, count.written, count.schedule.recent, gone, new) if count else (0, 0, 0, 0, 0)
+            for count, gone, new in zip(self.lanes, leaving, current, strict=True)
+        ]
+        facts = torch.tensor(rows)
+        if self.device.type == "cuda":
+            facts = facts.pin_memory().to(self.device, non_blocking=True)
+        return facts.to(self.device).T.reshape(5, -1, 1, 1)
 
     def _observe_and_evict(self, excess: list[int], wrote: list[bool], tokens: int = 1) -> None:
         """One look at the slots of each layer, where the scorer or an eviction needs one.
 
         tokens: how many were written at once; who observes every step is shown each of them
         """
-        if not any(excess) and not self.policy.scorer.every_step:
+        scorer, most = self.policy.scorer, max(excess)
+        if not most and not scorer.every_step:
             return
-        for layer in self.policy_layers:
-            if self.policy.scorer.every_step:
+        if scorer.every_step and tokens > 1:
+            past = self.facts(None, wrote)
+            for layer in self.policy_layers:
                 for ago in range(tokens - 1, 0, -1):
-                    self.policy.scorer.observe(SlotView(self, layer, None, wrote, ago))
-            view = SlotView(self, layer, excess, wrote)
-            self.policy.scorer.observe(view)
-            if any(excess):
-                layer.evict(self.policy.scores(view), view.is_candidate, excess)
-        self.held -= torch.tensor(excess, device=self.device)
+                    scorer.observe(SlotView(self, layer, past, ago))
+        self.forget(self.facts(excess, wrote), most)
         for count, leaving in zip(self.lanes, excess, strict=True):
             if count is not None and leaving:
                 count.held -= leaving
                 count.evictions += 1
-                count.evicted += leaving
-                self.reference_moved_bytes += self._held_bytes(count)
+                count.evicted_tokens += leaving
+                count.reference_moved_bytes += self._held_bytes(count)
+
+    def forget(self, facts: Tensor, most: int) -> None:
+        """Show the scorer every layer, and free what leaves, `most` tokens of a lane at most.
+
+        On the device alone, from `facts` and the buffers: it can be captured.
+        """
+        for layer in self.policy_layers:
+            view = SlotView(self, layer, facts)
+            self.policy.scorer.observe(view)
+            if most:
+                layer.evict(self.policy.scores(view), view.is_candidate, facts[3], most)
+        self.held -= facts[3].flatten()
 
     # What is counted
 
@@ -476,18 +597,23 @@ class ScopeCache:
         assert count is not None, f"lane {lane} has no prompt"
         return count
 
-    def _kept_of(self, count: LaneCount, layer: SlotLayer | None) -> int:
-        """Prompt tokens that were kept in a layer, on average over its KV heads."""
-        return count.prompt if count.kept is None or layer is None else count.kept[layer.index]
-
     def _held_bytes(self, count: LaneCount) -> int:
         """Keys and values of everything that a lane holds in the policy layers."""
-        protect = self.policy.protect_prompt
-        return sum(
-            (count.held + (self._kept_of(count, layer) if protect else 0))
-            * layer.geometry.slot_bytes(self.dtype.itemsize)
-            for layer in self.policy_layers
-        )
+        held = count.held * self._token_bytes
+        return held + self._prompt_bytes(count) if self.policy.protect_prompt else held
+
+    def _prompt_bytes(self, count: LaneCount) -> int:
+        """Keys and values of what was kept of a lane's prompt."""
+        if count.kept is None:
+            return count.prompt * self._token_bytes
+        return sum(count.kept[layer.index] * self._slot_bytes(layer) for layer in self.policy_layers)
+
+    def _mean_kept(self, kept: tuple[int, ...]) -> int:
+        by_layer = [kept[layer.index] for layer in self.policy_layers]
+        return round(mean(by_layer)) if by_layer else 0
+
+    def _slot_bytes(self, layer: SlotLayer) -> int:
+        return layer.geometry.slot_bytes(self.dtype.itemsize)
 
     def used_slots(self, layer: SlotLayer) -> int:
         """One more than the highest slot that any lane has ever filled, the token being written included."""
@@ -507,78 +633,70 @@ class ScopeCache:
             own |= {f"layers.{layer.index}.{name}": tensor for name, tensor in layer.tensors().items()}
         return own
 
-    def reading(self) -> Reading:
-        """Arithmetic on shapes and counters: nothing waits for the device.
+    def reading(self, lane: int | None = None) -> Reading:
+        """What the lanes hold and have done, or one of them: arithmetic on shapes and counters.
 
-        An unprotected prompt is the exception: how much of it is left takes a look at the positions.
+        Nothing waits for the device. An unprotected prompt is the exception: how much of it is left takes a
+        look at the positions.
         """
-        counts = [(lane, count) for lane, count in enumerate(self.lanes) if count is not None]
+        chosen = range(len(self.lanes)) if lane is None else (lane,)
+        counts = [(index, count) for index in chosen if (count := self.lanes[index]) is not None]
         held_bytes = full_bytes = padding_bytes = kept_prompt = kept_generated = 0
-        for lane, count in counts:
+        for index, count in counts:
             seen = count.prompt + count.written
             held_bytes += self._held_bytes(count) + self._window_bytes(seen)
-            full_bytes += seen * self._policy_token_bytes + self._window_bytes(seen)
+            full_bytes += seen * self._token_bytes + self._window_bytes(seen)
             if self.policy.protect_prompt:
-                kept = [self._kept_of(count, layer) for layer in self.policy_layers] or [count.prompt]
-                kept_prompt += round(sum(kept) / len(kept))
+                kept_prompt += count.prompt if count.kept is None else self._mean_kept(count.kept)
                 kept_generated += count.held
-                padding_bytes += sum(
-                    (layer.first_evictable - tokens) * layer.geometry.slot_bytes(self.dtype.itemsize)
-                    for layer, tokens in zip(self.policy_layers, kept, strict=False)
-                )
+                padding_bytes += self._prompt_slot_bytes - self._prompt_bytes(count)
             else:
-                prompt = self._live_prompt(lane)
+                prompt = self._live_prompt(index)
                 kept_prompt += prompt
                 kept_generated += count.held - prompt
-        allocated = self.shape.cache_bytes(self.geometry, self.dtype.itemsize)
-        slot_bytes = sum(
-            self.shape.lanes * layer.slots * layer.geometry.slot_bytes(self.dtype.itemsize)
-            for layer in self.layers
-        )
+        allocated = self.shape.cache_bytes(self.geometry, self.dtype.itemsize) // self.shape.lanes
+        slot_bytes = sum(layer.slots * self._slot_bytes(layer) for layer in self.layers)
+        slots = [layer.slots for layer in self.policy_layers]
+        totals = {
+            name: (past if lane is None else 0) + sum(getattr(count, name) for _, count in counts)
+            for name, past in self._past.items()
+        }
         return Reading(
             kept_prompt=kept_prompt,
             kept_generated=kept_generated,
-            slots=self.shape.lanes * round(mean(slots)) if (slots := self._policy_slots) else 0,
+            slots=len(chosen) * round(mean(slots)) if slots else 0,
             held_bytes=held_bytes,
-            overhead_bytes=allocated - slot_bytes,
-            allocated_bytes=allocated,
+            overhead_bytes=len(chosen) * (allocated - slot_bytes),
+            allocated_bytes=len(chosen) * allocated,
             padding_bytes=padding_bytes,
             full_bytes=full_bytes,
-            read_bytes=self.shape.lanes
+            read_bytes=len(chosen)
             * sum(
-                layer.read_slots
-                * (
-                    layer.geometry.slot_bytes(self.dtype.itemsize)
-                    + layer.geometry.kv_heads * self.dtype.itemsize
-                )
+                layer.read_slots * (self._slot_bytes(layer) + layer.geometry.kv_heads * self.dtype.itemsize)
                 for layer in self.layers
             ),
-            moved_bytes=self.moved_bytes,
-            reference_moved_bytes=self.reference_moved_bytes,
-            host_bytes=self.host_bytes,
-            evictions=sum(count.evictions for _, count in counts),
-            evicted_tokens=sum(count.evicted for _, count in counts),
+            **totals,
         )
 
-    def audit(self) -> Audit:
-        """Count the slots themselves and compare with what was promised and what the readings say."""
+    def audit(self, lane: int | None = None) -> Audit:
+        """Count the slots themselves, of one lane or of all, and compare with what the readings say."""
         problems = []
-        reading = self.reading()
-        buffers = sum(tensor.nbytes for tensor in self.tensors().values())
+        reading = self.reading(lane)
+        chosen = slice(None) if lane is None else slice(lane, lane + 1)
+        buffers = sum(tensor[chosen].nbytes for tensor in self.tensors().values())
         if buffers != reading.allocated_bytes:
             problems.append(f"buffers take {buffers} bytes, the reading says {reading.allocated_bytes}")
         live = sum(
-            int((layer.positions >= 0).sum()) * 2 * layer.geometry.head_dim * self.dtype.itemsize
+            int((layer.positions[chosen] >= 0).sum()) * 2 * layer.geometry.head_dim * self.dtype.itemsize
             for layer in self.layers
         )
         if live != reading.held_bytes:
             problems.append(f"live slots take {live} bytes, the reading says {reading.held_bytes}")
         accounted = not problems
-        over = [lane for lane, count in enumerate(self.lanes) if count and self._over_budget(lane, count)]
-        problems += [f"lane {lane} held more than its budget, or lost recent tokens" for lane in over]
-        limited = any(
-            count and count.most_held > (count.schedule.limit(count.written) or INF) for count in self.lanes
-        )
+        counts = [(index, count) for index, count in enumerate(self.lanes) if count and lane in (None, index)]
+        over = [index for index, count in counts if self._over_budget(index, count)]
+        problems += [f"lane {index} held more than its budget, or lost recent tokens" for index in over]
+        limited = any(count.most_held > (count.schedule.limit(count.written) or INF) for _, count in counts)
         if limited and not reading.evictions:
             problems.append("the budget was exceeded and nothing was evicted")
         active = True if reading.evictions else (False if limited else None)
@@ -611,10 +729,12 @@ class ScopeCache:
             if isinstance(layer, WindowLayer)
         )
 
-    @property
-    def _policy_slots(self) -> list[int]:
-        return [layer.slots for layer in self.policy_layers]
+    @cached_property
+    def _token_bytes(self) -> int:
+        """Of one token in all policy layers."""
+        return sum(self._slot_bytes(layer) for layer in self.policy_layers)
 
     @property
-    def _policy_token_bytes(self) -> int:
-        return sum(layer.geometry.slot_bytes(self.dtype.itemsize) for layer in self.policy_layers)
+    def _prompt_slot_bytes(self) -> int:
+        """Of the slots that are kept for a lane's prompt."""
+        return sum(layer.first_evictable * self._slot_bytes(layer) for layer in self.policy_layers)

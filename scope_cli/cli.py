@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import scope_cli
-from scope_cli.commands import calibrate, evaluate, generate, models, profiles, scorers, tune
+from scope_cli.commands import bench, calibrate, evaluate, generate, models, profiles, scorers, tune
 from scope_cli.errors import ScopeError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("prefills")(scorers.prefills_command)
 app.add_typer(evaluate.app, name="evaluate")
 app.command("tune")(tune.tune_command)
 app.command("calibrate")(calibrate.calibrate_command)
+app.command("bench")(bench.bench_command)
 
 
 def _version(asked: bool) -> None:

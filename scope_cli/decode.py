@@ -1,15 +1,18 @@
-"""Filled lanes in, one Token event per lane and step out; the only decode loop."""
+"""Prompts in, one Token event per lane and step out; the only decode loop.
 
-from collections.abc import Callable, Iterator
+Lanes run side by side, one row of the cache each. A finished lane's row takes the next prompt, which is read
+a chunk at a time between two steps. The step itself is whoever is called: plain, compiled, or a CUDA graph.
+"""
+
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from scope_cli.cache import ScopeCache
-from scope_cli.events import FinishReason, Loop, Token
+from scope_cli.events import Event, FinishReason, Loop, PromptProgress, Token
 from scope_cli.loops import LoopWatch
 from scope_cli.sampling import Sampler
 from scope_cli.text import TextStream
@@ -27,22 +30,37 @@ class Lane:
     max_new_tokens: int
     stop_on_loop: bool = False
     at_the_end: FinishReason = "length"  # the reason when max_new_tokens are written
+    max_seconds: float | None = None
+    row: int = 0  # of the cache
+    prompt: int = 0  # its number in the job
     written: int = 0
     reason: FinishReason | None = None
     watch: LoopWatch = field(default_factory=LoopWatch)
+    started: float = field(default_factory=perf_counter)  # seconds on the clock
     ids: Tensor = field(init=False)  # [1, prompt_tokens + max_new_tokens], filled from the left
 
     def __post_init__(self) -> None:
         room = self.prompt_ids.new_zeros(1, self.max_new_tokens)
         self.ids = torch.cat([self.prompt_ids, room], 1)
 
-    def next_token(self) -> tuple[int, float, str]:
-        """Sample, and notice whether that ends the lane: id, log-probability, printable text."""
+    @property
+    def elapsed_s(self) -> float:
+        return perf_counter() - self.started
+
+    @property
+    def loop(self) -> Loop | None:
+        return self.watch.longest()
+
+    def choose(self) -> Tensor:
+        """Sample on the device, which nobody waits for: id and log-probability, [2], float64."""
         so_far = self.prompt_ids.shape[1] + self.written
         chosen, logprob = self.sampler.pick(self.logits, self.ids[:, :so_far])
         self.ids[:, so_far] = chosen
         self.written += 1
-        token_id = int(chosen)
+        return torch.cat([chosen.double(), logprob.double()])
+
+    def receive(self, token_id: int) -> str:
+        """Take the id that was chosen, and notice whether it ends the lane; printable text."""
         text = self.text.feed(token_id)
         looping = self.watch.feed(token_id)
         if token_id in self.eos_ids or self.text.stopped is not None:
@@ -51,44 +69,113 @@ class Lane:
             self.reason = "loop"
         elif self.written == self.max_new_tokens:
             self.reason = self.at_the_end
-        return token_id, float(logprob), text
+        elif self.max_seconds is not None and self.elapsed_s > self.max_seconds:
+            self.reason = "time"
+        return text
 
-    @property
-    def loop(self) -> Loop | None:
-        return self.watch.longest()
+
+def raise_again(row: int, error: Exception) -> Event:
+    """What went wrong with one lane ends the run."""
+    raise error
+
+
+Admission = Generator[Event, None, Lane | None]
 
 
 @torch.no_grad()
 def decode(
-    model: PreTrainedModel,
+    step: Callable[[Tensor], Tensor],
     cache: ScopeCache,
-    lanes: list[Lane],
+    admit: Callable[[int], Admission | None],
+    finish: Callable[[Lane], Event],
     interrupted: Callable[[], bool] = lambda: False,
-) -> Iterator[Token]:
-    """Write until every lane has a reason to end; `interrupted` is asked once per step."""
-    started = perf_counter()
-    while running := [(index, lane) for index, lane in enumerate(lanes) if lane.reason is None]:
-        for index, lane in running:
-            token_id, logprob, text = lane.next_token()
+    fail: Callable[[int, Exception], Event] = raise_again,
+    ahead: bool | None = None,
+) -> Iterator[Event]:
+    """Write until no lane runs and no prompt waits.
+
+    step: the newest ids, [lanes, 1], in, and the logits of what follows, [lanes, vocab], out
+    admit: starts to read the next prompt into a row, and returns its lane at the end (None: it was
+        interrupted); None where no prompt waits
+    finish: what to report of a lane that has ended, while its row is still its own
+    interrupted: asked once per token; lanes that run end with it, prompts that wait are not begun
+    fail: what to report of a row that cannot be read or whose output cannot be taken, while the others go on
+    ahead: launch the next step before reading what was sampled, so that the device never waits for the host;
+        a lane that turns out to have ended has then taken part in one step too many. By default on a GPU.
+    """
+    if ahead is None:
+        ahead = cache.device.type != "cpu"
+    lanes: list[Lane | None] = [None] * cache.shape.lanes
+    ids = torch.zeros(len(lanes), 1, dtype=torch.int64, device=cache.device)
+    reading: Admission | None = None
+    row = 0
+    while True:
+        while reading is not None or (None in lanes and not interrupted()):
+            if reading is None:
+                row = lanes.index(None)
+                reading = admit(row)
+                if reading is None:
+                    break
+            try:
+                event = next(reading)
+                yield event
+            except StopIteration as end:
+                lanes[row], reading = end.value, None
+            except Exception as error:
+                reading = None
+                cache.finish(row)
+                yield fail(row, error)
+            else:
+                if isinstance(event, PromptProgress) and any(lanes):
+                    break  # who writes waits for one chunk and no longer
+        running = [lane for lane in lanes if lane is not None]
+        if not running:
+            return
+        chosen = torch.stack([lane.choose() for lane in running])
+        if ahead:
+            for lane in running:
+                if lane.written == lane.max_new_tokens:
+                    cache.finish(lane.row)
+            step_on(step, cache, [lane for lane in running if lane.written < lane.max_new_tokens], ids)
+        now = chosen.tolist()  # the one time that the host waits for the device
+        state = cache.reading()
+        for lane, (token_id, logprob) in zip(running, now, strict=True):
+            try:
+                text = lane.receive(int(token_id))
+            except Exception as error:
+                cache.finish(lane.row)
+                lanes[lane.row] = None
+                yield fail(lane.row, error)
+                continue
             if lane.reason is None and interrupted():
                 lane.reason = "interrupted"
             yield Token(
-                index, lane.written, token_id, text, logprob, perf_counter() - started, cache.reading()
+                lane.row,
+                lane.written,
+                int(token_id),
+                text,
+                logprob,
+                lane.elapsed_s,
+                state,
+                prompt=lane.prompt,
             )
             if lane.reason is not None:
-                cache.finish(index)
-        if any(lane.reason is None for lane in lanes):
-            step(model, cache, lanes)
+                cache.finish(lane.row)
+                lanes[lane.row] = None
+                yield finish(lane)
+        if not ahead:
+            step_on(step, cache, [lane for lane in lanes if lane is not None], ids)
 
 
-def step(model: PreTrainedModel, cache: ScopeCache, lanes: list[Lane]) -> None:
-    """Feed each lane its newest token and leave the next logits with it; finished lanes ride along."""
-    newest = torch.cat([lane.ids[:, lane.prompt_ids.shape[1] + lane.written - 1 :][:, :1] for lane in lanes])
-    logits = model(
-        input_ids=newest, position_ids=cache.next_position.unsqueeze(1), use_cache=False, scope_cache=cache
-    ).logits[:, -1]
+def step_on(step: Callable[[Tensor], Tensor], cache: ScopeCache, lanes: list[Lane], ids: Tensor) -> None:
+    """Feed each lane its newest token and leave the next logits with it; `ids`, [lanes, 1], is written."""
+    if not lanes:
+        return
+    for lane in lanes:
+        ids[lane.row] = lane.ids[0, lane.prompt_ids.shape[1] + lane.written - 1]
+    logits = step(ids)
     cache.end_step()
-    for index, lane in enumerate(lanes):
-        lane.logits = logits[index : index + 1]
-    if cache.device.type != "cpu":
-        cache.host_bytes += 12 * len(lanes)  # an id (int64) and a log-probability (float32) come back
+    for lane in lanes:
+        lane.logits = logits[lane.row : lane.row + 1]
+        if cache.device.type != "cpu":
+            cache.count(lane.row).host_bytes += 16  # an id and a log-probability (float64) come back

@@ -1,12 +1,13 @@
-"""All that travels from the prompt's reading to the sinks: plain values, one class per meaning.
+"""All that travels from the prompts' reading to the sinks: plain values, one class per meaning.
 
-A run is `Started`, some `PromptProgress`, `PromptRead`, a `Token` per step and lane, `Finished` per lane.
+A run is `Started`, and for each prompt some `PromptProgress`, `PromptRead`, a `Token` per step, `Finished`.
+Prompts run side by side in lanes; `lane` is the row that one has, `prompt` its number in the run, from 0.
 """
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-FinishReason = Literal["stop", "length", "context", "loop", "interrupted"]
+FinishReason = Literal["stop", "length", "context", "loop", "time", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,13 @@ class Started:
     """Everything is known and nothing has been read: the settings in force and what was planned."""
 
     lanes: int
-    prompt_tokens: tuple[int, ...]  # one per lane
-    max_new_tokens: int
+    prompt_tokens: tuple[int, ...]  # one per prompt
+    max_new_tokens: int  # the most that any of them may write
     policy: str  # in words: "slide, budget 2048 (256 recent), every 64 tokens, scorer attention"
     profile: dict[str, Any]  # the complete profile in force
     model: dict[str, Any]  # name, source, dtype, device, layers, context
     versions: dict[str, str]
+    seeds: tuple[int, ...] = ()  # one per prompt
     notes: tuple[str, ...] = ()  # what the user should know: a length that was cut, a policy without effect
 
 
@@ -75,6 +77,7 @@ class PromptProgress:
     lane: int
     read: int
     prompt_tokens: int
+    prompt: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ class PromptRead:
     prompt_tokens: int
     elapsed_s: float
     peak_bytes: int  # of the device's allocator, or the process's resident set on a CPU
-    reading: Reading
+    reading: Reading  # of its lane
+    prompt: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,9 @@ class Token:
     token_id: int
     text: str  # may be empty: a character is shown when it is whole
     logprob: float  # natural logarithm, under the model's own distribution
-    elapsed_s: float  # since the first decode step began
-    reading: Reading
+    elapsed_s: float  # since its prompt was read
+    reading: Reading  # of all lanes
+    prompt: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,10 +113,20 @@ class Finished:
     decode_s: float
     prefill_peak_bytes: int
     decode_peak_bytes: int
-    reading: Reading
-    audit: Audit
+    reading: Reading  # of its lane
+    audit: Audit  # of its lane
     loop: Loop | None = None
     stopped_by: str | None = None  # the stop text that ended it
+    prompt: int = 0
 
 
-Event = Started | PromptProgress | PromptRead | Token | Finished
+@dataclass(frozen=True)
+class Failed:
+    """A prompt that could not be read or continued, while others go on; for jobs of many prompts."""
+
+    lane: int
+    error: str
+    prompt: int = 0
+
+
+Event = Started | PromptProgress | PromptRead | Token | Finished | Failed

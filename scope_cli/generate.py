@@ -1,7 +1,8 @@
-"""One prompt's walk through the model, events out; read this file first."""
+"""Prompts' walk through the model, events out; read this file first."""
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from time import perf_counter
 
 import torch
@@ -10,78 +11,181 @@ import transformers
 import scope_cli
 from scope_cli import plugins
 from scope_cli.cache import ScopeCache
-from scope_cli.decode import Lane, decode
+from scope_cli.decode import Admission, Lane, decode, raise_again
 from scope_cli.events import Event, Finished, PromptRead, Started
 from scope_cli.geometry import Geometry
 from scope_cli.memory import PeakMeter
 from scope_cli.model import LoadedModel, rope_frequencies
-from scope_cli.plan import RunPlan, plan_run
+from scope_cli.plan import CacheShape, RunPlan, plan_run, together
 from scope_cli.prefill import read_prompt
-from scope_cli.profile import DecodeSettings, LoadedProfile, Profile
+from scope_cli.profile import DecodeSettings, LoadedProfile, Profile, SamplingSettings
 from scope_cli.sampling import Sampler
 from scope_cli.scorers.base import Policy
+from scope_cli.step import Tell, compiles, new_step
 from scope_cli.text import TextStream
+
+
+@dataclass(frozen=True)
+class Work:
+    """One prompt of a run, and how it is continued."""
+
+    prompt_ids: list[int]
+    plan: RunPlan  # its own, for one lane
+    sampling: SamplingSettings
+    seed: int  # of sampling, and of policies that draw
+    max_seconds: float | None = None  # for writing
 
 
 def generate(
     loaded: LoadedModel,
     profile: Profile,
-    prompt_ids: list[int],
-    plan: RunPlan,
+    works: list[Work],
+    shape: CacheShape | None = None,
     interrupted: Callable[[], bool] = lambda: False,
+    tell: Tell = lambda line: None,
 ) -> Iterator[Event]:
-    """Read the prompt, write the output; the caller decides where the events go.
+    """Read the prompts, write the outputs; the caller decides where the events go.
 
-    `interrupted` is asked between chunks and between tokens; once it says yes, the run ends as `interrupted`
-    with everything that was written so far.
+    shape: of the cache; its lanes run side by side, and a finished one takes the next prompt. One lane for
+        each prompt where there is none.
+    `interrupted` is asked between chunks and between tokens; once it says yes, what runs ends as
+    `interrupted` with everything that was written so far, and what waits is not begun.
     """
+    plans = [work.plan for work in works]
+    shape = shape or together(plans, len(plans))
+    steps = sum(plan.max_new_tokens for plan in plans) // shape.lanes
+    compiled = compiles(profile.model.compile, loaded.device, steps)
+    notes = [f"compiling the decode step first: {steps:,} steps are planned"] if compiled else []
     yield Started(
-        lanes=1,
-        prompt_tokens=(plan.prompt_tokens,),
-        max_new_tokens=plan.max_new_tokens,
-        policy=policy_in_words(profile, plan),
+        lanes=shape.lanes,
+        prompt_tokens=tuple(plan.prompt_tokens for plan in plans),
+        max_new_tokens=max(plan.max_new_tokens for plan in plans),
+        policy=policy_in_words(profile, plans[0]),
         profile=profile.as_dict(),
         model=loaded.opened.describe(),
         versions=versions(),
-        notes=plan.notes,
+        seeds=tuple(work.seed for work in works),
+        notes=tuple(dict.fromkeys([*(note for plan in plans for note in plan.notes), *notes])),
     )
     with PeakMeter(loaded.device) as peak:
-        cache = new_cache(loaded, profile, plan)
-        began = perf_counter()
-        prompt = torch.tensor([prompt_ids], device=loaded.device)
-        logits = yield from read_prompt(
-            loaded.model,
-            cache,
-            prompt,
-            plan.schedule,
-            plan=plan.prompt,
-            seed=profile.sampling.seed,
-            chunk=profile.prefill.chunk,
-            interrupted=interrupted,
-        )
-        read, prefill_peak = perf_counter(), peak.lap()
-        lane = None
-        if logits is not None:
-            yield PromptRead(0, plan.prompt_tokens, read - began, prefill_peak, cache.reading())
-            lane = new_lane(loaded, profile, plan, prompt, logits)
-            yield from decode(loaded.model, cache, [lane], interrupted)
+        yield from Job(loaded, profile, shape, peak, compiled, tell).run(works, interrupted)
+
+
+class Job:
+    """One cache, whose lanes take one prompt after the other."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        profile: Profile,
+        shape: CacheShape,
+        peak: PeakMeter,
+        compiled: bool = False,
+        tell: Tell = lambda line: None,
+    ) -> None:
+        self.loaded, self.profile, self.peak = loaded, profile, peak
+        self.cache = new_cache(loaded, profile, shape)
+        self.step = new_step(loaded.model, self.cache, compiled, tell)
+        self._phases: dict[int, tuple[float, int]] = {}  # by number: when it began, peak bytes since
+        self._prefill: dict[int, tuple[float, int]] = {}  # by number: seconds and peak bytes of reading
+        self._newest: tuple[Work, Lane] | None = None  # the prompt that was read last
+
+    def run(
+        self,
+        works: Iterable[Work],
+        interrupted: Callable[[], bool] = lambda: False,
+        fail: Callable[[int, Exception], Event] = raise_again,
+    ) -> Iterator[Event]:
+        """`fail` makes an event of what went wrong with the prompt in a row; else it ends the run."""
+        waiting = enumerate(works)
+
+        def admit(row: int) -> Admission | None:
+            number, work = next(waiting, (0, None))
+            return None if work is None else self.read(work, number, row, interrupted)
+
+        yield from decode(self.step, self.cache, admit, self.finish, interrupted, fail)
+
+    def read(self, work: Work, number: int, row: int, interrupted: Callable[[], bool]) -> Admission:
+        """Read a prompt into a row, or copy it from the lane that has just read the same."""
+        prompt = torch.tensor([work.prompt_ids], device=self.loaded.device)
+        self._open(number)
+        source = self._source_of(work)
+        if source is not None:
+            self.cache.copy_prompt(source.row, row, work.seed)
+            logits: torch.Tensor | None = source.logits
+        else:
+            logits = yield from read_prompt(
+                self.loaded.model,
+                self.cache,
+                prompt,
+                work.plan.schedule,
+                plan=work.plan.prompt,
+                lane=row,
+                number=number,
+                seed=work.seed,
+                chunk=self.profile.prefill.chunk,
+                interrupted=interrupted,
+            )
+        elapsed_s, peak_bytes = self._close(number)
+        self._prefill[number] = elapsed_s, peak_bytes
+        self._open(number)
+        if logits is None:
+            yield self._finished(number, row, work.plan.prompt_tokens, None)
+            return None
+        reading = self.cache.reading(row)
+        yield PromptRead(row, work.plan.prompt_tokens, elapsed_s, peak_bytes, reading, number)
+        lane = new_lane(self.loaded, work, prompt, logits, row, number)
+        self._newest = work, lane
+        return lane
+
+    def finish(self, lane: Lane) -> Finished:
+        """What there is to say of a lane that has ended, while its row is still its own."""
+        return self._finished(lane.prompt, lane.row, lane.prompt_ids.shape[1], lane)
+
+    def _source_of(self, work: Work) -> Lane | None:
+        """The lane that has just read the same prompt, and not yet written after it."""
+        if self._newest is None:
+            return None
+        newest, lane = self._newest
+        same = newest.prompt_ids == work.prompt_ids and newest.plan == work.plan
+        return lane if same and lane.written == 0 else None
+
+    def _finished(self, number: int, row: int, prompt_tokens: int, lane: Lane | None) -> Finished:
+        decode_s, decode_peak = self._close(number)
+        prefill_s, prefill_peak = self._prefill.pop(number)
         rest = lane.text.flush() if lane else ""  # may complete a stop text
         stopped_by = lane.text.stopped if lane else None
-        yield Finished(
-            lane=0,
+        return Finished(
+            lane=row,
             reason="stop" if stopped_by else (lane.reason if lane else None) or "interrupted",
             text=rest,
-            prompt_tokens=plan.prompt_tokens,
+            prompt_tokens=prompt_tokens,
             output_tokens=lane.written if lane else 0,
-            prefill_s=read - began,
-            decode_s=perf_counter() - read,
+            prefill_s=prefill_s,
+            decode_s=decode_s,
             prefill_peak_bytes=prefill_peak,
-            decode_peak_bytes=peak.lap(),
-            reading=cache.reading(),
-            audit=cache.audit(),
+            decode_peak_bytes=decode_peak,
+            reading=self.cache.reading(row),
+            audit=self.cache.audit(row),
             loop=lane.loop if lane else None,
             stopped_by=stopped_by,
+            prompt=number,
         )
+
+    def _open(self, number: int) -> None:
+        """A phase of a prompt begins: reading, or writing."""
+        self._lap()
+        self._phases[number] = perf_counter(), 0
+
+    def _close(self, number: int) -> tuple[float, int]:
+        """Its seconds, and the most bytes in use meanwhile."""
+        self._lap()
+        began, peak_bytes = self._phases.pop(number)
+        return perf_counter() - began, peak_bytes
+
+    def _lap(self) -> None:
+        lap = self.peak.lap()
+        self._phases = {number: (began, max(peak, lap)) for number, (began, peak) in self._phases.items()}
 
 
 def make_plan(settings: LoadedProfile, geometry: Geometry, prompt_tokens: int, ring: int = 1) -> RunPlan:
@@ -91,10 +195,16 @@ def make_plan(settings: LoadedProfile, geometry: Geometry, prompt_tokens: int, r
     return plan_run(settings, geometry, prompt_tokens, ring=ring, memos=len(scorer.memos))
 
 
-def new_cache(loaded: LoadedModel, profile: Profile, plan: RunPlan) -> ScopeCache:
+def new_work(settings: LoadedProfile, geometry: Geometry, prompt_ids: list[int], nth: int = 0) -> Work:
+    """A prompt as the profile says; `nth` of several samples draws with a seed of its own."""
+    sampling = settings.profile.sampling
+    return Work(prompt_ids, make_plan(settings, geometry, len(prompt_ids)), sampling, sampling.seed + nth)
+
+
+def new_cache(loaded: LoadedModel, profile: Profile, shape: CacheShape) -> ScopeCache:
     return ScopeCache(
         loaded.geometry,
-        plan.starting_shape,
+        shape,
         policy_of(profile.decode),
         inv_freq=rope_frequencies(loaded.model),
         dtype=loaded.dtype,
@@ -114,19 +224,22 @@ def policy_of(decode: DecodeSettings) -> Policy:
 
 
 def new_lane(
-    loaded: LoadedModel, profile: Profile, plan: RunPlan, prompt: torch.Tensor, logits: torch.Tensor
+    loaded: LoadedModel, work: Work, prompt: torch.Tensor, logits: torch.Tensor, row: int = 0, number: int = 0
 ) -> Lane:
     """A lane whose prompt, [1, prompt_tokens], has been read; logits: [1, vocab], of its last token."""
-    sampling = profile.sampling
+    sampling, eos_ids = work.sampling, loaded.eos_ids
     return Lane(
         prompt_ids=prompt,
         logits=logits,
-        sampler=Sampler(sampling, prompt.shape[1], loaded.eos_ids, loaded.device),
-        text=TextStream(loaded.tokenizer, prompt[0].tolist(), sampling.stop),
-        eos_ids=frozenset() if sampling.ignore_eos else frozenset(loaded.eos_ids),
-        max_new_tokens=plan.max_new_tokens,
+        sampler=Sampler(sampling, prompt.shape[1], eos_ids, loaded.device, work.seed),
+        text=TextStream(loaded.tokenizer, work.prompt_ids, sampling.stop),
+        eos_ids=frozenset() if sampling.ignore_eos else frozenset(eos_ids),
+        max_new_tokens=work.plan.max_new_tokens,
         stop_on_loop=sampling.stop_on_loop,
-        at_the_end="context" if plan.ends_with_context else "length",
+        at_the_end="context" if work.plan.ends_with_context else "length",
+        max_seconds=work.max_seconds,
+        row=row,
+        prompt=number,
     )
 
 

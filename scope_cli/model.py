@@ -1,4 +1,4 @@
-"""A profile's model section in, LoadedModel out: weights (bitsandbytes if asked), tokenizer, Geometry.
+"""A profile's model section in, LoadedModel out: weights (quantised if asked), tokenizer, Geometry.
 
 `open_model` reads what is small: configuration, tokenizer, the headers of the weights. That is enough to
 plan a run. `OpenedModel.load` then reads the weights.
@@ -28,15 +28,21 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from scope_cli.errors import ModelError, UsageError
 from scope_cli.geometry import Geometry, LayerGeometry
+from scope_cli.packed import BITS, Bits, bfloat16_is_fast, pack, packed_bytes
 from scope_cli.profile import ModelSettings, PromptSettings
 from scope_cli.registry import ModelFolder, Say, find, first_line, hushed
+from scope_cli.threads import set_threads
 
 FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Gemma 3 and what is built like them"
+MANY_LANES = 8
+FOUR_BIT_FILES = ("Q4_0", "Q4_1")  # whose weights int4 holds without loss
 QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.5625}  # per weight; 4bit: half a byte, and a float32 scale for 64
 
 
-def open_model(settings: ModelSettings, offline: bool = False, say: Say = lambda line: None) -> "OpenedModel":
-    """Everything about a model but its weights.
+def open_model(
+    settings: ModelSettings, offline: bool = False, say: Say = lambda line: None, lanes: int = 1
+) -> "OpenedModel":
+    """Everything about a model but its weights; `lanes` will decode together.
 
     Raises ModelError where it cannot be found, or is none that we can run.
     """
@@ -46,7 +52,11 @@ def open_model(settings: ModelSettings, offline: bool = False, say: Say = lambda
     with _reading(folder), hushed():
         config = AutoConfig.from_pretrained(folder.path, **local)
         tokenizer = AutoTokenizer.from_pretrained(folder.path, **local)
-    dtype = resolve_dtype(settings.dtype, config, device)
+    load_in = resolve_load_in(settings, folder, device)
+    # packed weights compute in bfloat16 anyway; the dtype is that of the cache and of what lies between
+    dtype = resolve_dtype(settings.dtype, config, device, 1 if load_in in BITS else lanes)
+    if device.type == "cpu":
+        set_threads(settings.threads)
     return OpenedModel(
         name=settings.name,
         folder=folder,
@@ -55,8 +65,9 @@ def open_model(settings: ModelSettings, offline: bool = False, say: Say = lambda
         geometry=geometry_of(config),
         device=device,
         dtype=dtype,
-        weight_bytes=weight_bytes(folder.path, dtype, settings.load_in),
-        load_in=settings.load_in,
+        weight_bytes=weight_bytes(folder.path, config, dtype, load_in),
+        load_in=load_in,
+        loading_bytes=weight_bytes(folder.path, config, dtype) if load_in in BITS else 0,
     )
 
 
@@ -82,13 +93,25 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_dtype(name: str, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
-    """auto: float32 on a CPU, where it is the fastest for one lane; the checkpoint's own on a GPU."""
+def resolve_dtype(name: str, config: PreTrainedConfig, device: torch.device, lanes: int = 1) -> torch.dtype:
+    """auto: the checkpoint's own on a GPU; on a CPU float32, with AMX bfloat16 from eight lanes on."""
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cpu":
-        return torch.float32
+        return torch.bfloat16 if lanes >= MANY_LANES and bfloat16_is_fast() else torch.float32
     return config.get_text_config().dtype or config.dtype or torch.bfloat16
+
+
+def resolve_load_in(settings: ModelSettings, folder: ModelFolder, device: torch.device) -> str | None:
+    """auto: int4 on a CPU where the weights come from a 4-bit GGUF file and no dtype was asked for."""
+    if settings.load_in in BITS and device.type != "cpu":
+        raise ModelError(
+            f"load_in {settings.load_in} is for a CPU, not for {device}", "try --load-in 4bit (bitsandbytes)"
+        )
+    if settings.load_in != "auto":
+        return settings.load_in
+    plain = device.type != "cpu" or settings.dtype != "auto" or folder.quantised not in FOUR_BIT_FILES
+    return None if plain else "int4"
 
 
 def geometry_of(config: PreTrainedConfig) -> Geometry:
@@ -140,16 +163,26 @@ def _refusal(config: PreTrainedConfig, text: PreTrainedConfig) -> str:
     return ""
 
 
-def weight_bytes(folder: Path, dtype: torch.dtype, load_in: str | None = None) -> int:
+def weight_bytes(
+    folder: Path, config: PreTrainedConfig, dtype: torch.dtype, load_in: str | None = None
+) -> int:
     """Bytes of the weights once loaded, from the headers of the safetensors files.
 
-    Exact for a plain dtype. With `load_in` an estimate: bitsandbytes quantises the matrices of linear layers.
+    Exact, but for bitsandbytes: there it takes every matrix outside embedding and lm_head for quantised.
     """
+    if load_in in BITS:
+        return packed_bytes(_skeleton(config, dtype), BITS[load_in])
     total = 0.0
     for tensor, shape in _tensor_shapes(folder):
         linear = len(shape) == 2 and "embed" not in tensor and "lm_head" not in tensor
         total += math.prod(shape) * (QUANTISED_BYTES[load_in] if load_in and linear else dtype.itemsize)
     return int(total)
+
+
+def _skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model without its weights: modules and shapes."""
+    with torch.device("meta"), hushed():
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 def _tensor_shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
@@ -179,6 +212,7 @@ class OpenedModel:
     dtype: torch.dtype
     weight_bytes: int
     load_in: str | None = None
+    loading_bytes: int = 0  # what the weights take before they are packed, where that is more
 
     def encode(self, prompt: str, settings: PromptSettings) -> list[int]:
         """Token ids of a prompt, in the model's chat template where it has one."""
@@ -218,7 +252,10 @@ class OpenedModel:
         """Read the weights. `attention` is transformers' attn_implementation, ours where none is given."""
         if attention is None:
             from scope_cli.attention import ATTENTION as attention  # importing it registers it
-        options: dict[str, Any] = {"quantization_config": self._quantisation()} if self.load_in else {}
+        bits: Bits | None = BITS.get(self.load_in or "")
+        options: dict[str, Any] = {}
+        if self.load_in and bits is None:
+            options["quantization_config"] = self._quantisation()
         with _reading(self.folder), hushed():
             model, report = AutoModelForCausalLM.from_pretrained(
                 self.folder.path,
@@ -240,7 +277,10 @@ class OpenedModel:
                 f"{self.config.model_type} models compute their attention by themselves",
                 f"what works: {FAMILIES}",
             )
-        return LoadedModel(model.eval().requires_grad_(False), self)
+        model.eval().requires_grad_(False)
+        if bits is not None:
+            pack(model, bits)
+        return LoadedModel(model, self)
 
     def _quantisation(self) -> BitsAndBytesConfig:
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 8bit warns in every layer of every step
@@ -265,6 +305,7 @@ class OpenedModel:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "load_in": self.load_in,
+            "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
             "layers": len(self.geometry.layers),
             "heads": layer.heads,
             "kv_heads": layer.kv_heads,

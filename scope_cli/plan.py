@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
@@ -178,6 +179,37 @@ def plan_run(
         prompt=prompt,
         notes=tuple(notes),
     )
+
+
+def together(plans: Sequence[RunPlan], lanes: int) -> CacheShape:
+    """One shape in which any of these runs fits, as many side by side as there are lanes.
+
+    Raises UsageError where a prompt decides by itself how many slots it takes, and lanes must share theirs.
+    """
+    first = plans[0].shape
+    if any(plan.prompt.late for plan in plans):
+        if lanes > 1:
+            raise UsageError(
+                "prefill.wrap (adakv, mass) gives every prompt buffers of its own size",
+                "run one lane at a time",
+            )
+        return plans[0].starting_shape
+    return CacheShape(
+        lanes=lanes,
+        prompt_slots=tuple(map(max, *(plan.shape.prompt_slots for plan in plans), first.prompt_slots)),
+        evictable=max(plan.shape.evictable for plan in plans),
+        context=max(plan.shape.context for plan in plans),
+        ring=first.ring,
+        memos=first.memos,
+    )
+
+
+def peak_bytes(plans: Sequence[RunPlan], lanes: int, geometry: Geometry, dtype_bytes: int) -> int:
+    """The cache and, while a prompt is read, the buffers that the largest of them is staged in."""
+    if any(plan.prompt.late for plan in plans):
+        return max(plan.peak_bytes(geometry, dtype_bytes) for plan in plans)
+    staged = max(plan.prompt.staging_bytes(geometry, dtype_bytes) for plan in plans)
+    return together(plans, lanes).cache_bytes(geometry, dtype_bytes) + staged
 
 
 def plan_prompt(settings: PrefillSettings, geometry: Geometry, prompt_tokens: int, lanes: int) -> PromptPlan:

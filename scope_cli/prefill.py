@@ -24,13 +24,14 @@ def read_prompt(
     *,
     plan: PromptPlan | None = None,
     lane: int = 0,
+    number: int = 0,
     seed: int = 0,
     chunk: int = 2048,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Generator[PromptProgress, None, Tensor | None]:
     """Read a prompt into a lane, reporting after each chunk.
 
-    prompt_ids: [1, prompt_tokens]; plan: what stays of it, all where there is none
+    prompt_ids: [1, prompt_tokens], the job's prompt `number`; plan: what stays of it, all where there is none
     returns the logits of the last token, [1, vocab], or None when interrupted
     """
     cache.start_prompt(lane, schedule, seed)
@@ -38,7 +39,7 @@ def read_prompt(
     if cache.device.type == "cpu":
         chunk = min(chunk, CPU_CHUNK)
     else:
-        cache.host_bytes += prompt_ids.nbytes
+        cache.count(lane).host_bytes += prompt_ids.nbytes
     logits = prompt_ids.new_empty(0)
     for ids in prompt_ids.to(cache.device).split(chunk, dim=1):
         positions = cache.start_chunk(lane, ids.shape[1])
@@ -50,7 +51,7 @@ def read_prompt(
             scope_cache=staging or cache,
         ).logits[:, -1]
         cache.end_chunk()
-        yield PromptProgress(lane, cache.count(lane).prompt, prompt_ids.shape[1])
+        yield PromptProgress(lane, cache.count(lane).prompt, prompt_ids.shape[1], number)
         if interrupted():
             return None
     if staging is not None:

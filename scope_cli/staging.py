@@ -124,8 +124,9 @@ class Staging:
             budget * layer.geometry.slot_bytes(cache.dtype.itemsize)
             for budget, layer in zip(budgets, cache.policy_layers, strict=True)
         )
-        cache.moved_bytes += copied
-        cache.reference_moved_bytes += copied  # whoever keeps a part of a prompt copies it
+        count = cache.count(self.lane)
+        count.moved_bytes += copied
+        count.reference_moved_bytes += copied  # whoever keeps a part of a prompt copies it
 
     def _by_layer(self, tokens: list[int]) -> tuple[int, ...]:
         """What was said of each staged layer, by the model's layers; 0 for a sliding window."""

@@ -100,7 +100,15 @@ QUOTED = list(quoted_commands(README))
 
 
 def test_the_readme_quotes_commands():
-    assert ["generate", "--prompt-file", "examples/report.txt", "--budget", "2048", "-n", "300"] in QUOTED
+    assert [
+        "generate",
+        "--prompt-file",
+        "examples/report.txt",
+        "--budget",
+        "2048",
+        "--max-new-tokens",
+        "300",
+    ] in QUOTED
     assert len(QUOTED) > 5
 
 

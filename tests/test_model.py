@@ -24,9 +24,17 @@ from transformers import (
 )
 
 from scope_cli import model as model_module
+from scope_cli.attention import output_weight
 from scope_cli.errors import ModelError, UsageError
 from scope_cli.geometry import LayerGeometry
-from scope_cli.model import geometry_of, open_model, resolve_device, resolve_dtype, weight_bytes
+from scope_cli.model import (
+    geometry_of,
+    open_model,
+    resolve_device,
+    resolve_dtype,
+    resolve_load_in,
+    weight_bytes,
+)
 from scope_cli.profile import ModelSettings, PromptSettings
 
 WORDS = ["<unk>", "<s>", "</s>", "<user>", "<system>", "<assistant>", "a", "b", "c"]
@@ -127,15 +135,18 @@ def test_weight_bytes_follow_the_dtype_and_sum_over_shards(folders, tmp_path):
     llama = AutoModelForCausalLM.from_pretrained(folders["llama"])
     llama.save_pretrained(tmp_path, max_shard_size="5KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert weight_bytes(tmp_path, torch.bfloat16) == 2 * llama.num_parameters()
+    assert weight_bytes(tmp_path, CONFIGS["llama"], torch.bfloat16) == 2 * llama.num_parameters()
 
 
 def test_only_matrices_of_linear_layers_are_estimated_at_their_quantised_size(folders):
     llama = AutoModelForCausalLM.from_pretrained(folders["llama"])
     linear = sum(p.numel() for name, p in llama.named_parameters() if name.endswith("proj.weight"))
     rest = llama.num_parameters() - linear
-    assert weight_bytes(folders["llama"], torch.bfloat16, "4bit") == int(linear * 0.5625) + 2 * rest
-    assert weight_bytes(folders["llama"], torch.bfloat16, "8bit") == linear + 2 * rest
+    assert (
+        weight_bytes(folders["llama"], CONFIGS["llama"], torch.bfloat16, "4bit")
+        == int(linear * 0.5625) + 2 * rest
+    )
+    assert weight_bytes(folders["llama"], CONFIGS["llama"], torch.bfloat16, "8bit") == linear + 2 * rest
 
 
 def test_loaded_weights_are_frozen_and_have_the_dtype_asked_for(folders, capfd):
@@ -157,6 +168,66 @@ def test_quantised_weights_answer_nearly_like_the_plain_ones(tmp_path, load_in, 
     quantised = opened(tmp_path, load_in=load_in).load(attention="sdpa").model(ids).logits
     assert 0 < (plain - quantised).abs().max() < 0.3 * plain.abs().max()
     assert not caplog.records  # 8bit would warn in each layer
+
+
+def llama_in_64s(folder, **more):
+    """A model whose matrices can all be packed."""
+    sizes = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(LlamaConfig(**SIZES | sizes | more)).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("load_in", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_packed_weights_have_the_bytes_that_were_planned(tmp_path, load_in, dtype, tied):
+    folder = llama_in_64s(tmp_path, tie_word_embeddings=tied)
+    loaded = opened(folder, load_in=load_in, dtype=dtype).load(attention="sdpa")
+    rotary = {name for name, _ in loaded.model.named_buffers() if "inv_freq" in name}
+    tensors = [*loaded.model.parameters()]
+    tensors += [buffer for name, buffer in loaded.model.named_buffers() if name not in rotary]
+    assert loaded.opened.weight_bytes == sum(tensor.nbytes for tensor in tensors)
+    assert loaded.opened.describe()["load_in"] == load_in
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("load_in", ["8bit", "4bit"])
+def test_the_estimate_for_bitsandbytes_is_near_what_it_loads(tmp_path, load_in):
+    folder = llama_in_64s(tmp_path, hidden_size=512, intermediate_size=1024)
+    loaded = opened(folder, load_in=load_in).load(attention="sdpa")
+    held = 0
+    for parameter in loaded.model.parameters():
+        state = getattr(parameter, "quant_state", None)  # 4bit keeps its scales there
+        held += parameter.nbytes + (state.absmax.nbytes if state is not None else 0)
+    assert loaded.opened.weight_bytes == pytest.approx(held, rel=0.02)
+
+
+def test_auto_takes_int4_for_a_4_bit_file_on_a_cpu_when_no_dtype_is_asked_for():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+
+    def chosen(quantised, device=cpu, **settings):
+        folder = model_module.ModelFolder("m", model_module.Path("nowhere"), "made up", quantised)
+        return resolve_load_in(ModelSettings(**settings), folder, device)
+
+    assert chosen("Q4_1") == chosen("Q4_0") == "int4"
+    assert chosen("Q4_1", gpu) is chosen(None) is chosen("Q4_1, Q6_K") is chosen("Q8_0") is None
+    assert chosen("Q4_1", dtype="float32") is chosen("Q4_1", load_in="none") is None
+    assert chosen(None, load_in="int8") == "int8" and chosen(None, gpu, load_in="8bit") == "8bit"
+    with pytest.raises(ModelError, match="for a CPU, not for cuda:0"):
+        chosen("Q4_1", gpu, load_in="int4")
+
+
+@pytest.mark.parametrize("load_in", ["int4", "int8"])
+def test_criticalkv_computes_with_the_plain_weights_of_packed_ones(tmp_path, load_in):
+    loaded = opened(llama_in_64s(tmp_path), load_in=load_in).load()
+    plain = opened(tmp_path, load_in=None).load().model.model.layers[0].self_attn.o_proj.weight
+    module = loaded.model.model.layers[0].self_attn
+    weight = output_weight(module)
+    assert weight.shape == plain.shape and weight.dtype == torch.float32
+    assert (weight - plain).abs().max() < {"int4": 0.1, "int8": 0.01}[load_in] * plain.abs().max()
+    assert output_weight(module) is weight  # unpacked once
 
 
 def test_a_broken_bitsandbytes_is_said_with_a_way_out(folders, monkeypatch):
@@ -201,6 +272,15 @@ def test_the_automatic_dtype_is_float32_on_a_cpu_and_the_checkpoints_own_on_a_gp
     assert resolve_dtype("auto", half, torch.device("cuda")) == torch.float16
     assert resolve_dtype("auto", LlamaConfig(**SIZES), torch.device("cuda")) == torch.bfloat16
     assert resolve_dtype("float64", half, torch.device("cuda")) == torch.float64
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_eight_lanes_are_bfloat16_on_a_cpu_that_multiplies_it_in_hardware(monkeypatch, amx):
+    monkeypatch.setattr(model_module, "bfloat16_is_fast", lambda: amx)
+    config, cpu = LlamaConfig(**SIZES), torch.device("cpu")
+    assert resolve_dtype("auto", config, cpu, lanes=8) == (torch.bfloat16 if amx else torch.float32)
+    assert resolve_dtype("auto", config, cpu, lanes=7) == torch.float32
+    assert resolve_dtype("float32", config, cpu, lanes=8) == torch.float32
 
 
 def test_a_prompt_goes_through_the_chat_template_and_special_tokens_are_not_doubled(folders):

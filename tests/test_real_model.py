@@ -1,11 +1,12 @@
 """The embedded model itself: the same tokens as transformers, and thousands of tokens within the budget."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from scope_cli.model import open_model
+from scope_cli.model import LoadedModel, open_model
 from scope_cli.profile import ModelSettings, PromptSettings
 from tests.test_same_tokens import plain, write
 
@@ -44,10 +45,47 @@ def test_a_small_budget_does_change_the_text(opened, model, expected):
     assert small != ids and small[:24] == ids[:24]
 
 
+def test_int4_is_the_files_own_weights(model):
+    """The default. Codes are kept, scales rounded to bfloat16; what that moves is less than bfloat16 does."""
+    default = open_model(ModelSettings(name="smollm2-135m", device="cpu"))
+    assert default.load_in == "int4"
+    packed = default.load(attention="sdpa").model
+    for name, module in model.model.layers.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            blocks = module.weight.unflatten(1, (-1, 32))
+            error = (packed.model.layers.get_submodule(name).weight - module.weight).unflatten(1, (-1, 32))
+            step = (blocks.amax(2) - blocks.amin(2)) / 15
+            assert (error.abs().amax(2) <= step / 32 + blocks.abs().amax(2) / 512).all()
+
+    def answers(loaded):
+        ids = loaded.opened.tokenizer(Path("examples/report.txt").read_text())["input_ids"][:300]
+        model = loaded.model
+        return torch.cat([model(torch.tensor([part])).logits[0] for part in (ids[:80], ids[80:160])])
+
+    expected, halves = (
+        answers(open_model(ModelSettings(name="smollm2-135m", device="cpu", dtype=dtype)).load("sdpa"))
+        for dtype in ("float32", "bfloat16")
+    )
+    assert kl(expected, answers(LoadedModel(packed, default))) < min(2e-3, kl(expected, halves))
+
+
+def kl(expected, got):
+    expected, got = (logits.float().log_softmax(-1) for logits in (expected, got))
+    return float((expected.exp() * (expected - got)).sum(-1).mean())
+
+
 def test_the_readmes_command_on_the_sample_report(scope, tmp_path):
     out = tmp_path / "summary.txt"
     result = scope(
-        "generate", "--prompt-file", "examples/report.txt", "--budget", 2048, "-n", 40, "--output", out
+        "generate",
+        "--prompt-file",
+        "examples/report.txt",
+        "--budget",
+        2048,
+        "--max-new-tokens",
+        40,
+        "--output",
+        out,
     )
     assert result.code == 0
     assert out.read_text() == result.stdout and len(result.stdout.split()) > 15
@@ -62,7 +100,8 @@ def test_4000_tokens_at_budget_256(scope, tmp_path, interval):
     out = tmp_path / "story.txt"
     result = scope(
         "generate", "Write a very long novel about a lighthouse keeper.", "--budget", 256, "--recent", 64,
-        "--interval", interval, "-n", 4001, "--ignore-eos", "--temperature", 0.8, "--output", out, "--json",
+        "--interval", interval, "--max-new-tokens", 4001, "--ignore-eos", "--temperature", 0.8,
+        "--output", out, "--json",
     )  # fmt: skip
     assert result.code == 0
     tokens = [json.loads(line) for line in result.stdout.splitlines() if '"event": "token"' in line]
@@ -78,5 +117,17 @@ def test_4000_tokens_at_budget_256(scope, tmp_path, interval):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_writes_what_the_cpu_writes(scope):
-    argv = ["generate", PROMPT, "--dtype", "float32", "--budget", 24, "--recent", 8, "-n", 60, "--quiet"]
+    argv = [
+        "generate",
+        PROMPT,
+        "--dtype",
+        "float32",
+        "--budget",
+        24,
+        "--recent",
+        8,
+        "--max-new-tokens",
+        60,
+        "--quiet",
+    ]
     assert scope(*argv, "--device", "cuda").stdout == scope(*argv, "--device", "cpu").stdout

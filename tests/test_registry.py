@@ -8,6 +8,7 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import gguf
 import huggingface_hub
 import pytest
 import torch
@@ -16,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from scope_cli import registry
 from scope_cli.errors import ModelError
+from scope_cli.model import open_model
+from scope_cli.profile import ModelSettings
 from scope_cli.registry import find, listed
 
 NAME = "smollm2-135m"
@@ -240,8 +243,11 @@ def test_a_folder_without_a_model_says_what_is_missing(tmp_path):
         find(str(tmp_path))
 
 
-def write_gguf(path, weights, config):
-    """A tiny Llama as llama.cpp writes it: rotary halves of queries and keys interleaved."""
+def write_gguf(path, weights, config, kind=None):
+    """A tiny Llama as llama.cpp writes it: rotary halves of queries and keys interleaved.
+
+    kind: the quantised type of the layers' matrices
+    """
     writer = GGUFWriter(path, "llama")
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -274,7 +280,11 @@ def write_gguf(path, weights, config):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             rows = weight.shape[0] // heads // 2
             weight = weight.reshape(heads, 2, rows, -1).transpose(1, 2).reshape(weight.shape)
-        writer.add_tensor(f"{names[name.removesuffix('.weight')]}.weight", weight.contiguous().numpy())
+        name, values = f"{names[name.removesuffix('.weight')]}.weight", weight.contiguous().numpy()
+        if kind is not None and weight.dim() == 2 and name.startswith("blk."):
+            writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -303,9 +313,36 @@ def test_a_gguf_file_is_converted_once_without_loss(tmp_path, capfd):
     tokenizer = AutoTokenizer.from_pretrained(found.path)
     assert tokenizer("abc")["input_ids"] == [7, 3] and tokenizer.chat_template
     assert (found.name, found.source) == (str(file), "GGUF file tiny.gguf (dequantised)")
+    assert found.quantised == "F32"
     assert find(str(file.parent), say=told.append).path == found.path
     assert told == ["converting tiny.gguf to safetensors, once"]
     assert str(file) in [row.name for row in listed()]
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
+def test_a_4_bit_gguf_file_runs_in_int4_by_itself_with_its_own_codes(tmp_path, kind):
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    weights = AutoModelForCausalLM.from_config(config).state_dict()
+    file = tmp_path / "tiny.gguf"
+    write_gguf(file, weights, config, gguf.GGMLQuantizationType[kind])
+
+    assert find(str(file)).quantised == kind == find(str(file)).quantised  # made, and found again
+    settings = ModelSettings(name=str(file), device="cpu")
+    opened = open_model(settings)
+    assert opened.load_in == "int4"
+    packed = opened.load(attention="sdpa").model
+    plain = open_model(settings.model_copy(update={"load_in": None})).load(attention="sdpa").model
+    for name, module in plain.model.layers.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            blocks = module.weight.unflatten(1, (-1, 32))
+            error = (packed.model.layers.get_submodule(name).weight - module.weight).unflatten(1, (-1, 32))
+            scale = (blocks.amax(2) - blocks.amin(2)) / 15
+            assert (error.abs().amax(2) < scale / 16).all()  # the rounding of the scales, no other code
+    assert open_model(settings.model_copy(update={"dtype": "bfloat16"})).load_in is None
 
 
 def test_a_file_that_is_no_gguf_is_refused_and_so_is_a_broken_one(tmp_path, capfd):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scope_cli.events import Token
-from scope_cli.generate import generate, make_plan
+from scope_cli.generate import generate, new_work
 from scope_cli.profile import load_profile
 from scope_cli.replay import read_once, replay
 from tests.test_cache import loaded_tiny
@@ -27,8 +27,8 @@ def test_the_replayed_logits_give_the_log_probabilities_of_the_run(tmp_path, fam
             "sampling.ignore_eos": True,
         },
     )
-    plan = make_plan(settings, loaded.geometry, len(PROMPT))
-    run = [event for event in generate(loaded, settings.profile, PROMPT, plan) if isinstance(event, Token)]
+    work = new_work(settings, loaded.geometry, PROMPT)
+    run = [event for event in generate(loaded, settings.profile, [work]) if isinstance(event, Token)]
     ids = [event.token_id for event in run]
     for state in (None, read_once(loaded, PROMPT)):
         replayed = list(replay(loaded, settings, PROMPT, ids, state))

@@ -12,11 +12,18 @@ from scope_cli.plan import plan_run
 from scope_cli.prefill import read_prompt
 from scope_cli.profile import LoadedProfile, Profile
 from scope_cli.sampling import Sampler
+from scope_cli.step import EagerStep
 from scope_cli.text import TextStream
 from tests.test_decode import finish
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 PROMPT = list(b"The keeper of the lighthouse wrote every evening, and ")
+
+
+def admitted(lane):
+    """A lane whose prompt has been read already."""
+    yield from ()
+    return lane
 
 
 def write(model, prompt, new_tokens, tokenizer=None, **decode_settings) -> list[int]:
@@ -38,8 +45,10 @@ def write(model, prompt, new_tokens, tokenizer=None, **decode_settings) -> list[
     sampler = Sampler(profile.sampling, len(prompt), (), "cpu")
     text = TextStream(tokenizer or tiny_tokenizer(), prompt)
     lane = Lane(ids, logits, sampler, text, frozenset(), new_tokens)
-    events = list(decode(model, cache, [lane]))
-    assert all(isinstance(event, Token) for event in events)
+    read = iter([admitted(lane)])
+    step = EagerStep(model, cache)
+    *events, end = decode(step, cache, lambda row: next(read, None), finish=lambda lane: lane.reason)
+    assert all(isinstance(event, Token) for event in events) and end == "length"
     assert cache.audit().passed
     return [event.token_id for event in events]
 

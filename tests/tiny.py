@@ -19,7 +19,7 @@ from scope_cli.attention import ATTENTION
 SHAPE = {
     "vocab_size": 260,
     "hidden_size": 32,
-    "intermediate_size": 48,
+    "intermediate_size": 64,  # whole vector registers, as in real models: the rest of one rounds differently
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,

@@ -1,4 +1,4 @@
-"""scope generate: one prompt in, its text streamed to the terminal and to a file."""
+"""scope generate: prompts in, their texts streamed to the terminal and to files."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from scope_cli.events import Finished
 from scope_cli.signals import Interruption
 
 if TYPE_CHECKING:
-    from scope_cli.model import OpenedModel
+    from scope_cli.model import LoadedModel, OpenedModel
     from scope_cli.plan import RunPlan
     from scope_cli.profile import LoadedProfile
     from scope_cli.sinks.base import Sink
@@ -29,10 +29,27 @@ def generate_command(
         str | None, typer.Argument(help="The prompt; - reads standard input.", show_default=False)
     ] = None,
     prompt_file: Annotated[
-        str | None,
+        list[str],
         o.option(
-            "--prompt-file", "-f", panel=PROMPT, help="Read the prompt from a file; - is standard input."
+            "--prompt-file",
+            "-f",
+            panel=PROMPT,
+            help="Read a prompt from a file; - is standard input. Repeatable: they are written side by side.",
         ),
+    ] = [],  # noqa: B006  typer copies it
+    samples: Annotated[
+        int,
+        typer.Option(
+            "--samples",
+            "-n",
+            min=1,
+            rich_help_panel=PROMPT,
+            help="Write so many texts for each prompt, the seeds counting up from --seed.",
+        ),
+    ] = 1,
+    lanes: Annotated[
+        int | None,
+        o.option("--lanes", panel=PROMPT, help="Texts written side by side (all of them).", min=1),
     ] = None,
     system: Annotated[str | None, o.option("--system", "-s", panel=PROMPT, help="System message.")] = None,
     system_file: Annotated[
@@ -43,7 +60,12 @@ def generate_command(
     ] = False,
     output: Annotated[
         Path | None,
-        o.option("--output", "-o", panel=OUTPUT, help="Write the text to a file as well, as it comes."),
+        o.option(
+            "--output",
+            "-o",
+            panel=OUTPUT,
+            help="Write the text to a file as well, as it comes; of several texts, FILE-1.txt and so on.",
+        ),
     ] = None,
     append: Annotated[bool, o.option("--append", panel=OUTPUT, help="Add to the output file.")] = False,
     force: Annotated[bool, o.option("--force", panel=OUTPUT, help="Overwrite the output file.")] = False,
@@ -53,6 +75,10 @@ def generate_command(
     quiet: Annotated[
         bool, o.option("--quiet", "-q", panel=OUTPUT, help="Text and errors, nothing else.")
     ] = False,
+    verbose: Annotated[
+        bool,
+        o.option("--verbose", panel=OUTPUT, help="At the end, how near to the memory's bandwidth it came."),
+    ] = False,
     profile: o.Profile = "default",
     set_: o.Set = [],  # noqa: B006  typer copies it
     offline: o.Offline = False,
@@ -60,6 +86,8 @@ def generate_command(
     dtype: o.Dtype = None,
     device: o.Device = None,
     load_in: o.LoadIn = None,
+    compile: o.Compile = None,
+    threads: o.Threads = None,
     strategy: o.Strategy = None,
     prefill: o.Prefill = None,
     prefill_budget: o.PrefillBudget = None,
@@ -79,22 +107,23 @@ def generate_command(
     min_p: o.MinP = None,
     repetition_penalty: o.RepetitionPenalty = None,
 ) -> None:
-    """Write a long text: one prompt, the SCOPE cache, one model.
+    """Write a long text, or several side by side: prompts, the SCOPE cache, one model.
 
     Text goes to stdout as it comes, everything else to stderr.
 
         scope generate --prompt-file report.txt --budget 2048
     """
-    text = one_prompt(prompt, prompt_file)
+    texts = [text for text in prompts_of(prompt, prompt_file) for _ in range(samples)]
     if system is not None and system_file is not None:
         raise UsageError("--system and --system-file exclude each other")
     system = read_text(system_file, "--system-file") if system_file else system
     typed = o.overrides(
-        set_, model=model, dtype=dtype, device=device, load_in=load_in, strategy=strategy, scorer=scorer,
-        budget=budget, recent=recent, interval=interval, max_new_tokens=max_new_tokens,
-        min_new_tokens=min_new_tokens, ignore_eos=ignore_eos, stop=stop, stop_on_loop=stop_on_loop, seed=seed,
-        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty,
-        system=system, raw=raw, prefill=prefill, prefill_budget=prefill_budget,
+        set_, model=model, dtype=dtype, device=device, load_in=load_in, compile=compile, threads=threads,
+        strategy=strategy, scorer=scorer, budget=budget, recent=recent, interval=interval,
+        max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, ignore_eos=ignore_eos,
+        stop=stop, stop_on_loop=stop_on_loop, seed=seed, temperature=temperature, top_p=top_p, top_k=top_k,
+        min_p=min_p, repetition_penalty=repetition_penalty, system=system, raw=raw,
+        prefill=prefill, prefill_budget=prefill_budget,
     )  # fmt: skip
     if append and force:
         raise UsageError("--append and --force exclude each other")
@@ -102,27 +131,34 @@ def generate_command(
     from scope_cli.profile import load_profile
 
     settings = load_profile(profile, typed)
-    sinks = open_sinks(output, "append" if append else "overwrite" if force else "new", json, quiet)
+    mode: FileMode = "append" if append else "overwrite" if force else "new"
+    sinks = open_sinks(output, mode, json, quiet, len(texts))
     try:
-        code = run(settings, text, sinks, offline, quiet)
+        code = run(settings, texts, samples, lanes, sinks, offline, quiet, verbose)
     finally:
         for sink in sinks:
             sink.close()
     raise typer.Exit(code)
 
 
-def one_prompt(argument: str | None, file: str | None) -> str:
-    """The prompt from the one place it was given in."""
-    if argument is not None and file is not None:
+def prompts_of(argument: str | None, files: list[str]) -> list[str]:
+    """The prompts from the one place they were given in."""
+    if argument is not None and files:
         raise UsageError("a prompt and --prompt-file exclude each other")
-    if file is None and argument is None:
+    if argument is None and not files:
         raise UsageError(
             "there is no prompt", "give it as an argument, with --prompt-file FILE, or - for standard input"
         )
-    text = read_text(file or "-", "--prompt-file") if file is not None or argument == "-" else argument or ""
-    if not text.strip():
-        raise UsageError("the prompt is empty", f"{file} has nothing but white space" if file else "")
-    return text
+    if files.count("-") > 1:
+        raise UsageError("--prompt-file - was given twice: standard input can be read once")
+    if argument is not None and argument != "-":
+        named = [("", argument)]
+    else:
+        named = [(file, read_text(file, "--prompt-file")) for file in files or ["-"]]
+    for file, text in named:
+        if not text.strip():
+            raise UsageError("the prompt is empty", f"{file} has nothing but white space" if file else "")
+    return [text for _, text in named]
 
 
 def read_text(file: str, option: str) -> str:
@@ -145,49 +181,71 @@ def read_text(file: str, option: str) -> str:
         ) from error
 
 
-def open_sinks(output: Path | None, mode: "FileMode", json: bool, quiet: bool) -> "list[Sink]":
+def open_sinks(output: Path | None, mode: "FileMode", json: bool, quiet: bool, outputs: int) -> "list[Sink]":
     """Where the events go; a file that cannot be written is known before the model is loaded."""
     from rich.console import Console
 
     from scope_cli.sinks.jsonl import JsonLines
     from scope_cli.sinks.plain import PlainText
     from scope_cli.sinks.record import RunRecord
+    from scope_cli.sinks.several import InOrder, Only
     from scope_cli.sinks.summary import Summary
     from scope_cli.sinks.terminal import Terminal
     from scope_cli.sinks.textfile import TextFile
 
     sinks: list[Sink] = []
-    if output is not None:
-        sinks.append(TextFile(output, mode))
-        if output.is_file():  # beside a pipe or a device there is no place for a record
-            sinks.append(RunRecord(output))
+    for prompt, file in enumerate(outputs_of(output, outputs)):
+        sinks.append(Only(prompt, TextFile(file, mode)))
+        if file.is_file():  # beside a pipe or a device there is no place for a record
+            sinks.append(Only(prompt, RunRecord(file)))
     if json:
         sinks.append(JsonLines(sys.stdout))
     elif sys.stdout.isatty():
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that cannot show a character shows a ?
-        sinks.append(Terminal(Console(), stats=not quiet))
+        sinks.append(InOrder(Terminal(Console(), stats=not quiet)))
     else:
-        sinks.append(PlainText(sys.stdout))
+        sinks.append(InOrder(PlainText(sys.stdout)))
     if not quiet:
         sinks.append(Summary(Console(stderr=True)))
     return sinks
 
 
-def run(settings: "LoadedProfile", text: str, sinks: "list[Sink]", offline: bool, quiet: bool) -> int:
-    """Open the model, plan, load, generate; the exit code."""
+def outputs_of(output: Path | None, outputs: int) -> list[Path]:
+    """story.txt; of several, story-1.txt, story-2.txt, ..."""
+    if output is None or outputs == 1:
+        return [output] if output else []
+    return [output.with_name(f"{output.stem}-{number + 1}{output.suffix}") for number in range(outputs)]
+
+
+def run(
+    settings: "LoadedProfile",
+    texts: list[str],
+    samples: int,
+    lanes: int | None,
+    sinks: "list[Sink]",
+    offline: bool,
+    quiet: bool,
+    verbose: bool = False,
+) -> int:
+    """Open the model, plan, load, generate; the exit code. `texts` has every prompt `samples` times."""
     say = no_word if quiet else tell
 
-    from scope_cli.generate import generate, make_plan
+    from scope_cli.generate import generate, new_work
     from scope_cli.model import open_model
+    from scope_cli.plan import together
 
     profile = settings.profile
     opened = open_model(profile.model, offline, say)
-    prompt_ids = opened.encode(text, profile.prompt)
-    plan = make_plan(settings, opened.geometry, len(prompt_ids))
-    check_memory(opened, plan)
+    works = [
+        new_work(settings, opened.geometry, opened.encode(text, profile.prompt), index % samples)
+        for index, text in enumerate(texts)
+    ]
+    plans = [work.plan for work in works]
+    shape = together(plans, min(lanes or len(works), len(works)))
+    check_memory(opened, plans, shape.lanes)
     loaded = opened.load()
     with Interruption() as interruption:
-        for event in generate(loaded, profile, prompt_ids, plan, interruption):
+        for event in generate(loaded, profile, works, shape, interruption, say):
             for sink in list(sinks):
                 try:
                     sink.receive(event)
@@ -197,7 +255,16 @@ def run(settings: "LoadedProfile", text: str, sinks: "list[Sink]", offline: bool
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is buffered
             if isinstance(event, Finished) and not event.audit.passed:
                 raise AuditError("the audit failed: " + "; ".join(event.audit.problems), AUDIT_HINT)
+            if isinstance(event, Finished) and verbose:
+                tell(in_the_limit(loaded, event))
     return interruption.exit_code
+
+
+def in_the_limit(loaded: "LoadedModel", run: Finished) -> str:
+    """The line of the summary that sets the run beside the memory's bandwidth, which is measured now."""
+    from scope_cli.roofline import bandwidth, limit_line, step_weight_bytes
+
+    return f"limit:     {limit_line(run, step_weight_bytes(loaded.model), bandwidth(loaded.device))}"
 
 
 def tell(line: str) -> None:
@@ -208,20 +275,25 @@ def no_word(line: str) -> None:
     pass
 
 
-def check_memory(opened: "OpenedModel", plan: "RunPlan") -> None:
+def check_memory(opened: "OpenedModel", plans: "list[RunPlan]", lanes: int) -> None:
     """Raises ModelError, before any weight is read, where weights and cache do not fit what is free."""
     from scope_cli.memory import free_bytes
+    from scope_cli.plan import peak_bytes
     from scope_cli.units import as_bytes
 
-    cache = plan.peak_bytes(opened.geometry, opened.dtype.itemsize)
-    needed, free = opened.weight_bytes + cache, free_bytes(opened.device)
+    cache = peak_bytes(plans, lanes, opened.geometry, opened.dtype.itemsize)
+    weights, loading = opened.weight_bytes, opened.loading_bytes
+    needed, free = max(weights + cache, loading), free_bytes(opened.device)
     if needed > free:
-        cheaper = (
-            "--load-in 4bit" if opened.weight_bytes > cache else "a smaller --budget or --max-new-tokens"
-        )
+        cheaper = "a smaller --budget or --max-new-tokens"
+        if max(weights, loading) > cache:
+            cheaper = "--load-in 4bit"
+        elif lanes > 1:
+            cheaper = f"--lanes {lanes // 2}"
+        while_loading = f", {as_bytes(loading)} while it is loaded" if loading else ""
         raise ModelError(
             f"not enough memory: {opened.name} needs {as_bytes(needed)} "
-            f"(weights {as_bytes(opened.weight_bytes)}, cache {as_bytes(cache)}), "
+            f"(weights {as_bytes(weights)}, cache {as_bytes(cache)}{while_loading}), "
             f"{opened.device} has {as_bytes(free)} free",
             f"try {cheaper}, or a smaller model",
         )

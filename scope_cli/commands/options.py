@@ -30,7 +30,16 @@ Dtype = Annotated[
     str | None, option("--dtype", panel=MODEL, help="auto, float32, bfloat16, float16, float64.")
 ]
 Device = Annotated[str | None, option("--device", panel=MODEL, help="auto, cpu, cuda, cuda:N, mps.")]
-LoadIn = Annotated[str | None, option("--load-in", panel=MODEL, help="8bit or 4bit weights (bitsandbytes).")]
+LoadIn = Annotated[
+    str | None,
+    option("--load-in", panel=MODEL, help="auto, none, int8, int4 (on a CPU), 8bit, 4bit (bitsandbytes)."),
+]
+Compile = Annotated[
+    str | None, option("--compile", panel=MODEL, help="auto, on or off: compile the decode step.")
+]
+Threads = Annotated[
+    str | None, option("--threads", panel=MODEL, help="CPU threads (auto: the cores it may use).")
+]
 
 Raw = Annotated[bool, option("--raw", panel=MODEL, help="Prompts as they are, without the chat template.")]
 
@@ -58,7 +67,7 @@ Interval = Annotated[
 
 MaxNewTokens = Annotated[
     int | None,
-    option("--max-new-tokens", "-n", panel=SAMPLING, help="Planned length of the output, in tokens (4096)."),
+    option("--max-new-tokens", panel=SAMPLING, help="Planned length of the output, in tokens (4096)."),
 ]
 MinNewTokens = Annotated[
     int | None, option("--min-new-tokens", panel=SAMPLING, help="The model may not end before that many.")
@@ -86,6 +95,8 @@ KEYS = {
     "dtype": "model.dtype",
     "device": "model.device",
     "load_in": "model.load_in",
+    "compile": "model.compile",
+    "threads": "model.threads",
     "strategy": "decode.strategy",
     "prefill": "prefill.method",
     "prefill_budget": "prefill.budget",
@@ -117,7 +128,7 @@ def overrides(set_: list[str], **typed: Any) -> dict[str, Any]:
     for name, value in typed.items():
         if value is None or value is False or value == []:
             continue
-        if name == "interval" and str(value).isdecimal():
+        if name in ("interval", "threads") and str(value).isdecimal():
             value = int(value)
         result[KEYS[name]] = value
     return result

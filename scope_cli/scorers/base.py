@@ -5,7 +5,7 @@ A scorer is a frozen dataclass: its fields are its options in YAML, its docstrin
 cache, and holds no state: what it remembers about a slot lies beside the slot, `view.memo("mass")`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -113,12 +113,15 @@ class SlotView:
         self,
         cache: "ScopeCache",
         layer: "PolicyLayer",
-        excess: Sequence[int] | None = None,
-        wrote: Sequence[bool] | None = None,
+        facts: Tensor | None = None,
         ago: int = 0,
     ) -> None:
-        """`ago`: how it was so many tokens ago, if nothing has been evicted since."""
-        used = layer.read_slots
+        """`facts`: of `cache.facts`; `ago`: how it was so many tokens ago, if nothing was evicted since.
+
+        Of several lanes all slots are seen: a prefix would depend on what the other lanes hold, and sums over
+        another length round differently.
+        """
+        used = layer.read_slots if cache.shape.lanes == 1 else layer.slots
         self.layer = layer.index
         self.scale = layer.scale
         self.keys, self.values = layer.keys[:, :, :used], layer.values[:, :, :used]
@@ -128,14 +131,7 @@ class SlotView:
         self.inv_freq = cache.inv_freq
         self._memos = {name: memo[:, :, :used] for name, memo in layer.memos.items()}
         self._output_weight = layer.output_weight
-        leaving = excess or [0] * len(cache.lanes)
-        current = wrote or [count is not None and count.active for count in cache.lanes]
-        facts = [
-            (count.prompt, count.written, count.schedule.recent, gone, new) if count else (0, 0, 0, 0, 0)
-            for count, gone, new in zip(cache.lanes, leaving, current, strict=True)
-        ]
-        columns = torch.tensor(facts, device=self.positions.device).T.reshape(5, -1, 1, 1)
-        prompt, n, recent, leaves, new_token = columns
+        prompt, n, recent, leaves, new_token = cache.facts() if facts is None else facts
         self.n, self.now = n - ago, prompt + n - ago - 1
         if ago:
             self.positions = self.positions.masked_fill(self.positions > self.now, -1)

@@ -15,8 +15,8 @@ class Sink(Protocol):
 
 
 def text_of(event: Event) -> str:
-    """What the event adds to the text; a run with several lanes shows its lane 0."""
-    return event.text if isinstance(event, Token | Finished) and event.lane == 0 else ""
+    """What the event adds to the text."""
+    return event.text if isinstance(event, Token | Finished) else ""
 
 
 def write_utf8(stream: TextIO, text: str) -> None:

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from scope_cli.events import Event, Finished, PromptProgress, PromptRead, Started, Token
+from scope_cli.events import Event, Failed, Finished, PromptProgress, PromptRead, Started, Token
 from scope_cli.sinks.base import write_utf8
 
 EVENT_NAMES: dict[type[Event], str] = {
@@ -13,6 +13,7 @@ EVENT_NAMES: dict[type[Event], str] = {
     PromptRead: "prompt_read",
     Token: "token",
     Finished: "finished",
+    Failed: "failed",
 }
 TOKEN_READINGS = ("held_bytes", "full_bytes", "evictions")  # the rest is in prompt_read and finished
 

@@ -11,7 +11,7 @@ from scope_cli.events import Event, Finished, Started
 
 
 class RunRecord:
-    """Written whole at the start ("running") and when every lane is through ("finished"), never in between.
+    """Written whole at the start ("running") and when every prompt is through ("finished"), never in between.
 
     A run that was killed leaves the first version.
     """
@@ -29,7 +29,7 @@ class RunRecord:
             result = asdict(event)
             del result["text"]  # the end of the text, and the text is in FILE
             self._record["results"].append(result)
-            if len(self._record["results"]) == self._record["lanes"]:
+            if len(self._record["results"]) == len(self._record["prompt_tokens"]):
                 self._record |= {"status": "finished", "finished_at": _now()}
                 self._write()
 

@@ -1,6 +1,7 @@
 """Events in, notes at the start and a block of numbers at the end out: stderr, whatever stdout is."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -12,14 +13,18 @@ from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
 class Summary:
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._outputs = 1
 
     def receive(self, event: Event) -> None:
         if isinstance(event, Started):
+            self._outputs = len(event.prompt_tokens)
             for note in event.notes:
                 self._print("note:", note, "yellow")
             model = event.model
-            self._print("", f"{model['name']}, {model['device']} {model['dtype']}, {event.policy}", "")
+            self._print("", f"{model['name']}, {_machine(model)}, {event.policy}", "")
         elif isinstance(event, Finished):
+            if self._outputs > 1:
+                self._print("", f"output {event.prompt + 1} of {self._outputs}", "")
             for label, value in summary_lines(event):
                 failed = label == "audit:" and not event.audit.passed
                 self._print(f"{label:<10}", value, "bold red" if failed else "dim")
@@ -30,6 +35,16 @@ class Summary:
     def _print(self, label: str, value: str, style: str) -> None:
         """One line, never wrapped, and Text all through: markup in a name is only text."""
         self._console.print(Text.assemble((label, style), " " if label else "", value), soft_wrap=True)
+
+
+def _machine(model: dict[str, Any]) -> str:
+    """Where and with what weights it runs: "cpu float32, int4 weights, 2 threads"."""
+    parts = [f"{model['device']} {model['dtype']}"]
+    if model["load_in"]:
+        parts.append(f"{model['load_in']} weights")
+    if threads := model.get("threads"):
+        parts.append(f"{threads} thread{'s' * (threads > 1)}")
+    return ", ".join(parts)
 
 
 def summary_lines(run: Finished) -> Iterator[tuple[str, str]]:

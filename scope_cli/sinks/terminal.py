@@ -30,7 +30,7 @@ TAB_CELLS = 8
 
 
 class Terminal:
-    """A person watching one run; with several lanes, its lane 0."""
+    """A person watching one output; several come one after the other (`several.InOrder`)."""
 
     def __init__(self, console: Console, stats: bool = True) -> None:
         self._console = console
@@ -52,16 +52,17 @@ class Terminal:
         match event:
             case Started():
                 self._planned = event.max_new_tokens
-            case PromptProgress(lane=0):
+            case PromptProgress():
                 self._status = f"reading the prompt {event.read:,} / {event.prompt_tokens:,}"
                 self._draw()
-            case Token(lane=0):
+            case Token():
                 self._rate.add(event.n, event.elapsed_s)
                 parts = meter(event, self._planned, self._rate.tokens_per_s)
                 self._status = fitting(parts, self._console.width)
                 self._draw()
-            case Finished(lane=0):
+            case Finished():
                 self.close()
+                self._rate = RecentRate()
 
     def close(self) -> None:
         """The live region goes, the text stays."""

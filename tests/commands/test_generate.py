@@ -4,11 +4,17 @@ import json
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
+from scope_cli.commands.generate import check_memory
+from scope_cli.errors import ModelError
+from scope_cli.generate import make_plan
+from scope_cli.model import open_model
+from scope_cli.profile import ModelSettings, load_profile
 from tests.conftest import scope_process
 from tests.tiny import SHAPE, tiny_tokenizer
 
@@ -44,7 +50,14 @@ def test_a_prompt_file_standard_input_and_an_argument_are_the_same(generate, tin
     assert from_file.stdout == from_argument.stdout
     for dash in (["-"], ["--prompt-file", "-"]):
         process = scope_process(
-            "generate", *dash, "--model", tiny_folder, "--ignore-eos", "-n", 40, stdin=subprocess.PIPE
+            "generate",
+            *dash,
+            "--model",
+            tiny_folder,
+            "--ignore-eos",
+            "--max-new-tokens",
+            40,
+            stdin=subprocess.PIPE,
         )
         stdout, _ = process.communicate(PROMPT.encode(), timeout=60)
         assert stdout.decode() == from_argument.stdout
@@ -68,13 +81,13 @@ def test_a_small_budget_changes_the_text_and_the_record_says_so(generate, tmp_pa
 def test_the_output_file_holds_the_text(generate, tmp_path):
     out = tmp_path / "out.txt"
     result = generate(PROMPT, "--output", out)
-    assert out.read_text() == result.stdout
+    assert out.read_bytes().decode() == result.stdout
     again = generate(PROMPT, "--output", out)
     assert again.code == 2 and "--append" in again.stderr and "--force" in again.stderr
     generate(PROMPT, "--output", out, "--append")
-    assert out.read_text() == result.stdout * 2
+    assert out.read_bytes().decode() == result.stdout * 2
     generate(PROMPT, "--output", out, "--force")
-    assert out.read_text() == result.stdout
+    assert out.read_bytes().decode() == result.stdout
 
 
 @pytest.mark.parametrize("baseline", ["tova", "h2o", "snapkv-decode", "streamingllm"])
@@ -128,7 +141,7 @@ def test_a_loop_is_named_and_ends_the_run_when_asked(scope, tmp_path):
     torch.manual_seed(0)
     Gemma3ForCausalLM(config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    argv = ["generate", "a", "--model", tmp_path, "--ignore-eos", "-n", 200, "--temperature", 0]
+    argv = ["generate", "a", "--model", tmp_path, "--ignore-eos", "--max-new-tokens", 200, "--temperature", 0]
     result = scope(*argv)
     assert "repeats itself: period 1" in result.stderr
     stopped = scope(*argv, "--stop-on-loop")
@@ -165,6 +178,8 @@ def test_the_default_length_is_cut_to_the_context_with_a_note(scope, tiny_folder
         (["generate", "hi", "--device", "gpu"], "model.device"),
         (["generate", "hi", "--output", "no/such/folder/out.txt"], "cannot write"),
         (["generate", "hi", "--load-in", "3bit"], "model.load_in"),
+        (["generate", "hi", "--threads", "0"], "model.threads"),
+        (["generate", "hi", "--threads", "many"], "model.threads"),
         (["generate", "hi", "--append", "--force"], "exclude each other"),
     ],
 )
@@ -175,6 +190,15 @@ def test_bad_input_is_one_line_and_a_hint_and_code_2(scope, tiny_folder, argv, m
     assert (result.code, result.stdout) == (2, "")
     assert message in result.stderr
     assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+
+
+def test_verbose_sets_the_run_beside_the_bandwidth(scope, tiny_folder):
+    argv = ("generate", "hi", "--model", tiny_folder, "-n", 5, "--ignore-eos")
+    quiet, told = scope(*argv), scope(*argv, "--verbose", "--threads", 1, "--load-in", "none")
+    assert quiet.stdout == told.stdout and "limit:" not in quiet.stderr
+    assert "cpu float32, 1 thread," in told.stderr
+    line = next(line for line in told.stderr.splitlines() if line.startswith("limit:"))
+    assert " of weights and " in line and "% of the memory's" in line
 
 
 def test_every_problem_of_a_profile_is_told_at_once(scope, tmp_path):
@@ -202,10 +226,21 @@ def test_a_prompt_that_is_not_utf8_is_told_with_its_place(scope, tmp_path):
 
 
 def test_lengths_that_exceed_the_context_are_refused(scope, tiny_folder):
-    typed = scope("generate", "hi", "--model", tiny_folder, "-n", 9000)
+    typed = scope("generate", "hi", "--model", tiny_folder, "--max-new-tokens", 9000)
     assert typed.code == 2 and "exceed the model's context of 8,192" in typed.stderr
     prompt = scope("generate", "a" * 9000, "--model", tiny_folder)
     assert prompt.code == 2 and "9,000 tokens" in prompt.stderr
+
+
+def test_what_weights_take_before_they_are_packed_has_to_fit_too(tiny_folder, monkeypatch):
+    opened = open_model(ModelSettings(name=str(tiny_folder), device="cpu", load_in="int4"))
+    plan = make_plan(load_profile("default", {"sampling.max_new_tokens": 2}), opened.geometry, 8)
+    packed = replace(opened, weight_bytes=1000, loading_bytes=10**9)
+    monkeypatch.setattr("scope_cli.memory.free_bytes", lambda device: 10**9)
+    check_memory(packed, plan)
+    monkeypatch.setattr("scope_cli.memory.free_bytes", lambda device: 10**9 - 1)
+    with pytest.raises(ModelError, match="while it is loaded"):
+        check_memory(packed, plan)
 
 
 def test_too_little_memory_is_told_before_loading(scope, tiny_folder, monkeypatch):
@@ -221,7 +256,7 @@ def test_a_failed_audit_ends_with_code_5_and_keeps_the_text(generate, tmp_path, 
     out = tmp_path / "out.txt"
     result = generate(PROMPT, "--budget", 8, "--recent", 4, "--output", out)
     assert result.code == 5 and "audit" in result.stderr
-    assert out.read_text() == result.stdout != ""
+    assert out.read_bytes().decode() == result.stdout != ""
     assert json.loads((tmp_path / "out.txt.run.json").read_text())["results"][0]["audit"]["problems"]
 
 
@@ -232,7 +267,7 @@ def long_run(tiny_folder, *argv):
         "--model",
         tiny_folder,
         "--ignore-eos",
-        "-n",
+        "--max-new-tokens",
         8000,
         "--budget",
         64,
@@ -287,3 +322,36 @@ def test_a_broken_pipe_ends_quietly_with_the_record_complete(tiny_folder, tmp_pa
     assert process.wait(timeout=60) == 141
     assert process.stderr.read() == b""
     assert json.loads((tmp_path / "out.txt.run.json").read_text())["results"][0]["reason"] == "interrupted"
+
+
+def test_several_prompts_and_samples_are_written_side_by_side(generate, tmp_path):
+    for name, text in (("a.txt", PROMPT), ("b.txt", PROMPT + "slept ")):
+        (tmp_path / name).write_text(text)
+    files = ("--prompt-file", tmp_path / "a.txt", "--prompt-file", tmp_path / "b.txt")
+    sampled = ("--temperature", 1.2, "--seed", 5)
+    both = generate(*files, "--samples", 2, *sampled, "--output", tmp_path / "out.txt", "--lanes", 3)
+    assert both.code == 0, both.stderr
+    texts = [(tmp_path / f"out-{number}.txt").read_bytes().decode() for number in (1, 2, 3, 4)]
+    assert both.stdout == "\n\n".join(texts)
+    assert len(set(texts)) == 4
+    records = [json.loads((tmp_path / f"out-{number}.txt.run.json").read_text()) for number in (1, 2, 3, 4)]
+    assert [record["seeds"] for record in records] == [[5], [6], [5], [6]]
+    assert all(record["status"] == "finished" and len(record["results"]) == 1 for record in records)
+    assert "output 4 of 4" in both.stderr
+    again = generate(*files, "--samples", 2, *sampled, "--output", tmp_path / "out.txt")
+    assert again.code == 2 and "out-1.txt" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--prompt-file", "-", "--prompt-file", "-"], "standard input can be read once"),
+        (["a", "--samples", "0"], "--samples"),
+        ([PROMPT, "-n", "2", "--lanes", "2", "--prefill", "snapkv", "--prefill-budget", "8",
+          "--set", "prefill.wrap=[adakv]", "--set", "prefill.window=4"], "one lane at a time"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_written_side_by_side_is_told(generate, argv, told):
+    result = generate(*argv)
+    assert (result.code, result.stdout) == (2, "")
+    assert told in result.stderr

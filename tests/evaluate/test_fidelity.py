@@ -8,7 +8,7 @@ import torch
 from scope_cli.errors import UsageError
 from scope_cli.evaluate.fidelity import KnownText, Reference, blocks_of, measure, over_texts, planned
 from scope_cli.events import Token
-from scope_cli.generate import generate, make_plan
+from scope_cli.generate import generate, new_work
 from scope_cli.profile import load_profile
 from scope_cli.replay import replay
 from tests.test_cache import loaded_tiny
@@ -30,9 +30,9 @@ def written(loaded, keys, tokens=160):
     settings = load_profile(
         "default", {**keys, "sampling.max_new_tokens": tokens, "sampling.ignore_eos": True}
     )
-    plan = make_plan(settings, loaded.geometry, len(PROMPT))
+    work = new_work(settings, loaded.geometry, PROMPT)
     return settings, [
-        event for event in generate(loaded, settings.profile, PROMPT, plan) if isinstance(event, Token)
+        event for event in generate(loaded, settings.profile, [work]) if isinstance(event, Token)
     ]
 
 

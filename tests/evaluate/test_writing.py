@@ -5,7 +5,7 @@ import torch
 from scope_cli.evaluate.loops import repetition, unique_ngrams
 from scope_cli.evaluate.writing import write_all
 from scope_cli.events import Finished, Token
-from scope_cli.generate import generate, make_plan
+from scope_cli.generate import generate, new_work
 from scope_cli.profile import load_profile
 from tests.test_cache import loaded_tiny
 
@@ -28,25 +28,36 @@ def test_every_prompt_gets_the_output_of_a_run_of_its_own(tmp_path):
         got = {one.prompt: one for one in write_all(loaded, settings, dict(enumerate(PROMPTS)), lanes=3)}
         assert sorted(got) == [0, 1, 2, 3]
         for number, prompt in enumerate(PROMPTS):
-            sampling = settings.profile.sampling.model_copy(update={"seed": 5 + number})
-            profile = settings.profile.model_copy(update={"sampling": sampling})
-            plan = make_plan(settings, loaded.geometry, len(prompt))
-            events = list(generate(loaded, profile, prompt, plan))
+            work = new_work(settings, loaded.geometry, prompt, number)
+            events = list(generate(loaded, settings.profile, [work]))
             tokens = [event for event in events if isinstance(event, Token)]
             (finished,) = [event for event in events if isinstance(event, Finished)]
-            assert got[number].ids == [event.token_id for event in tokens]
-            assert got[number].text == "".join(event.text for event in tokens) + finished.text
-            assert got[number].reason == finished.reason
+            one = got[number]
+            assert one.ids == [event.token_id for event in tokens]
+            assert one.text == "".join(event.text for event in tokens) + finished.text
+            assert (one.reason, one.evictions) == (finished.reason, finished.reading.evictions)
 
 
-def test_an_interruption_ends_between_groups(tmp_path):
+def test_bytes_are_those_of_a_lane(tmp_path):
+    loaded = loaded_tiny(tmp_path)
+    settings = load_profile(
+        "default", {"decode.budget": 16, "sampling.max_new_tokens": 60, "sampling.ignore_eos": True}
+    )
+    (alone,) = write_all(loaded, settings, {0: PROMPTS[0]})
+    three = list(write_all(loaded, settings, dict.fromkeys(range(3), PROMPTS[0]), lanes=3))
+    assert [one.bytes.held_mean for one in three] == [alone.bytes.held_mean] * 3
+    assert [one.bytes.full_peak for one in three] == [alone.bytes.full_peak] * 3
+    assert alone.bytes.held_mean < alone.bytes.held_peak < alone.bytes.full_mean < alone.bytes.full_peak
+
+
+def test_what_an_interruption_cut_is_not_an_output(tmp_path):
     loaded = loaded_tiny(tmp_path)
     settings = load_profile("default", {"sampling.max_new_tokens": 5, "sampling.ignore_eos": True})
     seen: list[int] = []
-    for one in write_all(
-        loaded, settings, dict(enumerate(PROMPTS)), lanes=2, interrupted=lambda: len(seen) >= 2
-    ):
+    prompts = dict(enumerate(PROMPTS))
+    for one in write_all(loaded, settings, prompts, lanes=1, interrupted=lambda: len(seen) >= 2):
         seen.append(one.prompt)
+        assert len(one.ids) == 5
     assert len(seen) == 2
 
 

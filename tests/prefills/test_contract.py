@@ -171,14 +171,14 @@ def test_two_prompts_one_after_the_other_give_what_each_gives_alone(method, wrap
     chosen, tokens = settings_of(method, wrap), torch.arange(12)
     used, _, _ = read("gemma3", prompt_of(seed=1), chosen)
     write("gemma3", used, tokens)
-    moved = used.moved_bytes
+    moved = used.reading().moved_bytes
     read("gemma3", prompt_of(seed=2), chosen, cache=used)
     alone, _, _ = read("gemma3", prompt_of(seed=2), chosen)
     assert prompt_positions(used) == prompt_positions(alone)
     expected = write("gemma3", alone, tokens)
     torch.testing.assert_close(write("gemma3", used, tokens), expected, atol=1e-12, rtol=0)
     assert used.audit().passed
-    assert used.moved_bytes - moved == alone.moved_bytes
+    assert used.reading().moved_bytes - moved == used.reading(0).moved_bytes == alone.reading().moved_bytes
     assert used.reading().allocated_bytes == alone.reading().allocated_bytes
 
 

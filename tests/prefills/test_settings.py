@@ -80,7 +80,19 @@ def test_the_default_profile_keeps_the_whole_prompt():
 def test_a_prompt_is_compressed_from_the_command_line(scope, tiny_folder, tmp_path):
     text = tmp_path / "prompt.txt"
     text.write_text("A prompt of some length, from the command line to the printed token. " * 4)
-    common = ("generate", "-f", text, "--raw", "-m", tiny_folder, "-n", 40, "--ignore-eos", "--budget", 16)
+    common = (
+        "generate",
+        "-f",
+        text,
+        "--raw",
+        "-m",
+        tiny_folder,
+        "--max-new-tokens",
+        40,
+        "--ignore-eos",
+        "--budget",
+        16,
+    )
     snapkv = ("--prefill", "snapkv", "--prefill-budget", "50%", "--set", "prefill.wrap=[adakv]")
     result = scope(*common, *snapkv)
     assert result.code == 0, result.stderr

@@ -99,7 +99,7 @@ def watched(scorer, watch):
 def last_view(scorer, leaving=6, **how) -> SlotView:
     """The slots of the second layer after 56 tokens, the budget full, before an eviction of `leaving`."""
     *_, (cache, _logits) = written(scorer, 56, **how)
-    return SlotView(cache, cache.policy_layers[1], [leaving] * len(cache.lanes))
+    return SlotView(cache, cache.policy_layers[1], cache.facts([leaving] * len(cache.lanes)))
 
 
 @dataclass

@@ -117,7 +117,17 @@ def test_calibration_is_the_mean_query_before_the_rotation(scope, tiny_folder, t
 def test_tri_writes_with_its_file_and_says_what_lacks_without(scope, tiny_folder, tmp_path):
     out = tmp_path / "tri.safetensors"
     assert scope("calibrate", out, "--text", "examples/logbook.txt", "--model", tiny_folder).code == 0
-    argv = ["generate", "a lighthouse", "--model", tiny_folder, "--ignore-eos", "-n", 60, "--budget", 16]
+    argv = [
+        "generate",
+        "a lighthouse",
+        "--model",
+        tiny_folder,
+        "--ignore-eos",
+        "--max-new-tokens",
+        60,
+        "--budget",
+        16,
+    ]
     result = scope(*argv, "--set", f"decode.scorer={{name: tri, calibration: {out}}}")
     assert result.code == 0 and "policy active" in result.stderr
     lacking = scope(*argv, "--scorer", "tri")

@@ -166,7 +166,7 @@ def test_an_unprotected_prompt_can_be_ranked_too(scorer):
     how = {"protect_prompt": False, "total_budget": 12, "recent": 2, "interval": 5}
     for cache, _ in written(scorer, 60, dtype=torch.float32, **how):
         for layer in cache.policy_layers:
-            assert (layer.positions[0] >= 0).sum(-1).max() <= max(12, 31 - cache.lanes[0].evicted)
+            assert (layer.positions[0] >= 0).sum(-1).max() <= max(12, 31 - cache.lanes[0].evicted_tokens)
             scores = built(scorer).score(SlotView(cache, layer))
             assert scores[layer.positions[:, :, : scores.shape[2]] >= 0].isfinite().all()
     assert cache.audit().passed, cache.audit().problems

@@ -122,7 +122,7 @@ def test_a_window_of_one_with_shared_heads_is_tova():
     *_, (cache, _) = written({"name": "window", "window": 1}, share="layer", recent=1, interval=1)
     for layer in cache.policy_layers:
         assert torch.equal(layer.positions[0, 0].sort().values, layer.positions[0, 1].sort().values)
-    view = SlotView(cache, cache.policy_layers[1], [6])
+    view = SlotView(cache, cache.policy_layers[1], cache.facts([6]))
     scores = cache.policy.scores(view)
     heads = list(heads_of(view))
     rows = [head.attention() for head in heads]

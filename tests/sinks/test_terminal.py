@@ -1,5 +1,4 @@
 import io
-from dataclasses import replace
 
 import pyte
 import pytest
@@ -8,7 +7,6 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from scope_cli.events import PromptProgress, Token
 from scope_cli.sinks import terminal
 from scope_cli.sinks.terminal import RecentRate, Terminal, fitting, split_rows
 
@@ -167,13 +165,6 @@ def test_the_screen_is_drawn_eight_times_a_second_at_most(events_of_a_run, monke
         sink.receive(event)
     assert 70 < len(writes) <= 80 + 2
     sink.close()
-
-
-def test_only_lane_0_is_shown(events_of_a_run):
-    events = events_of_a_run(["one "] * 3)
-    others = [replace(event, lane=1, text="two ") for event in events if isinstance(event, Token)]
-    tty = show([*events[:4], *others, PromptProgress(1, 1, 2), *events[4:]])
-    assert tty.rows() == ["one one one"]
 
 
 def test_the_rate_is_of_the_last_seconds_and_waits_for_a_meaning():

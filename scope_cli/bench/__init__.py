@@ -1,0 +1,1 @@
+"""`scope bench`: contenders, each in a process of its own, stepped in turn; ratios within one run."""

@@ -1,0 +1,360 @@
+"""scope bench: profiles and peers on the same text, in turn; a table, JSON, CSV and a plot out."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scope_cli.commands import options as o
+from scope_cli.commands.generate import no_word, prompts_of, read_text, tell
+from scope_cli.errors import UsageError
+from scope_cli.names import did_you_mean
+
+if TYPE_CHECKING:
+    from scope_cli.bench.contest import Course, Spec
+    from scope_cli.model import OpenedModel
+
+WHO, WHERE, RESULT = "Contenders", "Course", "Results"
+SPARE = 2  # tokens after the last position: one is picked and not fed, and a lane must not end with it
+PEERS = ("dynamic", "static", "quantized", "generate")
+
+
+def bench_command(
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; - reads standard input.", show_default=False)
+    ] = None,
+    prompt_file: Annotated[
+        str | None,
+        o.option(
+            "--prompt-file", "-f", panel=WHERE, help="Read the prompt from a file; - is standard input."
+        ),
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None,
+        o.option("--prompt-tokens", panel=WHERE, help="Cut or repeat the prompt to that many tokens."),
+    ] = None,
+    text: Annotated[
+        str | None,
+        o.option(
+            "--text", panel=WHERE, help="What follows the prompt, known: a file. Else the prompt again."
+        ),
+    ] = None,
+    profile: Annotated[
+        list[str],
+        o.option(
+            "--profile",
+            "-p",
+            panel=WHO,
+            help='A profile of scope, as "[NAME=]PROFILE [KEY=VALUE ...] [lanes=N]". Repeatable.',
+        ),
+    ] = [],  # noqa: B006  typer copies it
+    peer: Annotated[
+        list[str],
+        o.option(
+            "--peer",
+            panel=WHO,
+            help='dynamic, static, quantized or generate (transformers), as "[NAME=]PEER [KEY=VALUE ...]"; '
+            'or "NAME=COMMAND", a program that speaks the protocol of docs/bench.md. Repeatable.',
+        ),
+    ] = [],  # noqa: B006
+    baseline: Annotated[
+        str | None,
+        o.option("--baseline", panel=WHO, help="Whom the others are compared with; else the first."),
+    ] = None,
+    lanes: Annotated[int, typer.Option("--lanes", min=1, rich_help_panel=WHO, help="Texts at once.")] = 1,
+    threads: Annotated[
+        int | None, o.option("--threads", panel=WHO, help="Threads of each contender.", min=1)
+    ] = None,
+    positions: Annotated[
+        str | None,
+        o.option(
+            "--positions",
+            panel=WHERE,
+            help="Where to measure, prompt and output counted: 1500,5000. Else three up to -n new tokens.",
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", min=1, rich_help_panel=WHERE, help="The output's length.")
+    ] = 2048,
+    burst: Annotated[
+        int, typer.Option("--burst", min=1, rich_help_panel=WHERE, help="Steps of a contender in a row.")
+    ] = 64,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, rich_help_panel=WHERE, help="Bursts of each at each position.")
+    ] = 5,
+    write: Annotated[
+        bool, o.option("--write", panel=WHERE, help="Get to each position by writing, not by being fed.")
+    ] = False,
+    apart: Annotated[
+        bool,
+        o.option("--apart", panel=WHERE, help="A process for each position: positions are in turn as well."),
+    ] = False,
+    sequential: Annotated[
+        bool,
+        o.option("--sequential", panel=WHERE, help="One contender after the other: one model in memory."),
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, rich_help_panel=WHERE, help="Seconds for one answer.")
+    ] = 900,
+    bandwidth: Annotated[
+        float | None,
+        o.option(
+            "--bandwidth", panel=RESULT, help="What the memory gives, GB/s: prints the share of it.", min=0
+        ),
+    ] = None,
+    json: Annotated[
+        Path | None, o.option("--json", panel=RESULT, help="Save everything, each burst too; - is stdout.")
+    ] = None,
+    csv: Annotated[
+        Path | None, o.option("--csv", panel=RESULT, help="Save a row per contender and position; -.")
+    ] = None,
+    plot: Annotated[
+        Path | None, o.option("--plot", panel=RESULT, help="Draw ms/step against position (.png, .svg).")
+    ] = None,
+    quiet: Annotated[bool, o.option("--quiet", "-q", panel=RESULT, help="The table, no progress.")] = False,
+    set_: o.Set = [],  # noqa: B006
+    offline: o.Offline = False,
+    model: o.Model = None,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    load_in: o.LoadIn = None,
+    budget: o.Budget = None,
+    raw: Annotated[
+        bool, o.option("--raw", panel=WHERE, help="Feed the prompt as it is, without the chat template.")
+    ] = False,
+) -> None:
+    """Measure profiles and peers in turn, each in a process of its own.
+
+    Without contenders: the profiles default (slide) and full, and transformers' DynamicCache.
+
+        scope bench --prompt-file report.txt --prompt-tokens 1000 --positions 5000,8000 --budget 512
+    """
+    (content,) = prompts_of(prompt, [prompt_file] if prompt_file else [])
+    following = read_text(text, "--text") if text else content
+    if not profile and not peer:
+        profile, peer = ["slide=default", "full"], ["dynamic"]
+    common = o.overrides(
+        set_, model=model, dtype=dtype, device=device, load_in=load_in, budget=budget, raw=raw
+    )
+    specs = contenders(profile, peer, common)
+    names = [spec.name for spec in specs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"two contenders are called {twice[0]!r}", f'name one of them: "NAME={twice[0]}"')
+    first = baseline or names[0]
+    if first not in names:
+        raise UsageError(f"--baseline: there is no contender {first!r}{did_you_mean(first, names)}")
+    if str(json) == str(csv) == "-":
+        raise UsageError("--json - and --csv -: one of them can go to stdout")
+    if apart and sequential:
+        raise UsageError("--apart and --sequential exclude each other")
+    if plot is not None:
+        from scope_cli.bench.plot import check_plot
+
+        check_plot(plot)
+    for file in (json, csv, plot):
+        if file is not None and str(file) != "-" and not file.parent.is_dir():
+            raise UsageError(f"cannot write {file}: there is no folder {file.parent}")
+
+    say = no_word if quiet else tell
+    from scope_cli.bench.contest import Course, Row, contest
+    from scope_cli.bench.protocol import Job
+    from scope_cli.model import open_model
+    from scope_cli.profile import load_profile
+
+    settings = load_profile("full", common).profile
+    opened = open_model(settings.model, offline, say)
+    ids = opened.encode(content, settings.prompt)
+    ids = exactly(ids, prompt_tokens) if prompt_tokens is not None else ids
+    at = positions_of(positions, len(ids), max_new_tokens, burst * (rounds + 1), opened.geometry.context)
+    known = exactly(list(opened.tokenizer(following)["input_ids"]), at[-1] - len(ids))
+    course = Course(
+        job=Job(
+            model=opened.name,
+            folder=str(opened.folder.path),
+            prompt_tokens=len(ids),
+            most_tokens=at[-1] + SPARE,
+            lanes=lanes,
+            threads=threads,
+            device=str(opened.device),
+            dtype=str(opened.dtype).removeprefix("torch."),
+            load_in=opened.load_in,
+        ),
+        prompt=tuple(ids),
+        known=tuple(known),
+        positions=at,
+        burst=burst,
+        rounds=rounds,
+        write=write,
+        apart=apart,
+        sequential=sequential,
+        timeout_s=timeout,
+    )
+    check_room(opened, course, specs)
+    limit = bandwidth * 1e9 if bandwidth else measured_bandwidth(opened, threads)
+    say(f"the memory gives {limit / 1e9:.1f} GB/s")
+    rows = [Row(spec.name) for spec in specs]
+    interrupted = False
+    try:
+        contest(specs, rows, course, say)
+    except KeyboardInterrupt:
+        tell("interrupted; what was measured until then:")
+        interrupted = True
+
+    from rich.console import Console
+
+    from scope_cli.bench.report import lines_of, show, write_csv, write_json
+
+    lines = lines_of(rows, course, first, limit)
+    show(lines, rows, course, first, Console(stderr=True, width=None if sys.stderr.isatty() else 120))
+    if json is not None:
+        with writing(json) as out:
+            write_json(out, lines, rows, course, first, sys.argv[1:])
+    if csv is not None:
+        with writing(csv) as out:
+            write_csv(out, lines, rows)
+    if plot is not None and lines:
+        from scope_cli.bench.plot import draw
+
+        draw(lines, plot, f"{opened.name}, {course.job.dtype}, prompt {len(ids):,} tokens")
+    raise typer.Exit(130 if interrupted else 1 if any(row.failed for row in rows) else 0)
+
+
+def contenders(profiles: list[str], peers: list[str], common: dict[str, Any]) -> "list[Spec]":
+    """Every contender's command, checked as far as it can be without starting it."""
+    from scope_cli.bench.contest import Spec
+    from scope_cli.profile import load_profile
+
+    specs = []
+    for text in profiles:
+        name, profile, words = split_contender(text, "--profile")
+        overrides, lanes = settings_of(words, "--profile")
+        overrides = common | overrides
+        load_profile(profile, overrides)  # a problem is told now
+        specs.append(Spec(name, worker("scope", profile, overrides), lanes))
+    for text in peers:
+        name, kind, words = split_contender(text, "--peer")
+        if kind in PEERS:
+            overrides, lanes = settings_of(words, "--peer")
+            overrides = {
+                key: value for key, value in (common | overrides).items() if key.startswith("model.")
+            }
+            load_profile("full", overrides)
+            specs.append(Spec(name, worker(kind, "full", overrides), lanes))
+        elif name == " ".join([kind, *words]):
+            hint = 'a command has the form "NAME=COMMAND"'
+            raise UsageError(f"--peer: there is no {kind!r}{did_you_mean(kind, PEERS)}", hint)
+        else:
+            specs.append(Spec(name, (kind, *words)))
+    return specs
+
+
+def split_contender(text: str, option: str) -> tuple[str, str, list[str]]:
+    """ "slide64=default decode.interval=64" -> its name, its first word, the rest."""
+    try:
+        first, *rest = shlex.split(text)
+    except ValueError as error:  # also where there is no word at all
+        raise UsageError(f"{option} {text!r}: {'it is empty' if not text.strip() else error}") from error
+    name, given, kind = first.partition("=")
+    if given and not (name and kind):
+        raise UsageError(f"{option} {text!r}: something lacks beside the =")
+    kind = kind if given else first
+    return (name if given else text.strip(), kind, rest)
+
+
+def settings_of(words: list[str], option: str) -> tuple[dict[str, Any], int | None]:
+    """KEY=VALUE words as overrides of a profile, and the lanes where they are among them."""
+    lanes = None
+    for word in words:
+        if word.startswith("lanes="):
+            value = word.removeprefix("lanes=")
+            if not value.isdecimal() or int(value) < 1:
+                raise UsageError(f"{option}: lanes is a number of at least 1, not {value!r}")
+            lanes = int(value)
+    return o.overrides([word for word in words if not word.startswith("lanes=")]), lanes
+
+
+def worker(kind: str, profile: str, overrides: dict[str, Any]) -> tuple[str, ...]:
+    import json
+
+    spec = {"kind": kind, "profile": profile, "overrides": overrides}
+    return (sys.executable, "-m", "scope_cli.bench.worker", json.dumps(spec))
+
+
+def exactly(ids: list[int], tokens: int) -> list[int]:
+    """So many ids, cut or repeated from the start."""
+    if tokens < 1 or not ids:
+        raise UsageError(f"a text of {tokens} tokens cannot be made from one of {len(ids)}")
+    return (ids * -(-tokens // len(ids)))[:tokens]
+
+
+def positions_of(asked: str | None, prompt: int, new_tokens: int, room: int, context: int) -> tuple[int, ...]:
+    """Where the bursts end; each needs `room` tokens after the prompt."""
+    if asked is None:
+        at = [prompt + max(room, new_tokens * part // 4) for part in (1, 2, 4)]
+    else:
+        try:
+            at = [int(one.replace("_", "")) for one in asked.split(",")]
+        except ValueError as error:
+            raise UsageError(f"--positions {asked!r}: numbers such as 1500,5000") from error
+    at = sorted(set(at))
+    if at[0] < prompt + room:
+        raise UsageError(
+            f"position {at[0]:,} comes too early: the prompt has {prompt:,} tokens, the bursts take {room:,}",
+            f"the first possible one is {prompt + room:,}; --prompt-tokens, --burst and --rounds change it",
+        )
+    if at[-1] > context - SPARE:
+        raise UsageError(
+            f"position {at[-1]:,} does not fit the model's context of {context:,} tokens",
+            f"the last possible one is {context - SPARE:,}; --positions and -n change it",
+        )
+    return tuple(at)
+
+
+def check_room(opened: "OpenedModel", course: "Course", specs: "list[Spec]") -> None:
+    """Raises UsageError where the processes that live at the same time would not fit.
+
+    One after the other, who does not fit says so itself, and the others are measured.
+    """
+    if course.sequential:
+        return
+    from scope_cli.memory import free_bytes
+    from scope_cli.units import as_bytes
+
+    each = len(course.positions) if course.apart else 1
+    token = opened.geometry.token_bytes(opened.dtype.itemsize)
+    lanes = [spec.lanes or course.job.lanes for spec in specs]
+    needed = each * sum(opened.weight_bytes + one * course.job.most_tokens * token for one in lanes)
+    free = free_bytes(opened.device)
+    if needed > free:
+        raise UsageError(
+            f"the contenders may need {as_bytes(needed)} together, {opened.device} has {as_bytes(free)} free",
+            "--sequential runs one after the other",
+        )
+
+
+def measured_bandwidth(opened: "OpenedModel", threads: int | None) -> float:
+    """Bytes per second, with the threads that the contenders get, before any of them is there."""
+    import torch
+
+    from scope_cli.roofline import bandwidth
+
+    if threads:
+        torch.set_num_threads(threads)
+    return bandwidth(opened.device)
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[IO[str]]:
+    """stdout for "-"; a file that cannot be written is told in a line."""
+    if str(file) == "-":
+        yield sys.stdout
+        return
+    try:
+        with file.open("w", encoding="utf-8") as out:
+            yield out
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {error.strerror}") from error

@@ -1,0 +1,216 @@
+"""A model's linear layers in, the same with 4 or 8 bits a weight out, for a CPU.
+
+A row is cut into blocks of 32 weights; a block has a code of 4 or 8 bits for each weight, a scale, and with 4
+bits a minimum, as in GGUF's Q4_0, Q4_1 and Q8_0. Weights that were read from such a file get their own codes
+back. The products are torch's packed kernel `_weight_int4pack_mm_for_cpu`, whose rows, scales and results are
+bfloat16. 8 bits are two planes of 4: code = 16 * high + low.
+"""
+
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+Bits = Literal[4, 8]
+BITS: dict[str, Bits] = {"int4": 4, "int8": 8}
+BLOCK = 32  # weights that share a scale and a minimum
+ROWS = 64  # of a matrix that the kernel takes together; a matrix that they do not divide stays plain
+MANY = 128  # rows of input from which multiplying with the unpacked weight is faster
+AT_ONCE = 4096  # rows of a matrix that are packed at once, which bounds the memory that packing takes
+ON_GRID = 1e-3  # of a scale: so near to its code's value lies a weight that was read from a quantised file
+
+
+def pack(model: PreTrainedModel, bits: Bits) -> None:
+    """Replace the model's linear layers, one by one."""
+    for name, module, own_bits in list(_targets(model, bits)):
+        packed = PackedLinear(module, own_bits) if isinstance(module, nn.Linear) else PackedEmbedding(module)
+        model.set_submodule(name, packed)
+
+
+def packed_bytes(model: PreTrainedModel, bits: Bits) -> int:
+    """Bytes of all weights of a model, maybe one on the meta device, once `pack` has been there."""
+    targets = {module: own_bits for _, module, own_bits in _targets(model, bits)}
+    plain: dict[int, int] = {}
+    total = 0
+    for module in model.modules():
+        parameters = dict(module.named_parameters(recurse=False))
+        if module in targets:
+            weight = parameters.pop("weight")
+            weights, planes = weight.numel(), targets[module] // 4
+            if isinstance(module, nn.Linear):
+                total += planes * (weights // 2 + weights // BLOCK * 4)  # codes; scale and zero
+            else:
+                total += weights + weights // BLOCK * 2  # codes; scale
+        plain |= {id(parameter): parameter.nbytes for parameter in parameters.values()}  # tied ones once
+    return total + sum(plain.values())
+
+
+def _targets(model: PreTrainedModel, bits: Bits) -> Iterator[tuple[str, nn.Linear | nn.Embedding, Bits]]:
+    """(name, module, bits) of what is packed.
+
+    lm_head, and an embedding whose table it shares, get 8 bits: their error goes straight into the logits.
+    """
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = isinstance(head, nn.Linear) and head.weight is getattr(table, "weight", None)
+    for name, module in model.named_modules():
+        shape = module.weight.shape if isinstance(module, nn.Linear | nn.Embedding) else ()
+        if len(shape) != 2 or shape[0] % ROWS or shape[1] % BLOCK:
+            continue
+        if isinstance(module, nn.Linear):
+            yield name, module, 8 if module is head else bits
+        elif (
+            module is table and tied and type(module) is nn.Embedding
+        ):  # one that scales is a class of its own
+            yield name, module, 8
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weight, [out, in], is packed."""
+
+    packed: Tensor  # uint8 [out, planes * in / 2], in the kernel's order
+    scales: Tensor  # bfloat16 [planes * in / BLOCK, out, 2]: scale, and the value of code 8
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear, bits: Bits) -> None:
+        super().__init__()
+        self.out_features, self.in_features = linear.weight.shape
+        self.planes = bits // 4
+        self.unpacks = kernel_order_is_known()  # asked here: what is compiled finds constants
+        self.plain_dtype = torch.bfloat16 if bfloat16_is_fast() else torch.float32
+        parts = [_pack_rows(rows, bits) for rows in linear.weight.detach().split(AT_ONCE)]
+        self.register_buffer("packed", torch.cat([packed for packed, _ in parts]))
+        self.register_buffer("scales", torch.cat([scales for _, scales in parts], 1))
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., in] to [..., out], in x's dtype."""
+        rows = x.reshape(-1, self.in_features)
+        if rows.shape[0] >= MANY and self.unpacks:
+            out = rows.to(self.plain_dtype) @ self.unpacked(self.plain_dtype)
+        else:
+            rows = rows.to(torch.bfloat16)
+            if self.planes == 2:
+                rows = torch.cat([rows, rows], 1)  # the kernel adds the planes up before it rounds
+            out = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, BLOCK, self.scales)
+        out = out.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        return out if self.bias is None else out + self.bias
+
+    def unpacked(self, dtype: torch.dtype) -> Tensor:
+        """The transposed weight, [in, out]."""
+        tiles = self.packed.view(-1, self.planes * self.in_features, ROWS // 2)
+        codes = torch.cat([tiles & 15, tiles >> 4], 2).view(torch.int8).sub_(8)
+        codes = codes.to(dtype).view(codes.shape[0], self.planes, -1, BLOCK, ROWS)
+        scales = self.scales.to(dtype).view(self.planes, -1, 1, codes.shape[0], ROWS, 2).unbind(-1)
+        scale, zero = (part.permute(3, 0, 1, 2, 4) for part in scales)
+        weight = torch.addcmul(zero[:, 0], codes[:, 0], scale[:, 0])  # [out / ROWS, in / BLOCK, BLOCK, ROWS]
+        if self.planes == 2:
+            weight = torch.addcmul(weight.add_(zero[:, 1]), codes[:, 1], scale[:, 1])
+        return weight.permute(1, 2, 0, 3).reshape(self.in_features, self.out_features)
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """The plain weight, [out, in], for whoever computes with it; kept once somebody asked."""
+        if self.unpacks:
+            return self.unpacked(torch.float32).T.contiguous()
+        return self(torch.eye(self.in_features)).T.contiguous()
+
+
+class PackedEmbedding(nn.Module):
+    """An embedding whose table, [tokens, hidden], has 8 bits a weight; rows are unpacked when asked for."""
+
+    codes: Tensor  # int8 [tokens, hidden]
+    scales: Tensor  # bfloat16 [tokens, hidden / BLOCK]
+
+    def __init__(self, table: nn.Embedding) -> None:
+        super().__init__()
+        self.dtype = table.weight.dtype
+        parts = [_blocks_of_8(rows) for rows in table.weight.detach().split(AT_ONCE)]
+        self.register_buffer("codes", torch.cat([codes.to(torch.int8) for codes, _ in parts]))
+        self.register_buffer("scales", torch.cat([scales for _, scales in parts]))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids: [...] to [..., hidden], in the dtype the table had."""
+        codes = self.codes[ids].to(self.dtype).unflatten(-1, (-1, BLOCK))
+        return (codes * self.scales[ids].to(self.dtype).unsqueeze(-1)).flatten(-2)
+
+
+def _pack_rows(weight: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
+    """weight: [out, in] to codes in the kernel's order, and scales and zeros as the kernel takes them."""
+    if bits == 4:
+        codes, scale, zero = _blocks_of_4(weight)
+        planes = [(codes, scale, zero)]
+    else:
+        codes, scale = _blocks_of_8(weight)
+        codes = codes + 128  # 1 to 255
+        planes = [(codes // 16, 16 * scale, torch.zeros_like(scale)), (codes % 16, scale, 8 * scale)]
+    joined = torch.cat([codes for codes, _, _ in planes], 1)
+    scales = torch.cat([torch.stack([scale, zero], 2) for _, scale, zero in planes], 1)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(joined.int().contiguous(), 1)
+    return packed, scales.transpose(0, 1).contiguous()  # [in / BLOCK, out, 2]
+
+
+def _blocks_of_4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes from 0 to 15, [out, in]; scale and value of code 8, [out, in / BLOCK].
+
+    weight: [out, in]
+    """
+    blocks = weight.float().unflatten(1, (-1, BLOCK))
+    scale = _spacing(blocks.flatten(0, 1)).view(*blocks.shape[:2], 1)
+    scale, zero = scale.bfloat16(), (blocks.amin(2, keepdim=True) + 8 * scale).bfloat16()
+    codes = ((blocks - zero) / scale).nan_to_num_().round_().add_(8).clamp_(0, 15)
+    return codes.flatten(1), scale.squeeze(2), zero.squeeze(2)
+
+
+def _spacing(blocks: Tensor) -> Tensor:
+    """How far apart the values of each block are, [blocks]; blocks: [blocks, BLOCK].
+
+    A 15th of its range, except where the block comes from a file and uses neither its lowest nor its highest
+    code: its weights are equally spaced all the same, and the number of spaces is found by trying.
+    """
+    low, high = blocks.aminmax(dim=1, keepdim=True)
+    scale = (high - low).squeeze(1) / 15
+    for some in (slice(256), slice(None)):  # a look at a few tells weights that were never quantised
+        off = _off_grid(blocks[some], low[some], scale[some, None]).nonzero().squeeze(1)
+        tried_all = len(off)
+        for spaces in range(14, 0, -1):
+            tried = (high[off] - low[off]) / spaces
+            fits = ~_off_grid(blocks[off], low[off], tried)
+            scale[off[fits]] = tried[fits].squeeze(1)
+            off = off[~fits]
+        if len(off) > tried_all / 2:
+            return scale
+    return scale
+
+
+def _off_grid(blocks: Tensor, low: Tensor, scale: Tensor) -> Tensor:
+    """Which blocks have a weight that is no whole number of scales above the lowest."""
+    steps = ((blocks - low) / scale).nan_to_num_()
+    return ((steps - steps.round()).abs() > ON_GRID).any(1)
+
+
+def _blocks_of_8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight: [out, in] to codes from -127 to 127, [out, in], and scales, [out, in / BLOCK]."""
+    blocks = weight.float().unflatten(1, (-1, BLOCK))
+    scale = (blocks.abs().amax(2, keepdim=True) / 127).bfloat16()
+    codes = (blocks / scale.float()).nan_to_num_().round_().clamp_(-127, 127)
+    return codes.flatten(1), scale.squeeze(2)
+
+
+@lru_cache
+def bfloat16_is_fast() -> bool:
+    """This CPU multiplies bfloat16 matrices faster than float32 ones: it has AMX."""
+    return torch.cpu._is_amx_tile_supported()
+
+
+@lru_cache
+def kernel_order_is_known() -> bool:
+    """torch packs 64 rows as `unpacked` expects: column by column, row i and row i + 32 in a byte.
+
+    It does so where the CPU has AVX-512. Elsewhere long inputs go through the packed kernel too.
+    """
+    codes = torch.arange(ROWS * BLOCK).view(ROWS, BLOCK) * 7 // 5 % 16
+    tile = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1).view(BLOCK, ROWS // 2)
+    return bool((torch.cat([tile & 15, tile >> 4], 1) == codes.T).all())

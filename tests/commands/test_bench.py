@@ -1,0 +1,109 @@
+"""`scope bench` as a user types it: contenders on the tiny model, files, and what cannot be done."""
+
+import csv
+import json
+import sys
+
+import pytest
+
+SHORT = ("--burst", "8", "--rounds", "2", "--positions", "80,120", "--offline")
+PROMPT = "The lighthouse keeper wrote a letter."
+
+
+@pytest.fixture(scope="module")
+def peer_script(tmp_path_factory):
+    """A peer that loads and then dies."""
+    file = tmp_path_factory.mktemp("peer") / "peer.py"
+    file.write_text("import sys; sys.stdin.readline(); sys.exit('no such device')")
+    return file
+
+
+def test_profiles_and_peers_on_the_same_text(scope, tiny_folder, tmp_path, peer_script):
+    files = {kind: tmp_path / f"result.{kind}" for kind in ("json", "csv", "png")}
+    result = scope(
+        "bench", PROMPT, "-m", tiny_folder, *SHORT, "--budget", "16", "--threads", "1",
+        "--profile", "slide4=default decode.interval=4", "--profile", "two=full lanes=2",
+        "--peer", "dynamic", "--peer", f"broken={sys.executable} {peer_script}", "--baseline", "dynamic",
+        "--json", files["json"], "--csv", files["csv"], "--plot", files["png"], "--bandwidth", "0.001",
+    )  # fmt: skip
+    assert (result.code, result.stdout) == (1, "")
+    assert "broken failed: ended with exit code 1: no such device" in result.stderr
+    saved = json.loads(files["json"].read_text())
+    assert [row["name"] for row in saved["contenders"]] == ["slide4", "two", "dynamic", "broken"]
+    assert [row["failed"] is None for row in saved["contenders"]] == [True, True, True, False]
+    slide, two, dynamic, _ = saved["contenders"]
+    assert "every 4 tokens" in slide["policy"] and not slide["exact"]
+    assert two["exact"] and two["lanes"] == 2 and dynamic["exact"]
+    lines = {(line["contender"], line["position"]): line for line in saved["lines"]}
+    assert set(lines) == {(name, at) for name in ("slide4", "two", "dynamic") for at in (80, 120)}
+    for line in lines.values():
+        assert line["tokens_per_s"] == pytest.approx(1000 * line["lanes"] / line["step_ms"])
+        assert line["share_of_limit"] > 0
+    assert all(len(one["step_ms"]) == 2 for row in (slide, two, dynamic) for one in row["positions"])
+    assert lines["dynamic", 80]["ratio"] == 1
+    assert lines["slide4", 120]["held_bytes"] < lines["dynamic", 120]["held_bytes"]
+    assert (lines["slide4", 120]["moved_bytes"], lines["two", 120]["moved_bytes"]) == (0, 0)
+    assert lines["dynamic", 120]["moved_bytes"] > 0
+    assert "two: 8 of 8 next tokens as the first exact contender (exact)" in saved["remarks"]
+    assert "dynamic: 4 of 4 next tokens as the first exact contender (exact)" in saved["remarks"]
+    with files["csv"].open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 7 and rows[-1]["failed"].endswith("no such device")
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_csv_and_json_on_stdout_are_alone_there(scope, tiny_folder):
+    result = scope("bench", PROMPT, "-m", tiny_folder, *SHORT, "--peer", "dynamic", "--json", "-", "-q")
+    assert result.code == 0
+    assert json.loads(result.stdout)["baseline"] == "dynamic"
+    assert "tokens/s" in result.stderr and "on the way" not in result.stderr
+
+
+BAD = {
+    "no prompt": ([], "there is no prompt"),
+    "no such profile": ([PROMPT, "--profile", "slid"], "slide"),
+    "no such key": ([PROMPT, "--profile", "a=default decode.budgt=4"], "did you mean budget?"),
+    "no such peer": ([PROMPT, "--peer", "dynamik"], "did you mean dynamic?"),
+    "a peer without a command": ([PROMPT, "--peer", "x="], "--peer"),
+    "twice the same": (
+        [PROMPT, "--profile", "full", "--profile", "full"],
+        "are called 'full'",
+    ),
+    "no such baseline": ([PROMPT, "--profile", "full", "--baseline", "fast"], "no contender 'fast'"),
+    "no number": ([PROMPT, "--positions", "many"], "numbers such as"),
+    "too early": ([PROMPT, "--positions", "50"], "comes too early"),
+    "too late": ([PROMPT, "--positions", "900000"], "context of 8,192"),
+    "lanes": ([PROMPT, "--profile", "full lanes=0"], "lanes is a number"),
+    "no room": ([PROMPT, "--lanes", "100000000"], "may need"),
+    "a quote": ([PROMPT, "--profile", "full 'x"], "--profile"),
+    "empty": ([PROMPT, "--profile", " "], "--profile"),
+    "two on stdout": ([PROMPT, "--json", "-", "--csv", "-"], "one of them"),
+    "no folder": ([PROMPT, "--json", "/no/such/folder/x.json"], "there is no folder"),
+    "no picture": ([PROMPT, "--plot", "x.txt"], ".png"),
+    "both": ([PROMPT, "--apart", "--sequential"], "exclude each other"),
+    "no text": ([PROMPT, "--text", "/no/such/file"], "--text"),
+    "no tokens": ([PROMPT, "--prompt-tokens", "0"], "0"),
+}
+
+
+@pytest.mark.parametrize("argv, said", BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_and_a_hint(scope, tiny_folder, argv, said):
+    result = scope("bench", *argv, "-m", tiny_folder, "--offline")
+    assert (result.code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ") and said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_where_to_measure_follows_from_the_length(scope):
+    from scope_cli.commands.bench import positions_of
+
+    assert positions_of(None, 100, 2000, 64, 8192) == (600, 1100, 2100)
+    assert positions_of(None, 100, 100, 64, 8192) == (164, 200)  # the first two fall together
+    assert positions_of("500,300,500", 100, 0, 64, 8192) == (300, 500)
+
+
+def test_a_prompt_of_a_given_length():
+    from scope_cli.commands.bench import exactly
+
+    assert exactly([1, 2, 3], 7) == [1, 2, 3, 1, 2, 3, 1]
+    assert exactly([1, 2, 3], 2) == [1, 2]

@@ -1,0 +1,136 @@
+"""The scripts of benchmarks/: their commands are commands, their arithmetic and their tables are right."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_docs import parse
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(*argv, **env):
+    return subprocess.run(
+        [str(part) for part in argv], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **env}
+    )
+
+
+def test_every_part_of_the_measurements_is_a_command():
+    result = run(sys.executable, BENCHMARKS / "performance.py", "--dry-run", "--threads", "3")
+    lines = result.stdout.splitlines()
+    assert len(lines) == len(load("performance").PARTS)
+    for line in lines:
+        params = parse(shlex.split(line.partition(": scope ")[2]))
+        assert params["threads"] == 3
+        assert Path(params["prompt_file"]).is_file() and Path(params["text"]).is_file()
+        first, *_, last = [int(one) for one in f"{params['positions']},{params['positions']}".split(",")]
+        assert first >= params["prompt_tokens"] + params["burst"] * (params["rounds"] + 1)
+        assert last < 8192
+
+
+def test_a_part_that_is_not_there_is_told():
+    result = run(sys.executable, BENCHMARKS / "performance.py", "nix")
+    assert result.returncode == 2 and "no part 'nix'" in result.stderr
+
+
+def result_of(contenders, **course):
+    """What `scope bench --json` writes, as far as a table reads it: contender -> position -> bursts in ms."""
+    base = next(iter(contenders.values()))
+    lines = [
+        {
+            "contender": name, "position": at, "step_ms": sorted(ms)[len(ms) // 2], "tokens_per_s": 1.0,
+            "ratio": base[at][0] / ms[0], "ratio_least": 0.5, "ratio_most": 9.0, "prefill_ratio": 8.5,
+            "share_of_limit": 0.61, "moved_bytes": 0, "held_bytes": 2**20, "decode_peak_bytes": 2**30,
+        }
+        for name, positions in contenders.items()
+        for at, ms in positions.items()
+    ]  # fmt: skip
+    rows = [
+        {
+            "name": name,
+            "failed": None,
+            "positions": [{"position": at, "step_ms": ms} for at, ms in at.items()],
+        }
+        for name, at in contenders.items()
+    ]
+    return {"lines": lines, "contenders": rows, "course": {"job": {"model": "m"}}}
+
+
+def test_the_table_says_what_was_found_and_what_was_not(tmp_path, monkeypatch):
+    performance = load("performance")
+    monkeypatch.setattr(performance, "RESULTS", tmp_path)
+    flat = {"slide": {1800: [10.0, 20.0, 10.0], 8000: [11.0, 22.0, 9.0]}}
+    (tmp_path / "flat.json").write_text(json.dumps(result_of(flat)))
+    far = {
+        "dynamic": {5000: [90.0] * 3, 8000: [200.0] * 3},
+        "slide": {5000: [30.0] * 3, 8000: [40.0] * 3},
+        "full": {5000: [60.0, 30.0, 90.0], 8000: [1.0] * 3},
+    }
+    (tmp_path / "far.json").write_text(json.dumps(result_of(far)))
+    rows = {line.split(" | ")[0].strip("| "): line for line in performance.table().splitlines()}
+    assert "| 1.10x (0.90-1.10) |" in rows["ms/token at 8,000 over 1,800, really written"]
+    assert "| 3.00x (0.50-9.00) |" in rows["position 5,000 against DynamicCache, same weights"]
+    assert "| 2.00x (1.00-3.00) |" in rows["slide, interval 64, against full, position 5,000"]
+    assert "| 61% |" in rows["share of the bandwidth limit, one lane, float32"]
+    assert "| - |" in rows["slide at every step against full, 5,000"], "that contender is not there"
+    assert "| - |" in rows["eight lanes against one, total tokens/s, bfloat16"], "that part was not measured"
+    assert "| m | slide | 8,000 |" in performance.lines_table([result_of(far)])
+
+
+@pytest.mark.parametrize("script", ["gpu.sh", "peers/setup.sh"])
+def test_the_shell_scripts_are_shell(script):
+    assert run("bash", "-n", BENCHMARKS / script).returncode == 0
+
+
+def test_what_the_gpu_script_runs_is_a_command():
+    result = run(BENCHMARKS / "gpu.sh", "--dry-run", OUTPUTS="1000 32768", BUDGETS="512 4096", LANES="1 8")
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert len(lines) == 4, "two models, one and eight lanes"
+    for line in lines:
+        _, argv = line.split(" -m scope_cli ")
+        params = parse(shlex.split(argv))
+        assert params["positions"] == "5096,36864"
+        assert [one.split("=")[0] for one in params["profile"]] == ["full", "slide 512", "slide 4096"]
+        assert params["sequential"]
+    assert {re.search(r"--model (\S+)", line)[1] for line in lines} == {
+        "meta-llama/Llama-3.1-8B-Instruct",
+        "Qwen/Qwen3-8B",
+    }
+
+
+def test_an_unknown_peer_is_told():
+    result = run(BENCHMARKS / "peers" / "setup.sh", "vllm")
+    assert (result.returncode, result.stdout) == (2, "") and "llamacpp|kvpress" in result.stderr
+
+
+def test_the_page_of_scale_is_fresh_and_near_the_formula():
+    scale = load("scale")
+    page = scale.page()
+    assert (ROOT / "docs" / "scale.md").read_text() == page, "python benchmarks/scale.py > docs/scale.md"
+    for model, (layers, _, kv_heads, head_dim, *_) in scale.MODELS.items():
+        token = 2 * layers * kv_heads * head_dim * 2
+        kv = token * (scale.PROMPT + 1025)
+        assert kv < scale.lane_bytes(model, 2**20, 1024) < 1.03 * kv
+        kv = token * (scale.PROMPT + 2**17)
+        assert kv < scale.lane_bytes(model, 2**17, None) < 1.03 * kv
+    lane = scale.lane_bytes("8B", 2**20, 1024)
+    fitting = scale.lanes_on(80, 16e9, lane)
+    assert fitting * lane + 16e9 + scale.WORKSPACE <= 80e9 < (fitting + 1) * lane + 16e9 + scale.WORKSPACE
+    assert scale.lanes_on(24, 23e9, lane) == 0

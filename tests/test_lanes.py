@@ -1,0 +1,204 @@
+"""Several prompts side by side: each gives bit for bit what it gives with other neighbours, in any row."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from scope_cli.decode import decode
+from scope_cli.events import Finished, PromptRead, Token
+from scope_cli.generate import Job, Work, generate, make_plan, new_work
+from scope_cli.memory import PeakMeter
+from scope_cli.plan import together
+from scope_cli.profile import load_profile
+from tests.test_cache import loaded_tiny
+
+LANES = 3
+BUDGET = {"decode.budget": 12, "decode.recent": 4, "decode.interval": 5}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return {family: loaded_tiny(tmp_path_factory.mktemp(family), family) for family in ("llama", "gemma3")}
+
+
+def settings_of(**overrides):
+    asked = {"sampling.ignore_eos": True, "sampling.temperature": 1.0, "sampling.max_new_tokens": 40}
+    return load_profile("default", {**asked, **BUDGET, **overrides})
+
+
+def ids_of(seed, tokens) -> list[int]:
+    return torch.randint(0, 256, (tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def work_of(loaded, settings, seed, prompt_tokens, new_tokens=40, temperature=1.0) -> Work:
+    sampling = settings.profile.sampling.model_copy(
+        update={"max_new_tokens": new_tokens, "temperature": temperature}
+    )
+    settings = replace(settings, profile=settings.profile.model_copy(update={"sampling": sampling}))
+    ids = ids_of(seed, prompt_tokens)
+    return Work(ids, make_plan(settings, loaded.geometry, prompt_tokens), sampling, seed)
+
+
+def written(loaded, settings, works, shape, **decode_more):
+    """By prompt: ids and log-probabilities, bit for bit; and the events."""
+    with PeakMeter(loaded.device) as peak:
+        job = Job(loaded, settings.profile, shape, peak)
+        waiting = iter(enumerate(works))
+
+        def admit(row):
+            number, work = next(waiting, (0, None))
+            return None if work is None else job.read(work, number, row, lambda: False)
+
+        events = list(decode(job.step, job.cache, admit, job.finish, **decode_more))
+    texts = {}
+    for event in events:
+        if isinstance(event, Token):
+            texts.setdefault(event.prompt, []).append((event.token_id, event.logprob))
+    ends = [event for event in events if isinstance(event, Finished)]
+    assert all(end.audit.passed for end in ends), [end.audit.problems for end in ends]
+    assert len(ends) == len(works)
+    return texts, events, job.cache
+
+
+@settings(max_examples=12, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(data=st.data())
+def test_a_lane_is_bit_for_bit_the_same_whatever_the_others_hold_and_in_any_row(models, data):
+    loaded = models[data.draw(st.sampled_from(["llama", "gemma3"]), "family")]
+    chosen = settings_of(
+        **{
+            "decode.strategy": data.draw(st.sampled_from(["slide", "adaptive", "full"]), "strategy"),
+            "decode.scorer": data.draw(
+                st.sampled_from(["attention", "random", "accumulated", "rkv"]), "scorer"
+            ),
+            "decode.protect_prompt": data.draw(st.booleans(), "protect"),
+        }
+    )
+    works = [
+        work_of(
+            loaded,
+            chosen,
+            seed=data.draw(st.integers(0, 99), "seed"),
+            prompt_tokens=data.draw(st.integers(1, 90), "prompt"),
+            new_tokens=data.draw(st.integers(1, 50), "output"),
+            temperature=data.draw(st.sampled_from([0.0, 1.0]), "temperature"),
+        )
+        for _ in range(data.draw(st.integers(2, 6), "prompts"))
+    ]
+    shape = together([work.plan for work in works], LANES)
+    texts, _, _ = written(loaded, chosen, works, shape)
+    order = list(range(len(works)))
+    random.Random(data.draw(st.integers(0, 9))).shuffle(order)
+    shuffled, _, _ = written(loaded, chosen, [works[number] for number in order], shape)
+    for place, number in enumerate(order):
+        assert shuffled[place] == texts[number], "with other neighbours, in another row"
+    alone, _, _ = written(loaded, chosen, works[:1], shape)
+    assert alone[0] == texts[0], "with the other rows empty"
+    ahead, _, _ = written(loaded, chosen, works, shape, ahead=True)
+    assert ahead == texts, "launched before the host knew the token"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_one_lane_and_several_agree(models, family):
+    """Rounding differs with the number of rows; the tokens do where two are almost equally probable."""
+    loaded, chosen = models[family], settings_of(**{"sampling.temperature": 0.0})
+    works = [work_of(loaded, chosen, seed, 20 + 9 * seed, temperature=0.0) for seed in range(5)]
+    texts, events, _ = written(loaded, chosen, works, together([work.plan for work in works], LANES))
+    for number, work in enumerate(works):
+        alone, _, _ = written(loaded, chosen, [work], together([work.plan], 1))
+        for (token, logprob), (other, other_logprob) in zip(alone[0], texts[number], strict=True):
+            assert abs(logprob - other_logprob) < 1e-3
+            assert token == other
+    assert any(isinstance(event, Finished) and event.reading.evictions for event in events)
+
+
+def test_a_finished_lane_takes_the_next_prompt_while_the_others_go_on(models):
+    loaded, chosen = models["llama"], settings_of()
+    works = [
+        work_of(loaded, chosen, seed, 30, new_tokens=tokens) for seed, tokens in enumerate((5, 40, 40, 9))
+    ]
+    _, events, cache = written(loaded, chosen, works, together([work.plan for work in works], LANES))
+    read = [event for event in events if isinstance(event, PromptRead)]
+    assert [(event.prompt, event.lane) for event in read] == [(0, 0), (1, 1), (2, 2), (3, 0)]
+    after = events[events.index(read[3]) :]
+    assert {event.prompt for event in after if isinstance(event, Token)} == {1, 2, 3}
+    ends = {event.prompt: event for event in events if isinstance(event, Finished)}
+    assert [ends[number].output_tokens for number in range(4)] == [5, 40, 40, 9]
+    assert cache.reading().evictions == sum(end.reading.evictions for end in ends.values())
+    assert ends[0].reading.kept_generated == 4 and ends[3].reading.kept_generated == 8
+
+
+def test_a_long_prompt_holds_the_others_up_for_one_chunk_at_a_time(models):
+    loaded, chosen = models["llama"], settings_of(**{"prefill.chunk": 16})
+    works = [work_of(loaded, chosen, seed, tokens, 20) for seed, tokens in enumerate((8, 96))]
+    _, events, _ = written(loaded, chosen, works, together([work.plan for work in works], 2))
+    kinds = [type(event).__name__ for event in events if event.prompt == 1 or isinstance(event, Token)]
+    assert kinds[:13] == ["PromptProgress", "Token"] * 6 + ["PromptRead"]
+
+
+def test_samples_of_one_prompt_read_it_once_and_differ_by_their_seed(models):
+    loaded, chosen = models["llama"], settings_of(**{"sampling.max_new_tokens": 12})
+    prompt = ids_of(3, 50)
+    works = [new_work(chosen, loaded.geometry, prompt, nth) for nth in range(3)]
+    events = list(generate(loaded, chosen.profile, works))
+    progress = [event for event in events if type(event).__name__ == "PromptProgress"]
+    assert {event.prompt for event in progress} == {0}, "the other two were copied"
+    ends = [event for event in events if isinstance(event, Finished)]
+    assert ends[0].reading.moved_bytes == 0 and ends[1].reading.moved_bytes > 0
+    assert (
+        ends[1].reading.moved_bytes == next(e for e in events if isinstance(e, PromptRead)).reading.held_bytes
+    )
+    texts = {number: [] for number in range(3)}
+    for event in events:
+        if isinstance(event, Token):
+            texts[event.prompt].append(event.token_id)
+    assert len({tuple(text) for text in texts.values()}) == 3
+    shape = together([work.plan for work in works], 3)
+    alone, _, _ = written(loaded, chosen, works[1:2], shape)
+    assert [token for token, _ in alone[0]] == texts[1], "as if it had been read by itself"
+
+
+def test_what_fails_in_one_lane_leaves_the_others_alone(models):
+    loaded, chosen = models["llama"], settings_of()
+    works = [work_of(loaded, chosen, seed, 10 + seed, 12) for seed in range(3)]
+    shape = together([work.plan for work in works], 2)
+    texts, _, _ = written(loaded, chosen, works, shape)
+    bad = replace(works[1], prompt_ids=[*works[1].prompt_ids[:-1], 10**6])  # no such token
+    with PeakMeter(loaded.device) as peak:
+        job = Job(loaded, chosen.profile, shape, peak)
+        failed = []
+        events = [
+            event
+            for event in job.run(
+                [works[0], bad, works[2]], fail=lambda row, error: failed.append((row, error))
+            )
+            if event is not None
+        ]
+    assert [row for row, _ in failed] == [1] and isinstance(failed[0][1], IndexError)
+    for number in (0, 2):
+        got = [event.token_id for event in events if isinstance(event, Token) and event.prompt == number]
+        assert got == [token for token, _ in texts[number]]
+
+
+def test_a_lane_ends_when_its_time_is_up(models):
+    loaded, chosen = models["llama"], settings_of()
+    works = [replace(work_of(loaded, chosen, 1, 10), max_seconds=0.0), work_of(loaded, chosen, 2, 10)]
+    ends = [event for event in generate(loaded, chosen.profile, works) if isinstance(event, Finished)]
+    assert [(end.prompt, end.reason, end.output_tokens) for end in ends] == [
+        (0, "time", 1),
+        (1, "length", 40),
+    ]
+
+
+def test_an_interruption_ends_what_runs_and_begins_nothing_else(models):
+    loaded, chosen = models["llama"], settings_of()
+    works = [work_of(loaded, chosen, seed, 10) for seed in range(5)]
+    seen = []
+    shape = together([work.plan for work in works], 2)
+    for event in generate(loaded, chosen.profile, works, shape, lambda: len(seen) > 12):
+        seen.append(event)
+    ends = [event for event in seen if isinstance(event, Finished)]
+    assert {(end.prompt, end.reason) for end in ends} == {(0, "interrupted"), (1, "interrupted")}

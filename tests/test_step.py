@@ -1,0 +1,138 @@
+"""The compiled step gives what the plain one gives, is compiled once; a failed compilation costs no text."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from scope_cli.events import Token
+from scope_cli.generate import Job, generate
+from scope_cli.memory import PeakMeter
+from scope_cli.plan import together
+from scope_cli.step import EagerStep, GraphStep, compiles
+from tests.test_lanes import models, settings_of, work_of  # noqa: F401  models is a fixture
+
+LANES = 2
+
+
+def job_of(loaded, chosen, works, compiled, told=None):
+    shape = together([work.plan for work in works], LANES)
+    meter = PeakMeter(loaded.device).start()
+    tell = (lambda line: None) if told is None else told.append
+    return Job(loaded, chosen.profile, shape, meter, compiled, tell)
+
+
+def texts_of(job, works, watch=lambda: None):
+    texts = {}
+    for event in job.run(works):
+        if isinstance(event, Token):
+            texts.setdefault(event.prompt, []).append((event.token_id, event.logprob))
+            watch()
+    job.peak.close()
+    return texts
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_compiled_and_plain_agree_over_hundreds_of_steps_and_it_is_compiled_once(models, family):  # noqa: F811
+    loaded = models[family]
+    chosen = settings_of(**{"sampling.temperature": 0.0, "sampling.max_new_tokens": 300})
+    works = [work_of(loaded, chosen, seed, 20 + 5 * seed, 300, temperature=0.0) for seed in range(3)]
+    plain = texts_of(job_of(loaded, chosen, works, compiled=False), works)
+    job = job_of(loaded, chosen, works, compiled=True)
+    graphs = []
+    compiled = texts_of(job, works, lambda: graphs.append(counters["stats"]["unique_graphs"]))
+    assert job.cache.reading().evictions > 100
+    for number, text in plain.items():
+        for (token, logprob), (other, other_logprob) in zip(text, compiled[number], strict=True):
+            assert abs(logprob - other_logprob) < 1e-3
+            assert token == other
+    assert graphs[2] == graphs[-1] > 0, "recompiled on the way"
+    again = texts_of(job_of(loaded, chosen, works, compiled=True), works)  # another cache, other buffers
+    assert again == compiled, "another cache gives other bits"
+    assert counters["stats"]["unique_graphs"] == graphs[-1], "another cache was compiled anew"
+
+
+def test_a_compiled_lane_is_bit_for_bit_the_same_with_other_neighbours(models):  # noqa: F811
+    loaded = models["llama"]
+    chosen = settings_of()
+    works = [work_of(loaded, chosen, seed, 10 + 7 * seed, 40) for seed in range(4)]
+    texts = texts_of(job_of(loaded, chosen, works, compiled=True), works)
+    order = [3, 1, 0, 2]
+    shuffled = texts_of(job_of(loaded, chosen, works, compiled=True), [works[number] for number in order])
+    assert {number: shuffled[place] for place, number in enumerate(order)} == texts
+
+
+def test_the_read_lengths_are_few_and_compiled_once_each(models):  # noqa: F811
+    loaded = models["llama"]
+    chosen = settings_of(**{"decode.strategy": "full"})
+    works = [work_of(loaded, chosen, 1, 10, 600)]
+    job = job_of(loaded, chosen, works, compiled=True)
+    lengths = set()
+    plain = texts_of(job_of(loaded, chosen, works, compiled=False), works)
+    compiled = texts_of(job, works, lambda: lengths.add(job.cache.layers[0].read_slots))
+    assert len(lengths) == 3 and max(lengths) == job.cache.layers[0].slots
+    assert [token for token, _ in compiled[0]] == [token for token, _ in plain[0]]
+
+
+def test_a_failed_compilation_is_one_warning_and_the_right_text(models, monkeypatch):  # noqa: F811
+    loaded = models["llama"]
+    chosen = settings_of()
+    works = [work_of(loaded, chosen, seed, 10, 20) for seed in range(2)]
+    texts = texts_of(job_of(loaded, chosen, works, compiled=False), works)
+
+    def broken(*_, **__):
+        def call(*_, **__):
+            raise RuntimeError("no C++ compiler\nfound here")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    told = []
+    assert texts_of(job_of(loaded, chosen, works, True, told), works) == texts
+    assert told == ["warning: the step cannot be compiled, going on without: no C++ compiler"]
+
+
+def test_auto_compiles_a_long_output_and_says_so(models):  # noqa: F811
+    cpu = torch.device("cpu")
+    assert [compiles("auto", cpu, steps) for steps in (999, 1000)] == [False, True]
+    assert compiles("on", cpu, 1) and not compiles("off", cpu, 10**6)
+    assert not compiles("auto", torch.device("mps"), 10**6)
+    loaded = models["llama"]
+    chosen = settings_of(**{"sampling.max_new_tokens": 1000})
+    work = work_of(loaded, chosen, 1, 10, 1000)
+    started = next(generate(loaded, chosen.profile, [work]))
+    assert started.notes == ("compiling the decode step first: 1,000 steps are planned",)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("scorer", ["attention", "accumulated", "rkv", "random"])
+def test_a_step_in_which_nobody_writes_or_evicts_changes_nothing(models, family, scorer):  # noqa: F811
+    """What the warm-up of a CUDA graph relies on."""
+    loaded, chosen = models[family], settings_of(**{"decode.scorer": scorer})
+    works = [work_of(loaded, chosen, seed, 10, 40) for seed in range(2)]
+    job = job_of(loaded, chosen, works, compiled=False)
+    texts_of(job, works)
+    before = {name: tensor.clone() for name, tensor in job.cache.tensors().items()}
+    assert int(job.cache.running.sum()) == 0
+    with torch.no_grad():
+        job.step(torch.zeros(LANES, 1, dtype=torch.int64))
+        job.cache.forget(torch.zeros(5, LANES, 1, 1, dtype=torch.int64), 5)
+    for name, tensor in job.cache.tensors().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("interval", [1, 5])
+def test_captured_steps_and_evictions_give_the_plain_text(models, interval):  # noqa: F811
+    plain = models["llama"]
+    opened = replace(plain.opened, device=torch.device("cuda", 0))
+    loaded = replace(plain, model=plain.model.to("cuda"), opened=opened)
+    chosen = settings_of(**{"decode.interval": interval, "sampling.temperature": 0.0})
+    works = [work_of(loaded, chosen, seed, 10, 200, temperature=0.0) for seed in range(3)]
+    texts = []
+    for compiled in (False, True):
+        job = job_of(loaded, chosen, works, compiled)
+        assert isinstance(job.step, GraphStep if compiled else EagerStep)
+        texts.append({number: [token for token, _ in text] for number, text in texts_of(job, works).items()})
+    assert texts[0] == texts[1]
