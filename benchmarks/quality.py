@@ -62,32 +62,59 @@ SAMPLING = {
     "sampling.top_p": 0.95,
     "sampling.ignore_eos": True,
 }
+
+
+def interval_of(row: dict[str, Any]) -> int | str:
+    """A row that was measured at another interval is another measurement."""
+    return row["profile"]["decode"]["interval"]
+
+
 KEYS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "fidelity": lambda row: (row["policy_name"], row["budget"], row["text"]),
+    "fidelity": lambda row: (row["policy_name"], row["budget"], row["text"], interval_of(row)),
     "equal-bytes": lambda row: (row["text"], row["share"], row["matched"], row["way"]),
     "drift": lambda row: row["text"],
-    "recall": lambda row: (row["policy_name"], row["budget"], row["kind"], row["seed"], row["output_length"]),
-    "loops": lambda row: (row["policy_name"], row["budget"], row["seed"]),
+    "recall": lambda row: (
+        row["policy_name"],
+        row["budget"],
+        row["kind"],
+        row["seed"],
+        row["output_length"],
+        interval_of(row),
+    ),
+    "loops": lambda row: (row["policy_name"], row["budget"], row["seed"], interval_of(row)),
 }
 ROWS = {part: Rows(HERE / f"results/quality-{part}.jsonl", key) for part, key in KEYS.items()}
 
 
 def protected(budget: int) -> dict[str, dict[str, Any]]:
     """Policies that keep the prompt: name -> overrides of the default profile."""
-    slide = {"decode.strategy": "slide", "decode.budget": budget}
+    slide = {"decode.strategy": "slide", "decode.budget": budget, "decode.interval": interval_for(budget)}
     return {
         "slide": slide,
         "adaptive": {**slide, "decode.strategy": "adaptive"},
-        "discontinuous": {**slide, "decode.strategy": "discontinuous"},
+        "discontinuous": {**slide, "decode.strategy": "discontinuous", "decode.interval": "auto"},
         "random": {**slide, "decode.scorer": "random"},
         "recency": {**slide, "decode.scorer": "recency"},
     }
 
 
+def interval_for(budget: int) -> int | str:
+    """64, or a quarter of a small budget: with `recent` and 64 new tokens a budget of 64 is full.
+
+    Then nothing is left for the scorer to choose, and every policy is `recency`.
+    """
+    return "auto" if budget >= 256 else budget // 4
+
+
 def unified(budget: int, prompt: int) -> dict[str, dict[str, Any]]:
     """Baselines that may evict the prompt, holding as much as the prompt and the budget together."""
     total = prompt + budget
-    all_go = {"decode.protect_prompt": False, "decode.total_budget": total, "decode.budget": total}
+    all_go = {
+        "decode.protect_prompt": False,
+        "decode.total_budget": total,
+        "decode.budget": total,
+        "decode.interval": interval_for(budget),
+    }
     recent = max(1, min(256, budget // 2))
     return {
         "unified slide": {**all_go, "decode.recent": recent},
@@ -100,6 +127,10 @@ def unified(budget: int, prompt: int) -> dict[str, dict[str, Any]]:
             "decode.recent": 32,
         },
     }
+
+
+def interval_in(keys: dict[str, Any]) -> int | str:
+    return keys.get("decode.interval", "auto")
 
 
 @dataclass(frozen=True)
@@ -170,7 +201,7 @@ def fidelity_jobs(text: str, large: bool) -> Iterator[Job]:
     yield fidelity_job(text, "full", None, lambda _prompt: {"decode.strategy": "full"}, 14)
     for budget in BUDGETS:
         for name in protected(budget):
-            cost = {"adaptive": 30, "discontinuous": 30 + budget * 0.04}.get(name, 16)
+            cost = {"adaptive": 30, "discontinuous": 30 + budget * 0.04}.get(name, 16 if budget > 64 else 24)
             yield fidelity_job(text, name, budget, lambda _prompt, b=budget, n=name: protected(b)[n], cost)
         for name in unified(budget, 1000):
             cost = {"h2o": 60, "tova": 16, "snapkv-decode": 20}.get(name, 16)
@@ -194,7 +225,7 @@ def fidelity_job(
         row = measure(reference(text), settings).as_dict()
         return {"policy_name": name, "budget": budget, **row, "profile": settings.profile.as_dict()}
 
-    return Job("fidelity", (name, budget, text), cost, run)
+    return Job("fidelity", (name, budget, text, interval_in(keys(1000))), cost, run)
 
 
 @lru_cache(1)
@@ -323,7 +354,7 @@ def recall_job(
         what = {"policy_name": name, "budget": budget, "output_length": tokens}
         return what | row | {"profile": settings.profile.as_dict()}
 
-    return Job("recall", (name, budget, kind, seed, tokens), cost, run)
+    return Job("recall", (name, budget, kind, seed, tokens, interval_in(keys(1000))), cost, run)
 
 
 @lru_cache(1)
@@ -363,7 +394,8 @@ def loop_job(name: str, budget: int | None, keys: dict[str, Any], seed: int) -> 
             {
                 "prompt": written.prompt,
                 **asdict(repetition(written.ids)),
-                "bytes": asdict(written.bytes),
+                "held_mean": written.bytes.held_mean,
+                "held_peak": written.bytes.held_peak,
                 "evictions": written.evictions,
                 "text": written.text,
             }
@@ -374,7 +406,7 @@ def loop_job(name: str, budget: int | None, keys: dict[str, Any], seed: int) -> 
         what = {"policy_name": name, "budget": budget, "seed": seed, "tokens": LOOP_TOKENS}
         return what | {"outputs": outputs, "profile": settings.profile.as_dict()}
 
-    return Job("loops", (name, budget, seed), LOOP_TOKENS * 0.15, run)
+    return Job("loops", (name, budget, seed, interval_in(keys)), LOOP_TOKENS * 0.15, run)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scope_cli.commands.generate import tell
 from scope_cli.commands.options import KEYS
 from scope_cli.errors import UsageError
 
@@ -78,7 +79,22 @@ def variants(
             "these profiles have different models or prompt settings",
             "give them to all with --model, --raw or --set; compare models with `scope evaluate compare`",
         )
+    for variant in found.values():
+        _note(variant)
     return list(found.values())
+
+
+def _note(variant: Variant) -> None:
+    """Where the recent and the newest tokens fill the budget, every scorer is `recency`."""
+    decode = variant.settings.profile.decode
+    interval = 64 if decode.interval == "auto" else decode.interval
+    if decode.strategy == "slide" and decode.total_budget is None and isinstance(interval, int):
+        chosen = decode.budget - interval + 1 - decode.recent_tokens
+        if chosen < 1 and decode.scorer.name != "recency":
+            tell(
+                f"note: {variant.name}: {decode.recent_tokens} recent tokens and an interval of {interval} "
+                f"leave the scorer nothing to choose; interval={max(1, decode.budget // 4)} would"
+            )
 
 
 def _of(spec: str, budgets: Sequence[int], common: dict[str, Any]) -> list[Variant]:

@@ -116,7 +116,8 @@ class _Search:
         self.tried: list[Tried] = []
 
     def at(self, budget: int, keys: dict[str, Any]) -> Tried:
-        wanted = {**keys, "decode.budget": budget}
+        interval = "auto" if keys["decode.strategy"] == "discontinuous" else interval_for(budget)
+        wanted = {**keys, "decode.budget": budget, "decode.interval": interval}
         for one in self.tried:
             if one.keys == wanted:
                 return one
@@ -138,9 +139,14 @@ def _smallest(budgets: Sequence[int], holds: Callable[[int], bool]) -> int | Non
     return low
 
 
+def interval_for(budget: int) -> int | str:
+    """A quarter of a small budget, so that there is something left for the scorer to choose."""
+    return "auto" if budget >= 256 else max(1, budget // 4)
+
+
 def _gap(tried: Tried) -> float:
     return tried.gap
 
 
 def _without_budget(keys: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in keys.items() if key != "decode.budget"}
+    return {key: value for key, value in keys.items() if key not in ("decode.budget", "decode.interval")}

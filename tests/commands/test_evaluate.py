@@ -79,7 +79,7 @@ def test_json_on_stdout_is_the_result(scope, tiny_folder, text):
 
 def test_a_run_can_be_measured_on_its_own_output(scope, tiny_folder, prompts, tmp_path):
     out = tmp_path / "out.txt"
-    given = ["--model", tiny_folder, "-n", "90", "--ignore-eos", "--temperature", "0"]
+    given = ["--model", tiny_folder, "--max-new-tokens", "90", "--ignore-eos", "--temperature", "0"]
     assert scope("generate", "-f", prompts[0], "-o", out, *given).code == 0
     run = scope(
         "evaluate",
@@ -126,7 +126,19 @@ def test_recall_has_every_kind_of_probe(scope, tiny_folder, tmp_path):
 
 def test_loops_counts_outputs(scope, tiny_folder, prompts, tmp_path):
     out, plot = tmp_path / "l.json", tmp_path / "l.png"
-    given = ["-f", prompts[0], "-f", prompts[1], "--repeat", "2", "-n", "80", "--ignore-eos", "--lanes", "3"]
+    given = [
+        "-f",
+        prompts[0],
+        "-f",
+        prompts[1],
+        "--repeat",
+        "2",
+        "--max-new-tokens",
+        "80",
+        "--ignore-eos",
+        "--lanes",
+        "3",
+    ]
     more = ["-p", "full", "-p", "slide budget=16", "--temperature", "0.5", "-o", out, "--plot", plot]
     run = scope("evaluate", "loops", *given, *small(tiny_folder), *more)
     assert run.code == 0
@@ -146,7 +158,18 @@ def sums(tmp_path, count=7):
 
 
 def longgenbench(scope, tiny_folder, tmp_path, *more):
-    given = ["--data", sums(tmp_path), "-k", "2", "--shots", "2", "-n", "30", "-o", tmp_path / "g.json"]
+    given = [
+        "--data",
+        sums(tmp_path),
+        "-k",
+        "2",
+        "--shots",
+        "2",
+        "--max-new-tokens",
+        "30",
+        "-o",
+        tmp_path / "g.json",
+    ]
     profiles = ["-p", "full", "-p", "slide budget=16"]
     return scope("evaluate", "longgenbench", *given, *profiles, *small(tiny_folder), *more)
 
@@ -190,7 +213,7 @@ def test_claims_measure_both_ways_and_the_drift(scope, tiny_folder, tmp_path):
     (tmp_path / "p.txt").write_text("A long prompt about the sea and the wind. " * 8)
     plot, out = tmp_path / "c.png", tmp_path / "c.json"
     given = ["-f", tmp_path / "p.txt", "--tokens", "1400", "--top", "16", "--plot", plot, "-o", out]
-    run = scope("evaluate", "claims", *given, "--model", tiny_folder)
+    run = scope("evaluate", "claims", *given, *small(tiny_folder, "--set", 'model.compile="off"'))
     assert run.code == 0
     assert "| 50% of the prompt (peak) | the prompt |" in run.stdout
     saved = json.loads(out.read_text())
@@ -234,7 +257,7 @@ def test_tune_writes_a_profile_that_generate_takes(scope, tiny_folder, text, pro
     assert tuned["decode"]["budget"] == 16, "a limit of 5 nats is kept by the smallest budget"
     assert "mean KL to the full cache" in out.read_text()
     assert scope("profiles", "check", out).code == 0
-    assert scope("generate", "-f", prompts[0], "-p", out, "-n", "5", "-q").code == 0
+    assert scope("generate", "-f", prompts[0], "-p", out, "--max-new-tokens", "5", "-q").code == 0
     again = scope("tune", *given, "-o", out, *small(tiny_folder))
     assert (again.code, "is there already" in again.stderr) == (2, True)
 

@@ -50,7 +50,7 @@ def loops_command(
 ) -> None:
     """Write outputs and count those that fall into repetition, and how many of their 4-grams are distinct.
 
-    scope evaluate loops -f story.txt -n 2000 -p full -p default --budgets 128,512 --temperature 0.7
+    scope evaluate loops -f story.txt --max-new-tokens 2000 -p full -p default --budgets 128,512
     """
     common = o.overrides(
         set_, model=model, dtype=dtype, device=device, load_in=load_in, raw=raw, seed=seed,
