@@ -56,6 +56,7 @@ STORIES = (
     "Write a travel guide to a small country that does not exist.",
     "Write the diary of a ship's cook on a voyage around the world.",
 )
+PLAIN = {"model.load_in": None, "model.compile": "off"}  # what the rows say they were measured with
 SAMPLING = {
     "sampling.temperature": 0.7,
     "sampling.top_k": 100,
@@ -187,11 +188,11 @@ def missing(large: bool) -> Iterator[Job]:
 
 @lru_cache(1)
 def model() -> LoadedModel:
-    return open_model(ModelSettings(name="smollm2-135m")).load()  # type: ignore[call-arg]
+    return open_model(ModelSettings(name="smollm2-135m", load_in=None)).load()  # plain float32
 
 
 def profile(keys: dict[str, Any]) -> LoadedProfile:
-    return load_profile("default", keys)
+    return load_profile("default", {**PLAIN, **keys})
 
 
 # Fidelity
@@ -252,6 +253,7 @@ def write_texts() -> None:
     settings = load_profile(
         "full",
         {
+            **PLAIN,
             "sampling.max_new_tokens": OUTPUT,
             "sampling.temperature": 1.0,
             "sampling.repetition_penalty": 1.1,

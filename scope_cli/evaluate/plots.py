@@ -5,7 +5,7 @@ enough.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,14 @@ def save(drawn: Figure, path: Path) -> None:
 
 def styles() -> Iterator[dict[str, Any]]:
     """Colour, marker and dashes, one set for each line."""
-    return cycle(
-        {"color": colour, "marker": marker, "linestyle": dashes}
-        for colour, marker, dashes in zip(COLOURS, MARKERS, DASHES, strict=True)
-    )
+    many = len(COLOURS)
+    for line in count():
+        other = line + line // many  # the ninth line has the first colour and the second marker
+        yield {
+            "color": COLOURS[line % many],
+            "marker": MARKERS[other % many],
+            "linestyle": DASHES[other % many],
+        }
 
 
 def lines(axes: Axes, named: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:

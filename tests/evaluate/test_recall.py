@@ -63,7 +63,7 @@ def test_full_against_full_is_exactly_zero(tmp_path):
 
 @pytest.fixture(scope="module")
 def embedded():
-    return open_model(ModelSettings(name="smollm2-135m")).load()
+    return open_model(ModelSettings(name="smollm2-135m", load_in=None)).load()
 
 
 @pytest.mark.real_model
