@@ -15,8 +15,10 @@ DOCS = Path(__file__).parent
 MARK = "<!-- Written by docs/build.py: change the code it describes, then run `make docs`. -->"
 EXIT_CODES = {
     0: "It worked.",
-    1: "It broke off, for example because the disk is full. What was written before is kept.",
+    1: "It broke off (a full disk, for example), or prompts of a batch failed. What was written is kept.",
     2: "Bad input: an option, prompt, file or profile; a model that is not found or does not fit in memory.",
+    3: "Another process works on the same output folder (`scope batch`); `--join` helps it.",
+    4: "It does not fit: `scope profile --plan` or `--fit` found that it needs more memory than is free.",
     5: "The audit failed: the cache did not do what the profile promised. A bug in scope; please report it.",
     130: "Ctrl-C. The run ended after the current token and its text is kept. A second Ctrl-C ends at once.",
     141: "The reader of a pipe went away, as in `scope generate ... | head`.",

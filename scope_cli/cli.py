@@ -10,7 +10,18 @@ from typing import Annotated
 import typer
 
 import scope_cli
-from scope_cli.commands import bench, calibrate, evaluate, generate, models, profiles, scorers, tune
+from scope_cli.commands import (
+    batch,
+    bench,
+    calibrate,
+    evaluate,
+    generate,
+    models,
+    profile,
+    profiles,
+    scorers,
+    tune,
+)
 from scope_cli.errors import ScopeError
 
 app = typer.Typer(
@@ -21,6 +32,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("generate")(generate.generate_command)
+app.add_typer(profile.app, name="profile")
+app.command("batch")(batch.batch_command)
 app.add_typer(profiles.app, name="profiles")
 app.add_typer(models.app, name="models")
 app.command("scorers")(scorers.scorers_command)

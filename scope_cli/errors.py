@@ -25,6 +25,12 @@ class ModelError(UsageError):
     """A model cannot be found, read, or held in the memory there is."""
 
 
+class BusyError(ScopeError):
+    """Another process works on the same output folder."""
+
+    exit_code = 3
+
+
 class AuditError(ScopeError):
     """The cache did not do what the profile promised: our bug, told as a fact (docs/readings.md)."""
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING
 
 import psutil
+
+from scope_cli.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +20,11 @@ if TYPE_CHECKING:
 SAMPLE_S = 0.05  # between two looks at the resident set
 CGROUP = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")  # 5 resets the high-water mark
+M_MMAP_THRESHOLD = -3  # of mallopt(3)
+MMAP_FROM = 32 * 2**10
+SMALLEST_HOLE = 2**11
 
 
 def free_bytes(device: torch.device) -> int:
@@ -26,7 +36,7 @@ def free_bytes(device: torch.device) -> int:
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return max(0, min([psutil.virtual_memory().available, *_cgroup_free_bytes()]))
+    return free_without_torch("cpu")
 
 
 def _cgroup_free_bytes(root: Path = CGROUP, own: Path = OWN_CGROUPS) -> Iterator[int]:
@@ -129,3 +139,166 @@ def _used_bytes(device: torch.device) -> Callable[[], int]:
         return torch.mps.driver_allocated_memory
     process = psutil.Process()
     return lambda: process.memory_info().rss
+
+
+class Gauge:
+    """How much is in use, and the most since the last reset: a peak that no sample can miss."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.how = f"PyTorch's allocator on {device.type}"
+
+    def now(self) -> int:
+        import torch
+
+        return torch.cuda.memory_allocated(self.device)
+
+    def reset(self) -> None:
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak(self) -> int:
+        import torch
+
+        return torch.cuda.max_memory_allocated(self.device)
+
+
+class ProcessGauge(Gauge):
+    """Linux keeps a high-water mark of the resident set, which a process may reset for itself."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.how = "the resident set's high-water mark, kept by the kernel"
+
+    def now(self) -> int:
+        return _status_bytes("VmRSS:")
+
+    def reset(self) -> None:
+        CLEAR_REFS.write_text("5")
+
+    def peak(self) -> int:
+        return _status_bytes("VmHWM:")
+
+
+class SampledGauge(Gauge):
+    """Where the system keeps no mark: the resident set, or what Metal handed out, 20 times a second."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.how = f"sampled every {1000 * SAMPLE_S:.0f} ms"
+        self._most = 0
+        self._meter = PeakMeter(device).start()
+        self._used = _used_bytes(device)
+
+    def now(self) -> int:
+        return self._used()
+
+    def reset(self) -> None:
+        self._meter.lap()
+        self._most = 0
+
+    def peak(self) -> int:
+        self._most = max(self._most, self._meter.lap())
+        return self._most
+
+
+def gauge(device: torch.device) -> Gauge:
+    """The best there is for a device."""
+    if device.type == "cuda":
+        return Gauge(device)
+    if device.type == "cpu":
+        with suppress(OSError):
+            CLEAR_REFS.write_text("5")
+            return ProcessGauge(device)
+    return SampledGauge(device)
+
+
+def _status_bytes(label: str) -> int:
+    """A number of /proc/self/status, which is given in kB of 1,024 bytes."""
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(label):
+            return 1024 * int(line.split()[1])
+    return 0
+
+
+def return_freed_memory() -> None:
+    """From now on glibc gives blocks back as soon as they are freed: the resident set is what is in use.
+
+    By default it learns to keep blocks of up to 32 MiB for later, which is faster, and counts for nothing.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_FROM)
+
+
+def release_freed() -> None:
+    """Give back what lies free between smaller blocks."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+class _Heap(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks",
+            "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def fill_holes() -> int:
+    """Take every larger hole between the blocks of the heap, untouched, for good; how many bytes that is.
+
+    Importing leaves megabytes of them, empty pages after `release_freed`. Whatever is allocated next would
+    scatter over them, each piece waking a page of its own, and the resident set would grow by more than what
+    is in use. With no holes left a block is either mapped by itself or taken from the end of the heap.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallinfo2.restype = _Heap
+    except (OSError, AttributeError):
+        return 0
+    libc.malloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes = [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    taken, size = 0, 2**24
+    while size >= SMALLEST_HOLE:
+        before = libc.mallinfo2()
+        block = libc.malloc(size)
+        after = libc.mallinfo2()
+        if after.hblks == before.hblks and after.keepcost == before.keepcost and after.arena == before.arena:
+            taken += size
+        else:  # no such hole: it was mapped, or cut from the end
+            libc.free(block)
+            size //= 2
+    return taken
+
+
+def free_without_torch(device: str) -> int:
+    """`free_bytes` before PyTorch is imported; a GPU is asked through nvidia-smi.
+
+    Raises ModelError for a GPU that cannot be asked.
+    """
+    if device == "cpu":
+        return max(0, min([psutil.virtual_memory().available, *_cgroup_free_bytes()]))
+    kind, _, index = device.partition(":")
+    rows = nvidia_free_bytes() if kind == "cuda" else []
+    if int(index or 0) >= len(rows):
+        there = f"nvidia-smi names {len(rows)}" if kind == "cuda" else "nothing tells without PyTorch"
+        raise ModelError(
+            f"no free memory known for --device {device}: {there}", "say it: --memory 24GiB; or --device cpu"
+        )
+    return rows[int(index or 0)]
+
+
+def nvidia_free_bytes() -> list[int]:
+    """Of each GPU, [] where there is none."""
+    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=1.0, check=True).stdout
+        return [int(line) * 2**20 for line in said.split()]
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return []

@@ -6,8 +6,7 @@ plan a run. `OpenedModel.load` then reads the weights.
 
 import json
 import logging
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,12 +30,12 @@ from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.packed import BITS, Bits, bfloat16_is_fast, pack, packed_bytes
 from scope_cli.profile import ModelSettings, PromptSettings
 from scope_cli.registry import ModelFolder, Say, find, first_line, hushed
+from scope_cli.shapes import bytes_of, stored_shapes
 from scope_cli.threads import set_threads
 
 FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Gemma 3 and what is built like them"
 MANY_LANES = 8
 FOUR_BIT_FILES = ("Q4_0", "Q4_1")  # whose weights int4 holds without loss
-QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.5625}  # per weight; 4bit: half a byte, and a float32 scale for 64
 
 
 def open_model(
@@ -172,31 +171,13 @@ def weight_bytes(
     """
     if load_in in BITS:
         return packed_bytes(_skeleton(config, dtype), BITS[load_in])
-    total = 0.0
-    for tensor, shape in _tensor_shapes(folder):
-        linear = len(shape) == 2 and "embed" not in tensor and "lm_head" not in tensor
-        total += math.prod(shape) * (QUANTISED_BYTES[load_in] if load_in and linear else dtype.itemsize)
-    return int(total)
+    return bytes_of(stored_shapes(folder), dtype.itemsize, load_in)
 
 
 def _skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The model without its weights: modules and shapes."""
     with torch.device("meta"), hushed():
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-
-
-def _tensor_shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
-    """A safetensors file starts with the length of its JSON header, 8 bytes, little-endian."""
-    index = folder / "model.safetensors.index.json"
-    files = {"model.safetensors"}
-    if index.is_file():
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    for name in sorted(files):
-        with (folder / name).open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for tensor, entry in header.items():
-            if tensor != "__metadata__":
-                yield tensor, entry["shape"]
 
 
 @dataclass(frozen=True)
@@ -220,21 +201,27 @@ class OpenedModel:
         if settings.system is not None and not templated:
             why = "--raw was given" if settings.raw else f"{self.name} has no chat template"
             raise UsageError(f"there is no place for a system message: {why}", "put it into the prompt")
-        ids = self._encode_chat(prompt, settings.system) if templated else self.tokenizer(prompt)["input_ids"]
+        messages = [{"role": "user", "content": prompt}]
+        if settings.system is not None:
+            messages.insert(0, {"role": "system", "content": settings.system})
+        ids = self.encode_messages(messages) if templated else self.tokenizer(prompt)["input_ids"]
         if not ids:
             raise UsageError("the prompt is empty")
         return list(ids)
 
-    def _encode_chat(self, prompt: str, system: str | None) -> list[int]:
+    def encode_messages(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation, each message a role and a content, up to where the model answers."""
         from jinja2 import TemplateError
 
-        messages = [{"role": "user", "content": prompt}]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
+        if self.tokenizer.chat_template is None:
+            raise UsageError(f"{self.name} has no chat template for messages", "give a prompt instead")
         try:
-            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+            return list(
+                self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)["input_ids"]
+            )
         except TemplateError as error:
-            hint = "put the system message into the prompt" if system is not None else "try --raw"
+            system = any(message["role"] == "system" for message in messages)
+            hint = "put the system message into the prompt" if system else "try --raw"
             raise UsageError(
                 f"the chat template of {self.name} refuses the messages: {error}", hint
             ) from error

@@ -9,7 +9,6 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
-    TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
@@ -30,6 +29,8 @@ class Sampler:
         """`seed` takes the place of the settings' own, for lanes that must not write the same text."""
         self._greedy = settings.temperature == 0
         self._processors = _processors(settings, prompt_tokens, eos_ids, device)
+        self._top_k = settings.top_k
+        self._warpers = _warpers(settings)
         self._generator = torch.Generator(device).manual_seed(settings.seed if seed is None else seed)
 
     def pick(self, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,24 +41,22 @@ class Sampler:
         """
         logits = logits.float()
         scores = self._processors(ids, logits)  # [1, vocab]
-        if self._greedy:
-            picked = scores.argmax(-1, keepdim=True)  # [1, 1]
-        else:
-            picked = torch.multinomial(scores.softmax(-1), 1, generator=self._generator)
+        picked = scores.argmax(-1, keepdim=True) if self._greedy else self._draw(scores, ids)  # [1, 1]
         return picked[0], logits.log_softmax(-1).gather(1, picked)[0]
 
-    def state(self) -> Tensor:
-        """Where the lane's random numbers are; `restore` goes on from there."""
-        return self._generator.get_state()
-
-    def restore(self, state: Tensor) -> None:
-        self._generator.set_state(state)
+    def _draw(self, scores: Tensor, ids: Tensor) -> Tensor:
+        """[1, 1]; after top_k only k scores are looked at: the same, and the vocabulary is not sorted."""
+        if self._top_k is None:
+            return torch.multinomial(self._warpers(ids, scores).softmax(-1), 1, generator=self._generator)
+        best, at = scores.topk(min(self._top_k, scores.shape[-1]))
+        drawn = torch.multinomial(self._warpers(ids, best).softmax(-1), 1, generator=self._generator)
+        return at.gather(1, drawn)
 
 
 def _processors(
     settings: SamplingSettings, prompt_tokens: int, eos_ids: tuple[int, ...], device: torch.device | str
 ) -> LogitsProcessorList:
-    """Only those that do something; top_k comes before top_p because that order is the cheaper one."""
+    """What changes scores; only those that do something."""
     chain = LogitsProcessorList()
     if eos_ids and settings.ignore_eos:
         chain.append(SuppressTokensLogitsProcessor(eos_ids, device=device))
@@ -67,12 +66,14 @@ def _processors(
     if settings.repetition_penalty != 1:
         penalty = settings.repetition_penalty
         chain.append(RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=prompt_tokens))
-    if settings.temperature == 0:  # the best stays the best under everything below
-        return chain
-    if settings.temperature != 1:
+    if settings.temperature not in (0, 1):
         chain.append(TemperatureLogitsWarper(settings.temperature))
-    if settings.top_k is not None:
-        chain.append(TopKLogitsWarper(settings.top_k))
+    return chain
+
+
+def _warpers(settings: SamplingSettings) -> LogitsProcessorList:
+    """What cuts off the improbable, after top_k."""
+    chain = LogitsProcessorList()
     if settings.top_p < 1:
         chain.append(TopPLogitsWarper(settings.top_p))
     if settings.min_p:

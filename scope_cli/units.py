@@ -1,5 +1,10 @@
 """Numbers to text, at the edge: bytes, seconds, rates. 1 GiB = 2**30 bytes."""
 
+import re
+
+SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+DECIMAL_SIZES = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
 
 def as_bytes(count: float) -> str:
     """1536 -> '1.50 KiB'; whole bytes below one KiB."""
@@ -28,3 +33,14 @@ def as_rate(tokens_per_s: float) -> str:
 def as_ratio(part: float, whole: float) -> str:
     """The share of `whole` that `part` is: '12.5%'; a dash where there is no whole."""
     return f"{100 * part / whole:.1f}%" if whole else "-"
+
+
+def parse_bytes(text: str) -> int | None:
+    """'24GiB', '24G' -> 24 * 2**30; '24GB' -> 24 * 10**9; '1e9', '512' -> bytes; None: no such thing."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([KMGT]?)(I?B?)\s*", text, re.IGNORECASE)
+    if not found:
+        return None
+    number, prefix, unit = float(found[1]), found[2].upper(), found[3].upper()
+    if not prefix and unit == "IB":
+        return None
+    return int(number * (DECIMAL_SIZES if prefix and unit == "B" else SIZES)[prefix])

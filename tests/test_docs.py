@@ -65,9 +65,10 @@ def parse(argv):
     command, context, name = get_command(cli.app), None, "scope"
     while True:
         context = command.make_context(name, list(argv), parent=context)
-        if not hasattr(command, "commands"):
+        rest = [*context._protected_args, *context.args] if hasattr(command, "commands") else []
+        if not rest:  # a group may be a command as well: scope profile
             return context.params
-        name, command, argv = command.resolve_command(context, [*context._protected_args, *context.args])
+        name, command, argv = command.resolve_command(context, rest)
 
 
 def test_the_generated_pages_are_fresh():

@@ -1,11 +1,15 @@
 """Imports point one way, and what answers at once does not import torch."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from scope_cli import plugins
+from tests.profiling.configs import LLAMA_8B
 
 PACKAGE = Path(__file__).parent.parent / "scope_cli"
 EVERYONE = {"errors", "units", "events", "names", "geometry", "rope"}
@@ -25,7 +29,11 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "prefill",
         "calibrate",
         "evaluate",
+        "profiling",
+        "shapes",
+        "batch",
         "bench",
+        "utf8",
     },
     "bench": {
         "step",
@@ -40,6 +48,8 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "replay",
         "roofline",
     },
+    "batch": {"profile", "model", "plan", "memory", "generate", "decode", "step", "signals", "utf8"},
+    "utf8": set(),
     "generate": {
         "step",
         "scorers",
@@ -79,11 +89,26 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
     "wrappers": {"plugins", "prefills"},
     "plan": {"plugins", "profile", "schedule", "prefills", "wrappers"},
     "schedule": {"profile"},
-    "model": {"profile", "registry", "attention", "packed", "threads"},
+    "model": {"profile", "registry", "attention", "packed", "shapes", "threads"},
     "packed": set(),
     "roofline": set(),
     "threads": set(),
     "registry": set(),
+    "shapes": set(),
+    "profiling": {  # the worker runs what generate runs, in a process of its own
+        "cache",
+        "attention",
+        "generate",
+        "memory",
+        "model",
+        "plan",
+        "plugins",
+        "profile",
+        "registry",
+        "schedule",
+        "shapes",
+    },
+    "memory": set(),
     "sampling": {"profile"},
     "profile": {"plugins"},
     "sinks": set(),
@@ -116,3 +141,30 @@ def test_imports_point_one_way(file):
 def test_what_answers_at_once_imports_no_torch(argv):
     code = f"import sys; from scope_cli import cli; cli.main({argv!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+PLUGINS = [("decode.scorer", "scorers", name) for name in plugins.names("scorers") if name != "tri"]
+PLUGINS += [("prefill.method", "prefills", name) for name in plugins.names("prefills")]
+PLUGINS += [("prefill.wrap", "wrappers", name) for name in plugins.names("wrappers")]
+
+
+@pytest.mark.parametrize(("key", "kind", "name"), PLUGINS, ids=lambda part: part)
+def test_no_plugin_imports_torch_until_it_computes(key, kind, name):
+    code = f"import sys, scope_cli.{kind}.{name}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_a_plan_imports_neither_torch_nor_transformers(tmp_path):
+    """With every kind of plug-in, because their sizes are part of the plan."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(LLAMA_8B))
+    argv = ["profile", "--plan", "--config", str(config), "--memory", "24GiB", "--scorer", "rkv"]
+    argv += ["--prefill", "snapkv", "--prefill-budget", "25%", "--set", "prefill.wrap=[adakv]"]
+    code = (
+        f"import sys; from scope_cli import cli; code = cli.main({argv!r}); "
+        "found = {'torch', 'transformers'} & set(sys.modules); print(code, found, file=sys.stderr); "
+        "sys.exit(code or bool(found))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "longest prompt" in ran.stdout

@@ -1,13 +1,19 @@
 """Free bytes and peaks, on the CPU and against made-up control groups."""
 
+import platform
+import subprocess
+import sys
 import threading
 import time
 
 import numpy as np
 import psutil
+import pytest
 import torch
 
 from scope_cli import memory
+from scope_cli.errors import ModelError
+from scope_cli.units import parse_bytes
 
 MIB = 2**20
 CPU = torch.device("cpu")
@@ -66,3 +72,72 @@ def test_a_closed_meter_leaves_no_thread():
     with memory.PeakMeter(CPU):
         assert "peak-meter" in [thread.name for thread in threading.enumerate()]
     assert "peak-meter" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="only Linux keeps a mark")
+def test_the_kernels_mark_sees_what_no_sample_would():
+    gauge = memory.gauge(CPU)
+    assert isinstance(gauge, memory.ProcessGauge)
+    gauge.reset()
+    before = gauge.peak()
+    block = np.ones(64 * MIB, dtype=np.uint8)
+    del block
+    assert gauge.peak() - before > 60 * MIB
+    gauge.reset()
+    assert gauge.peak() - before < 10 * MIB
+
+
+def test_without_a_mark_the_resident_set_is_sampled(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "no" / "such" / "file")
+    gauge = memory.gauge(CPU)
+    assert isinstance(gauge, memory.SampledGauge) and "50 ms" in gauge.how
+    gauge.reset()
+    block = np.ones(64 * MIB, dtype=np.uint8)
+    first = gauge.peak()
+    del block
+    assert gauge.peak() == first, "the most since the reset"
+
+
+def test_holes_of_the_heap_are_taken_once():
+    """In a process of its own: what is taken is taken for good."""
+    code = (
+        "from scope_cli import memory\n"
+        "memory.return_freed_memory()\n"
+        "blocks = [bytearray(20_000) for _ in range(400)]\n"
+        "del blocks[::2]\n"
+        "first, second = memory.fill_holes(), memory.fill_holes()\n"
+        "print(first, second)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    first, second = map(int, said.split())
+    if platform.libc_ver()[0] == "glibc":
+        assert first > 2_000_000, "200 holes of 20,000 bytes, by powers of two"
+    assert second < 100_000
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"), [("81559\n", [81559 * MIB]), ("10\n20\n", [10 * MIB, 20 * MIB]), ("N/A\n", [])]
+)
+def test_nvidia_smi_is_asked_for_free_memory(monkeypatch, said, expected):
+    answer = subprocess.CompletedProcess([], 0, stdout=said)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
+    assert memory.nvidia_free_bytes() == expected
+
+
+def test_no_nvidia_smi_means_no_gpu(monkeypatch):
+    def missing(*_, **__):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    assert memory.nvidia_free_bytes() == []
+    with pytest.raises(ModelError, match="--device cuda:0"):
+        memory.free_without_torch("cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("24GiB", 24 * 2**30), ("24G", 24 * 2**30), ("24 GB", 24 * 10**9), ("1.5m", 3 * 2**19), ("512", 512),
+     ("1e9", 10**9), ("700MiB", 700 * MIB), ("24iB", None), ("lots", None), ("-3G", None), ("", None)],
+)  # fmt: skip
+def test_sizes_as_people_write_them(text, count):
+    assert parse_bytes(text) == count

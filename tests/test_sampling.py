@@ -79,16 +79,6 @@ def test_other_lanes_and_the_global_seed_change_no_pick():
     assert beside == alone
 
 
-def test_a_restored_state_goes_on_with_the_same_picks():
-    lane = sampler(temperature=1.0)
-    picks(lane, 7)
-    state = lane.state()
-    rest = picks(lane, 20)
-    other = sampler(temperature=1.0, seed=1)
-    other.restore(state)
-    assert picks(other, 20) == rest
-
-
 def test_temperature_zero_picks_the_most_probable_token_always():
     assert picks(sampler(temperature=0, top_k=5, top_p=0.5), 10) == [0] * 10
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scope_cli import utf8
 from scope_cli.commands import options as o
 from scope_cli.errors import AuditError, ModelError, UsageError
 from scope_cli.events import Finished
@@ -75,6 +76,9 @@ def generate_command(
     quiet: Annotated[
         bool, o.option("--quiet", "-q", panel=OUTPUT, help="Text and errors, nothing else.")
     ] = False,
+    stats_file: o.StatsFile = None,
+    metrics_port: o.MetricsPort = None,
+    metrics_address: o.MetricsAddress = None,
     verbose: Annotated[
         bool,
         o.option("--verbose", panel=OUTPUT, help="At the end, how near to the memory's bandwidth it came."),
@@ -133,6 +137,7 @@ def generate_command(
     settings = load_profile(profile, typed)
     mode: FileMode = "append" if append else "overwrite" if force else "new"
     sinks = open_sinks(output, mode, json, quiet, len(texts))
+    sinks += o.live_sinks(stats_file, metrics_port, metrics_address)
     try:
         code = run(settings, texts, samples, lanes, sinks, offline, quiet, verbose)
     finally:
@@ -171,12 +176,10 @@ def read_text(file: str, option: str) -> str:
             f"{option}: cannot read {name}: {error.strerror}", "give a text file in UTF-8"
         ) from error
     try:
-        return content.decode("utf-8-sig")
+        return utf8.decode(content)
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
         raise UsageError(
-            f"{option}: {name} is not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start}, "
-            f"line {line}",
+            f"{option}: {name} is not UTF-8: {utf8.place_of(error)}",
             f"convert it, for example: iconv -f latin1 -t utf-8 {file}" if file != "-" else "",
         ) from error
 

@@ -5,16 +5,18 @@ A method is a frozen dataclass: its fields are its options in YAML, its docstrin
 `staging.py`. It holds no state: what it sums up while the prompt is read lies in `view.memo`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from scope_cli import plugins
 from scope_cli.geometry import LayerGeometry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Prefill:
@@ -37,14 +39,18 @@ class Prefill:
         """Sizes of what it sums up chunk by chunk, at least float32, zeros at the start."""
         return {}
 
-    def observe(self, view: "PromptView", queries: Tensor, start: int) -> None:
+    def observing(self, layer: LayerGeometry, tokens: int, prompt: int) -> int:
+        """Numbers, at least float32, that `observe` needs at once for a chunk; for the plan alone."""
+        return 0
+
+    def observe(self, view: PromptView, queries: Tensor, start: int) -> None:
         """A chunk of the prompt has been read: write into `view.memo`.
 
         queries: [heads, tokens, head_dim], rotated, the first at position `start`
         The view ends with the chunk.
         """
 
-    def score(self, view: "PromptView") -> Tensor:
+    def score(self, view: PromptView) -> Tensor:
         """[kv_heads, prompt], finite, at least float32, higher is kept. Pure."""
         raise NotImplementedError
 
@@ -81,6 +87,8 @@ class PromptView:
 
     def attention(self, window: int) -> Tensor:
         """Attention probabilities of the last `window` queries, causal: [kv_heads, group, window, prompt]."""
+        import torch
+
         queries = precise(self.queries[:, -window:]).unflatten(0, (self.kv_heads, -1))
         window = queries.shape[2]
         logits = queries @ precise(self.keys).unsqueeze(1).transpose(2, 3) * self.scale
@@ -90,6 +98,8 @@ class PromptView:
 
 def precise(x: Tensor) -> Tensor:
     """At least float32."""
+    import torch
+
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -98,6 +108,8 @@ def choose(scores: Tensor, budget: int, window: int) -> Tensor:
 
     Among equals the newer stays. scores: [rows, prompt]
     """
+    import torch
+
     lifted = scores.clone()
     lifted[:, max(0, scores.shape[1] - window) :] = torch.inf
     newest_first = lifted.flip(-1).sort(dim=-1, descending=True, stable=True).indices

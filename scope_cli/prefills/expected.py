@@ -1,15 +1,18 @@
 """The attention that queries to come are expected to pay, from the mean and covariance of those that came."""
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
 from pydantic import Field
-from torch import Tensor
 
 from scope_cli.geometry import LayerGeometry
 from scope_cli.prefills.base import Prefill, PromptView, precise, prefill
 from scope_cli.rope import turn, unrotate
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @prefill("expected")
@@ -30,8 +33,14 @@ class Expected(Prefill):
             "products": (layer.heads, layer.head_dim, layer.head_dim),
         }
 
+    def observing(self, layer: LayerGeometry, tokens: int, prompt: int) -> int:
+        """The chunk's queries: precise, turned back, and in two halves on the way."""
+        return 4 * layer.heads * layer.head_dim * tokens
+
     def observe(self, view: PromptView, queries: Tensor, start: int) -> None:
         """Add up the queries as they were before their rotation, and their products."""
+        import torch
+
         skipped = min(max(0, self.sinks - start), queries.shape[1])
         positions = torch.arange(start + skipped, start + queries.shape[1], device=queries.device)
         plain = unrotate(precise(queries[:, skipped:]), positions, view.inv_freq)
@@ -39,6 +48,8 @@ class Expected(Prefill):
         view.memo["products"] += plain.transpose(1, 2) @ plain
 
     def score(self, view: PromptView) -> Tensor:
+        import torch
+
         sinks = min(self.sinks, view.prompt - 1)
         counted = max(1, view.prompt - self.sinks)
         mean = view.memo["sum"] / counted  # [heads, head_dim]

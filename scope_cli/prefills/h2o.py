@@ -1,13 +1,17 @@
 """The tokens that received most attention, from every query that could see them."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
-
-from scope_cli.attention import received
 from scope_cli.geometry import LayerGeometry
 from scope_cli.prefills.base import Prefill, PromptView, prefill
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+QUERY_BLOCK = 128  # as in attention.py, which needs torch
 
 
 @prefill("h2o")
@@ -21,7 +25,13 @@ class H2O(Prefill):
     def memos(self, layer: LayerGeometry, prompt: int) -> dict[str, tuple[int, ...]]:
         return {"received": (layer.kv_heads, prompt)}
 
+    def observing(self, layer: LayerGeometry, tokens: int, prompt: int) -> int:
+        """A block of attention rows, twice: before and after the softmax."""
+        return 2 * layer.heads * min(QUERY_BLOCK, tokens) * prompt
+
     def observe(self, view: PromptView, queries: Tensor, start: int) -> None:
+        from scope_cli.attention import received
+
         view.memo["received"][:, : view.prompt] += received(queries, view.keys, start, view.scale)
 
     def score(self, view: PromptView) -> Tensor:

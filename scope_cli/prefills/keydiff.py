@@ -1,12 +1,14 @@
 """The keys that differ most from the others."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from scope_cli.prefills.base import Prefill, PromptView, precise, prefill
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @prefill("keydiff")
@@ -18,5 +20,7 @@ class KeyDiff(Prefill):
     cost: ClassVar[str] = "N D"
 
     def score(self, view: PromptView) -> Tensor:
+        import torch.nn.functional as F
+
         directions = F.normalize(precise(view.keys), dim=-1)
         return -F.cosine_similarity(directions, directions.mean(1, keepdim=True), dim=-1)

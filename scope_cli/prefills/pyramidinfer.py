@@ -1,15 +1,18 @@
 """What the end of the prompt looks at, the newest queries counting most, less of it with every layer."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from fractions import Fraction
 from math import cos, pi
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from scope_cli.prefills.base import Prefill, PromptView, prefill, share_out
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @prefill("pyramidinfer")
@@ -40,6 +43,8 @@ class PyramidInfer(Prefill):
         return share_out(weights, budget, prompt, window)
 
     def score(self, view: PromptView) -> Tensor:
+        import torch
+
         attention = view.attention(view.window).mean(1)  # [kv_heads, window, prompt]
         weights = torch.linspace(
             1, self.distance_weight, view.window, dtype=attention.dtype, device=attention.device

@@ -1,13 +1,15 @@
 """Chance: the method that every other one has to beat."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from scope_cli.prefills.base import Prefill, PromptView, prefill
 from scope_cli.scorers.base import uniform
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @prefill("random")
@@ -20,6 +22,8 @@ class Random(Prefill):
 
     def score(self, view: PromptView) -> Tensor:
         """A hash of seed, layer, KV head and position, as the scorer `random` has it."""
+        import torch
+
         device = view.keys.device
         place = (view.layer << 40) + (torch.arange(view.kv_heads, device=device)[:, None] << 32)
         seed = torch.tensor(view.seed, device=device) * 0x5851F42D4C957F2D  # odd: no two seeds meet

@@ -1,14 +1,17 @@
 """What the end of the prompt looks at, with its neighbours."""
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from __future__ import annotations
 
-import torch.nn.functional as F
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
-from torch import Tensor
 
 from scope_cli.prefills.base import Prefill, PromptView, prefill
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def odd(kernel: int) -> int:
@@ -32,6 +35,8 @@ class SnapKV(Prefill):
         return window
 
     def score(self, view: PromptView) -> Tensor:
+        import torch.nn.functional as F
+
         attention = view.attention(view.window).sum(2).mean(1)  # [kv_heads, prompt]
         before = attention[:, : view.prompt - view.window]  # the window itself stays in any case
         pool = F.max_pool1d if self.pooling == "max" else F.avg_pool1d

@@ -1,12 +1,14 @@
 """The beginning and the end of the prompt stay."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from scope_cli.prefills.base import Prefill, PromptView, prefill
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @prefill("streaming")
@@ -18,5 +20,7 @@ class Streaming(Prefill):
     cost: ClassVar[str] = "N"
 
     def score(self, view: PromptView) -> Tensor:
+        import torch
+
         positions = torch.arange(view.prompt, dtype=torch.float32, device=view.keys.device)
         return (-positions).expand(view.kv_heads, -1)

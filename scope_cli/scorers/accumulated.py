@@ -1,11 +1,14 @@
 """All the attention that a token has received since it was written: H2O, one row of attention per token."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from scope_cli.scorers.base import Scorer, SlotView, scorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @scorer("accumulated")

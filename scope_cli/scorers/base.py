@@ -5,18 +5,20 @@ A scorer is a frozen dataclass: its fields are its options in YAML, its docstrin
 cache, and holds no state: what it remembers about a slot lies beside the slot, `view.memo("mass")`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
-from torch import Tensor
 
 from scope_cli import plugins
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from scope_cli.cache import PolicyLayer, ScopeCache
 
 Over = Literal["mean", "max"]
@@ -52,17 +54,17 @@ class Scorer:
         """Names of the float32 values that lie beside each slot, 0 for a new token."""
         return ()
 
-    def score(self, view: "SlotView") -> Tensor:
+    def score(self, view: SlotView) -> Tensor:
         """[lanes, kv_heads, slots], finite where a token is held, at least float32; higher is kept. Pure."""
         raise NotImplementedError
 
-    def observe(self, view: "SlotView") -> None:
+    def observe(self, view: SlotView) -> None:
         """Write into the memos; called before each eviction, or at every token (`every_step`).
 
         Lanes go their own ways: write only where `view.is_evicting`, or `view.wrote` with `every_step`.
         """
 
-    def observe_prompt(self, view: "SlotView", received: Tensor) -> None:
+    def observe_prompt(self, view: SlotView, received: Tensor) -> None:
         """Start the memos of a lane's unprotected prompt, once it has been read (`counts_prompt`).
 
         received: [lanes, kv_heads, slots], attention that each prompt token got from itself and all later
@@ -86,7 +88,7 @@ class Policy:
     weigh: Literal["criticalkv"] | None = None
     reserve_values: float = 0.0  # share of the kept candidates that goes to the largest value ranges
 
-    def scores(self, view: "SlotView") -> Tensor:
+    def scores(self, view: SlotView) -> Tensor:
         """[lanes, kv_heads, slots]"""
         scores = self.scorer.score(view)
         if self.weigh == "criticalkv":
@@ -111,8 +113,8 @@ class SlotView:
 
     def __init__(
         self,
-        cache: "ScopeCache",
-        layer: "PolicyLayer",
+        cache: ScopeCache,
+        layer: PolicyLayer,
         facts: Tensor | None = None,
         ago: int = 0,
     ) -> None:
@@ -153,6 +155,8 @@ class SlotView:
 
         [lanes, kv_heads, group, window, slots]; -inf where a slot is free or newer than the query
         """
+        import torch
+
         queries, positions = self.newest_queries(window)
         products = queries.flatten(2, 3) @ self.precise(self.keys).transpose(2, 3) * self.scale
         slots = self.positions.unsqueeze(2).unsqueeze(2)
@@ -182,6 +186,8 @@ class SlotView:
         limits the softmax to some of the slots. A query that sees nothing does not count.
         [lanes, kv_heads, slots]
         """
+        import torch
+
         logits = self.logits(window)
         if among is not None:
             logits = logits.masked_fill(~among.unsqueeze(2).unsqueeze(2), -torch.inf)
@@ -196,6 +202,8 @@ class SlotView:
 
     def precise(self, x: Tensor) -> Tensor:
         """At least float32."""
+        import torch
+
         return x.to(torch.promote_types(x.dtype, torch.float32))
 
     # Slots in the order of the text
@@ -214,6 +222,8 @@ class SlotView:
 
     def pool(self, x: Tensor, kernel: int, how: Over) -> Tensor:
         """Mean or maximum over each held token's `kernel` neighbours in the text, those held: shape of x."""
+        import torch
+
         if kernel == 1:
             return x
         held = self.in_order(self.is_held)
@@ -243,6 +253,8 @@ class SlotView:
 
     @property
     def _candidates_first(self) -> Tensor:
+        import torch
+
         last = torch.iinfo(self.positions.dtype).max
         order = self.positions.masked_fill(~self.is_candidate, last).argsort(-1)
         return order[:, :, : self._most_candidates]
@@ -255,6 +267,8 @@ class SlotView:
         [lanes, kv_heads, slots]; what is no candidate comes after all of them. `among`, bool and of that
         shape: the slots to rank, in place of the candidates.
         """
+        import torch
+
         ranked = self.is_candidate if among is None else among
         newest_first = self.positions.argsort(-1, descending=True)
         by_age = x.masked_fill(~ranked, -torch.inf).gather(2, newest_first)
@@ -263,6 +277,8 @@ class SlotView:
 
     def reserve(self, scores: Tensor, by: Tensor, share: float) -> Tensor:
         """Lift the top `share` of what will be kept, ranked by `by`, above every other score."""
+        import torch
+
         chosen = self.is_candidate & (self.rank(by) < (self.keep * share).floor())
         held = scores.masked_fill(~self.is_held, 0)
         lift = held.amax(-1, keepdim=True) - held.amin(-1, keepdim=True) + 1
@@ -297,6 +313,8 @@ class SlotView:
 
     def head_seeds(self, salt: int = 0) -> Tensor:
         """A hash of lane seed, layer, KV head, n and salt, [lanes, kv_heads, 1]."""
+        import torch
+
         heads = torch.arange(self.positions.shape[1], device=self.positions.device).view(1, -1, 1)
         mixed = self.seeds.view(-1, 1, 1) + salt
         for part in (torch.full_like(heads, self.layer), heads, self.n):
@@ -329,6 +347,8 @@ def weigh_by_output(view: SlotView, scores: Tensor, epsilon: float = 1e-4) -> Te
     The norm is averaged over the heads of a group. Scores that can be negative are shifted so that the lowest
     is 0: a product with a norm needs that. [lanes, kv_heads, slots]
     """
+    import torch
+
     floor = scores.masked_fill(~view.is_held, torch.inf).amin(-1, keepdim=True).clamp(max=0)
     return view.reserve((scores - floor + epsilon) * output_norms(view), scores, 0.5)
 
@@ -339,6 +359,8 @@ def output_norms(view: SlotView) -> Tensor:
     [lanes, kv_heads, slots], 0 for what is no candidate. Computed for a block of candidates and one head of
     the groups at a time, because [slots, hidden] numbers per head would be more than the cache itself.
     """
+    import torch
+
     values = view.precise(view.candidates(view.values))  # [lanes, kv_heads, candidates, head_dim]
     lanes, kv_heads, _candidates, _head_dim = values.shape
     members = view.output_weight.unflatten(0, (kv_heads, -1)).unbind(1)  # each [kv_heads, head_dim, hidden]

@@ -1,13 +1,16 @@
 """The further back, the thinner: every token, every second, every fourth, ... by position alone."""
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
 from pydantic import Field
-from torch import Tensor
 
 from scope_cli.scorers.base import Scorer, SlotView, scorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NEVER = 2**24  # tokens: more than any text has, and float32 still counts them one by one
 
@@ -31,6 +34,8 @@ class Cascade(Scorer):
         when 2**i divides its index in the output. So what is off its stride goes first, the older
         first, and then the oldest.
         """
+        import torch
+
         newest = view.positions.masked_fill(~view.is_candidate, -1).amax(-1, keepdim=True)
         age = (newest - view.positions).unsqueeze(-1)
         spans = 2 ** torch.arange(1, self.levels, device=age.device) - 1  # in w, up to levels 1, 2, ...

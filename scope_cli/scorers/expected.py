@@ -1,14 +1,17 @@
 """The attention that queries to come are expected to pay, from the mean and covariance of those that came."""
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
 from pydantic import Field
-from torch import Tensor
 
 from scope_cli.rope import turn, unrotate
 from scope_cli.scorers.base import Scorer, SlotView, scorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @scorer("expected")
@@ -28,6 +31,8 @@ class Expected(Scorer):
 
     def score(self, view: SlotView) -> Tensor:
         """[lanes, kv_heads, slots], higher is kept."""
+        import torch
+
         queries, positions = view.newest_queries(self.window)  # [lanes, kv_heads, group, window, head_dim]
         seen = (positions >= 0).view(-1, 1, 1, self.window, 1)
         plain = unrotate(queries, positions.view(-1, 1, 1, self.window), view.inv_freq).masked_fill(~seen, 0)

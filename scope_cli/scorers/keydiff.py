@@ -1,12 +1,14 @@
 """Keys that point elsewhere than the average stay; needs no attention."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-from torch import Tensor
-from torch.nn.functional import cosine_similarity, normalize
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from scope_cli.scorers.base import Scorer, SlotView, scorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @scorer("keydiff")
@@ -19,6 +21,8 @@ class Keydiff(Scorer):
 
     def score(self, view: SlotView) -> Tensor:
         """[lanes, kv_heads, slots], higher is kept."""
+        from torch.nn.functional import cosine_similarity, normalize
+
         keys = view.precise(view.keys)
         held = view.is_held.unsqueeze(-1)
         mean = normalize(keys, dim=-1).masked_fill(~held, 0).sum(2, keepdim=True) / held.sum(2, keepdim=True)

@@ -1,14 +1,16 @@
 """Tokens that stand out against the stretch of text after them stay; needs keys and values alone."""
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
 from pydantic import Field
-from torch import Tensor
-from torch.nn.functional import pad
 
 from scope_cli.scorers.base import Scorer, SlotView, scorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @scorer("lagkv")
@@ -28,6 +30,8 @@ class Lagkv(Scorer):
         So the top fraction of every partition stays. The last whole partition and what follows it have no
         next one to be measured by: they score above 1, the newer the higher. [lanes, kv_heads, slots]
         """
+        import torch
+
         is_candidate = view.candidates(view.is_candidate)  # [lanes, kv_heads, candidates]
         spread = (self.spread(view.candidates(view.keys)) + self.spread(view.candidates(view.values))) / 2
         rank = spread.argsort(stable=True).argsort()  # [lanes, kv_heads, partitions, lag]
@@ -43,6 +47,9 @@ class Lagkv(Scorer):
         x: [lanes, kv_heads, candidates, head_dim] in the order of the text
         returns [lanes, kv_heads, partitions, lag]; the last partition's are not to be used
         """
+        import torch
+        from torch.nn.functional import pad
+
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         x = pad(x, (0, 0, 0, -x.shape[2] % self.lag)).unflatten(2, (-1, self.lag))
         following = x.roll(-1, 2)

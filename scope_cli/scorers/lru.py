@@ -1,13 +1,16 @@
 """When a token was last attended to: the least recently used leave, as RaaS does it."""
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
 from pydantic import Field
-from torch import Tensor
 
 from scope_cli.scorers.base import Scorer, SlotView, scorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @scorer("lru")
@@ -28,6 +31,8 @@ class Lru(Scorer):
 
     def observe(self, view: SlotView) -> None:
         """Stamp n on what was used now; writing a token counts as using it."""
+        import torch
+
         stamp = view.memo("stamp")
         top = (view.is_held.sum(-1, keepdim=True) * self.share).ceil()
         used = view.rank(view.attention(window=1), among=view.is_held) < top

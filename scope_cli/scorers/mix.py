@@ -1,13 +1,17 @@
 """Three reasons to stay at once: a wide value, R-KV's score, and luck."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
 from scope_cli.scorers.base import Scorer, SlotView, scorer
 from scope_cli.scorers.rkv import Rkv
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @scorer("mix")

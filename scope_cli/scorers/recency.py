@@ -1,11 +1,14 @@
 """The newest tokens: StreamingLLM's rule, with the whole prompt in the place of its sinks."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from scope_cli.scorers.base import Scorer, SlotView, scorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @scorer("recency")

@@ -1,14 +1,16 @@
 """Importance less redundancy: R-KV drops what is attended little, and what says the same as newer tokens."""
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
 from pydantic import Field
-from torch import Tensor
-from torch.nn.functional import normalize
 
 from scope_cli.scorers.base import Odd, Scorer, SlotView, scorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROWS = 256  # of the similarity matrix at a time
 
@@ -48,6 +50,9 @@ class Rkv(Scorer):
         In each row the newest of the keys above the threshold counts 0, so that of a set of duplicates the
         newest is spared; a pair is spared altogether (the paper's rule, to the letter).
         """
+        import torch
+        from torch.nn.functional import normalize
+
         is_candidate = view.candidates(view.is_candidate)
         keys = normalize(view.precise(view.candidates(view.keys)), dim=-1)
         keys = keys * is_candidate.unsqueeze(-1)  # [lanes, kv_heads, candidates, head_dim]

@@ -1,17 +1,22 @@
 """How well a key's direction matches the queries the model usually asks, wherever they will stand."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
+from numpy import float32
+from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.numpy import load_file
 
 from scope_cli.errors import UsageError
 from scope_cli.rope import as_pairs, unrotate
 from scope_cli.scorers.base import Scorer, SlotView, scorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HINT = "make one: scope calibrate FILE --text TEXT, then --set decode.scorer='{name: tri, calibration: FILE}'"
 
@@ -35,6 +40,8 @@ class Tri(Scorer):
 
     def score(self, view: SlotView) -> Tensor:
         """[lanes, kv_heads, slots], higher is kept."""
+        import torch
+
         if view.inv_freq is None:
             raise UsageError("the scorer tri needs a model with rotary positions")
         mean, size = self._statistics(view)  # [kv_heads, group, pairs]
@@ -58,18 +65,20 @@ class Tri(Scorer):
 
     def _statistics(self, view: SlotView) -> tuple[Tensor, Tensor]:
         """Mean complex query and mean size, per query head and frequency, [kv_heads, group, pairs]."""
+        import torch
+
         file = calibration_file(self.calibration)
         if f"{view.layer}.mean" not in file or file[f"{view.layer}.mean"].shape[0] != view.queries.shape[1]:
             raise UsageError(f"{self.calibration} was made for another model", HINT)
-        mean = torch.view_as_complex(file[f"{view.layer}.mean"]).to(view.keys.device)
-        size = file[f"{view.layer}.size"].to(view.keys.device)
+        mean = torch.view_as_complex(torch.tensor(file[f"{view.layer}.mean"])).to(view.keys.device)
+        size = torch.tensor(file[f"{view.layer}.size"]).to(view.keys.device)
         kv_heads = view.keys.shape[1]
         return mean.unflatten(0, (kv_heads, -1)), size.unflatten(0, (kv_heads, -1))
 
 
 @lru_cache(maxsize=2)
-def calibration_file(path: str) -> dict[str, Tensor]:
-    """'LAYER.mean', [heads, pairs, 2]; 'LAYER.size', [heads, pairs]."""
+def calibration_file(path: str) -> dict[str, NDArray[float32]]:
+    """'LAYER.mean', [heads, pairs, 2]; 'LAYER.size', [heads, pairs]; numpy's, as planning has no torch."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -1,14 +1,17 @@
 """A share for the largest value ranges, the rest drawn by chance in proportion to attention: VaSE."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from math import pi
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from scope_cli.scorers.base import SMALLEST, Odd, Scorer, SlotView, scorer, uniform
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @scorer("vase")
@@ -40,6 +43,8 @@ class Vase(Scorer):
 
         a: attention of the window, averaged over `kernel` neighbours; [lanes, kv_heads, slots]
         """
+        import torch
+
         attention = view.pool(view.attention(self.window), self.kernel, "mean")
         noise = -view.uniform().clamp(min=SMALLEST).log()
         return attention.clamp(min=torch.finfo(torch.float32).tiny).log() - noise.log()
@@ -52,6 +57,8 @@ class Vase(Scorer):
 
     def projection(self, view: SlotView) -> Tensor:
         """G ~ N(0, 1/rank), [lanes, kv_heads, head_dim, rank]: Box and Muller's formula on hashed numbers."""
+        import torch
+
         head_dim = view.keys.shape[-1]
         at = torch.arange(1, 1 + head_dim * self.rank, device=view.keys.device)
         radius = (-2 * uniform(view.head_seeds(salt=1) + at).clamp(min=SMALLEST).log()).sqrt()

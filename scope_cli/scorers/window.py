@@ -4,14 +4,17 @@ SnapKV (arXiv 2404.14469): `window: 32, kernel: 5`. G-KV: `memory: 0.8, group: l
 (arXiv 2401.06104): `window: 1` and `decode.share: layer`. DefensiveKV (arXiv 2510.13334): `queries: max`.
 """
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
 from pydantic import Field
-from torch import Tensor
 
 from scope_cli.scorers.base import Group, Odd, Over, Scorer, SlotView, scorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @scorer("window")
@@ -43,6 +46,8 @@ class Window(Scorer):
 
         It decays once per eviction, so `decode.interval` decides how many tokens that is.
         """
+        import torch
+
         if self.memory:
             now, remembered = self._now(view), view.memo("F")
             scaled = now / now.amax(-1, keepdim=True).clamp(min=torch.finfo(now.dtype).tiny)

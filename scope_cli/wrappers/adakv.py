@@ -1,14 +1,17 @@
 """Heads whose tokens score higher keep more of them."""
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
 from pydantic import Field
-from torch import Tensor
 
 from scope_cli.prefills.base import choose
 from scope_cli.wrappers.base import Wrapper, wrapper
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @wrapper("adakv")
@@ -29,6 +32,8 @@ class AdaKV(Wrapper):
 
     def choose(self, scores: Tensor, budget: int, window: int) -> Tensor:
         """Every head's floor, then the highest scores of the layer, none beyond its head's cap."""
+        import torch
+
         heads, prompt = scores.shape
         floor = choose(scores, max(window, int(self.floor * budget)), window)
         below_cap = choose(scores, self.most(budget, prompt), window)

@@ -4,13 +4,16 @@ A wrapper is a frozen dataclass like a method, named in `prefill.wrap`; several 
 question.
 """
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from scope_cli import plugins
 from scope_cli.prefills.base import PromptView
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Wrapper:

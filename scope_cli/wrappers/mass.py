@@ -3,15 +3,19 @@
 PrefixKV: arXiv 2412.03409; ZipVL: arXiv 2410.08584.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
 from pydantic import Field
 
 from scope_cli.prefills.base import PromptView
 from scope_cli.wrappers.base import Wrapper, wrapper
+
+if TYPE_CHECKING:
+    import torch
 
 
 @wrapper("mass")
@@ -39,6 +43,8 @@ class Mass(Wrapper):
         So the tokens of all layers, sorted by the mass before them, are needed in that order: as many as the
         budget has are the answer, and the last one's mass is PrefixKV's threshold, found without bisection.
         """
+        import torch
+
         prompt, window = views[0].prompt, views[0].window
         before = torch.stack([mass_before(view) for view in views])  # [layers, prompt]
         if self.tau is not None:

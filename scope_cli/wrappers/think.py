@@ -1,14 +1,17 @@
 """Key channels that the last queries hardly use are pruned."""
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
 from pydantic import Field
-from torch import Tensor
 
 from scope_cli.prefills.base import PromptView, precise
 from scope_cli.wrappers.base import Wrapper, wrapper
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @wrapper("think")
@@ -29,6 +32,8 @@ class ThinK(Wrapper):
 
     def rewrite(self, view: PromptView, kept: Tensor) -> None:
         """A channel weighs its queries' mean square times its keys' (section 3.2), over the kept tokens."""
+        import torch
+
         end = view.prompt - view.window
         queries = precise(view.queries[:, -self.queries :]).unflatten(0, (view.kv_heads, -1))
         keys = precise(view.keys[:, :end]).masked_fill(~kept[:, :end, None], 0)

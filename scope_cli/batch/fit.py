@@ -1,0 +1,58 @@
+"""Free memory in, lanes that fit it out: weights + lanes * lane + staging + workspace, all in bytes."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scope_cli.batch.groups import Group
+from scope_cli.errors import ModelError
+from scope_cli.units import as_bytes
+
+MOST_LANES = 32  # by itself no more: what lanes have written is lost when the machine goes
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What there is, and what the model takes of it beside the cache; measured once for a job."""
+
+    free_bytes: int  # before the weights were read
+    weight_bytes: int
+    reading_bytes: int = 0  # at most in use while a chunk of a prompt is read, beside weights and cache
+    step_bytes: int = 0  # at most in use in one step of one lane
+    base_bytes: int = 0  # of the process before the model, where the resident set is what is measured
+
+    def workspace(self, lanes: int) -> int:
+        """A chunk is read between two steps, never during one."""
+        return max(self.reading_bytes, lanes * self.step_bytes)
+
+    def planned(self, group: Group) -> int:
+        """Everything that a group's run takes, without what the process had before."""
+        return self.weight_bytes + group.cache_bytes + group.staging_bytes + self.workspace(group.lanes)
+
+    def lanes_that_fit(self, group: Group) -> int:
+        left = self.free_bytes - self.weight_bytes - group.staging_bytes
+        if left < self.reading_bytes:
+            return 0
+        by_reading = (left - self.reading_bytes) // group.lane_bytes
+        return min(by_reading, left // (group.lane_bytes + self.step_bytes))
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def choose_lanes(group: Group, lanes: int | None, memory: Memory) -> Group:
+    """The group with `lanes`, or with as many as fit where it is None; never more than it has rows.
+
+    Raises ModelError where what was asked for, or a single lane, does not fit.
+    """
+    fit = memory.lanes_that_fit(group)
+    wanted = min(lanes or MOST_LANES, 1 if group.alone else group.rows)
+    if fit < 1 or (lanes is not None and fit < wanted):
+        asked = wanted if lanes else 1
+        needed = memory.planned(group.with_lanes(asked))
+        raise ModelError(
+            f"not enough memory: {asked} lane{'s' * (asked > 1)} of {as_bytes(group.lane_bytes)} take "
+            f"{as_bytes(needed)} with the weights ({as_bytes(memory.weight_bytes)}), "
+            f"{as_bytes(memory.free_bytes)} are free",
+            f"--lanes {fit} fits" if fit else "try a smaller --budget or --max-new-tokens",
+        )
+    return group.with_lanes(min(wanted, fit))

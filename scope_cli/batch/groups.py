@@ -1,0 +1,126 @@
+"""Lengths of prompts in, groups out: rows whose lanes are alike share one rectangle of slots.
+
+A cache is a rectangle: every lane has the slots of the largest. Groups are made once, from all rows that
+are there, and kept in the ledger: a lane's numbers depend on the rectangle it lies in, so a job that was
+stopped has to go on with the same ones, whatever is left of it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from scope_cli.geometry import Geometry
+from scope_cli.plan import CacheShape, RunPlan
+
+MOST_WASTE = 0.25  # of a rectangle's slots
+Order = Literal["longest", "input"]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one row needs, as far as sizes decide it."""
+
+    number: int  # of the row
+    prompt_tokens: int
+    shape: CacheShape  # of a cache for it alone
+    planned_tokens: int  # of its output, at most
+    staging_bytes: int  # of its prompt, while it is read
+    alone: bool  # its slots are known only when it has been read: one lane
+
+    @classmethod
+    def of(cls, number: int, plan: RunPlan, geometry: Geometry, dtype_bytes: int) -> "Demand":
+        staged = plan.prompt.staging_bytes(geometry, dtype_bytes)
+        return cls(
+            number, plan.prompt_tokens, plan.shape, plan.max_new_tokens, staged, alone=plan.prompt.late
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    number: int
+    shape: CacheShape  # with its lanes
+    rows: int
+    alone: bool
+    staging_bytes: int  # the largest of its prompts'
+    lane_bytes: int  # of one lane, as allocated
+    needed_bytes: int  # of all rows' lanes together, if each had its own size
+    planned_tokens: int  # of all rows' outputs together, at most
+    compiled: bool = False  # settled once, like the rectangle: compiled steps round otherwise
+
+    @property
+    def lanes(self) -> int:
+        return self.shape.lanes
+
+    @property
+    def padding_bytes(self) -> int:
+        """What its rectangle has and its rows on average do not need, all lanes together."""
+        return round(self.lanes * (self.lane_bytes - self.needed_bytes / self.rows))
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.lanes * self.lane_bytes
+
+    def with_lanes(self, lanes: int) -> "Group":
+        return replace(self, shape=replace(self.shape, lanes=lanes))
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, plan: dict[str, Any]) -> "Group":
+        shape = CacheShape(**{**plan["shape"], "prompt_slots": tuple(plan["shape"]["prompt_slots"])})
+        return cls(**{**plan, "shape": shape})
+
+
+def form_groups(
+    demands: Iterable[Demand], geometry: Geometry, dtype_bytes: int, order: Order = "longest", first: int = 0
+) -> list[tuple[Group, list[Demand]]]:
+    """Groups of one lane yet, numbered from `first`, each with its rows in the order they will be run.
+
+    From the largest row down, a row joins while every lane of the rectangle is used to three quarters.
+    """
+
+    def size(shape: CacheShape) -> int:
+        return shape.cache_bytes(geometry, dtype_bytes)
+
+    by_size = sorted(demands, key=lambda demand: (-size(demand.shape), demand.number))
+    rectangles: list[tuple[CacheShape, list[Demand]]] = []
+    for demand in by_size:
+        if rectangles and not demand.alone and not rectangles[-1][1][0].alone:
+            shape, rows = rectangles[-1]
+            larger = enclosing(shape, demand.shape)
+            least = min(size(demand.shape), size(rows[-1].shape))
+            if least >= (1 - MOST_WASTE) * size(larger):
+                rectangles[-1] = (larger, [*rows, demand])
+                continue
+        rectangles.append((demand.shape, [demand]))
+    if order == "input":
+        rectangles = [(shape, sorted(rows, key=lambda row: row.number)) for shape, rows in rectangles]
+        rectangles.sort(key=lambda rectangle: rectangle[1][0].number)
+    return [
+        (
+            Group(
+                number=first + index,
+                shape=shape,
+                rows=len(rows),
+                alone=rows[0].alone,
+                staging_bytes=max(row.staging_bytes for row in rows),
+                lane_bytes=size(shape),
+                needed_bytes=sum(size(row.shape) for row in rows),
+                planned_tokens=sum(row.planned_tokens for row in rows),
+            ),
+            rows,
+        )
+        for index, (shape, rows) in enumerate(rectangles)
+    ]
+
+
+def enclosing(one: CacheShape, other: CacheShape) -> CacheShape:
+    """The smallest shape in which both fit."""
+    return replace(
+        one,
+        prompt_slots=tuple(map(max, one.prompt_slots, other.prompt_slots)),
+        evictable=max(one.evictable, other.evictable),
+        context=max(one.context, other.context),
+        ring=max(one.ring, other.ring),
+    )

@@ -1,0 +1,148 @@
+"""Groups of rows in, each run on this machine's model, whatever one of them does."""
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from scope_cli.batch.desk import Desk, reason_and_detail
+from scope_cli.batch.fit import Memory
+from scope_cli.batch.groups import Group
+from scope_cli.batch.runner import in_words, is_out_of_memory, run_group
+from scope_cli.batch.work import Task
+from scope_cli.batch.workspace import measure
+from scope_cli.errors import ModelError, ScopeError
+from scope_cli.memory import free_bytes
+from scope_cli.profile import LoadedProfile
+from scope_cli.units import as_bytes
+
+if TYPE_CHECKING:
+    from scope_cli.model import LoadedModel, OpenedModel
+
+
+class LocalEngine:
+    """This machine's model, read when it is first needed."""
+
+    def __init__(self, opened: "OpenedModel") -> None:
+        self.opened = opened
+        self._loaded: LoadedModel | None = None
+        self._free_bytes = 0
+
+    def loaded(self) -> "LoadedModel":
+        if self._loaded is None:
+            self._free_bytes = free_bytes(self.opened.device)
+            needed = max(self.opened.weight_bytes, self.opened.loading_bytes)
+            if needed > self._free_bytes:
+                raise ModelError(
+                    f"not enough memory: reading the weights of {self.opened.name} takes "
+                    f"{as_bytes(needed)}, {as_bytes(self._free_bytes)} are free",
+                    "try --load-in 4bit, or a smaller model",
+                )
+            self._loaded = self.opened.load()
+        return self._loaded
+
+    def memory(self, settings: LoadedProfile, longest: int, known: Memory | None) -> Memory:
+        """What the machine has and the model takes, measured where it is not known yet."""
+        loaded = self.loaded()
+        if known is not None:
+            return replace(known, free_bytes=self._free_bytes)
+        return measure(loaded, settings, longest, self._free_bytes)
+
+    def run(self, desk: Desk, groups: list[Group], stop: Callable[[], bool]) -> None:
+        """Every row that waits; groups one after the other, because each has a cache of its own."""
+        for group in groups:
+            while desk.waits(group) and not stop():
+                group = run_one_group(self.loaded(), desk, group, stop)
+
+    def close(self) -> None:
+        """The model goes with the process."""
+
+
+def run_one_group(loaded: "LoadedModel", desk: Desk, group: Group, stop: Callable[[], bool]) -> Group:
+    """Run until no row of the group waits; the group, with fewer lanes where memory ran out.
+
+    An error that cannot be blamed on one row puts all that were running back, and they are tried one by one
+    in the same rectangle of lanes: that gives the same texts, and shows which of them it was.
+    """
+    desk.groups_run.append(group)
+    trouble = attempt(loaded, desk, group, desk.tasks_of(group), stop)
+    if trouble is None:
+        return group
+    suspects = list(desk.running)
+    if trouble.out_of_memory:
+        return fewer_lanes(desk, group, suspects, trouble)
+    if len(suspects) > 1:
+        desk.put_back(suspects)
+        desk.board.say(f"{trouble.reason}: trying the {len(suspects)} prompts that were running one by one")
+        for number in suspects:
+            if stop():
+                break
+            task = desk.take(group, number)
+            alone = attempt(loaded, desk, group, iter([task] if task else []), stop)
+            if alone is not None and alone.out_of_memory:
+                return fewer_lanes(desk, group, list(desk.running), alone)
+            if alone is not None:
+                blame(desk, alone)
+    else:
+        blame(desk, trouble)
+    return group
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What broke a group off: in one line, and its traceback."""
+
+    reason: str
+    detail: str
+    out_of_memory: bool
+
+
+def attempt(
+    loaded: "LoadedModel", desk: Desk, group: Group, tasks: Iterator[Task], stop: Callable[[], bool]
+) -> Trouble | None:
+    """Run tasks to their ends; what broke it off. Errors of the desk itself (a full disk) are not caught."""
+    events = run_group(loaded, desk.profile, group, tasks, stop, desk.board.say)
+    while True:
+        try:
+            event = next(events)
+        except StopIteration:
+            return None
+        except ScopeError:  # the desk has handed out no row: a full disk
+            raise
+        except Exception as error:
+            lost = isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
+            nobody = not desk.running and not (is_out_of_memory(error) and group.lanes > 1)
+            if lost or nobody:  # a GPU of no more use to this process; no row to blame
+                raise
+            return trouble_of(error)
+        desk.receive(event)
+
+
+def trouble_of(error: Exception) -> Trouble:
+    return Trouble(*reason_and_detail(in_words(error)), out_of_memory=is_out_of_memory(error))
+
+
+def fewer_lanes(desk: Desk, group: Group, suspects: list[int], trouble: Trouble) -> Group:
+    """Half the lanes, and the rows that were running once more; with one lane, the row has failed."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if group.lanes == 1:
+        for number in suspects:
+            desk.fail(number, f"out of memory with a single lane ({trouble.reason})", trouble.detail)
+        return group
+    desk.put_back(suspects)
+    return halve_lanes(desk, group)
+
+
+def halve_lanes(desk: Desk, group: Group) -> Group:
+    lanes = group.lanes // 2
+    desk.reduce(group, lanes, f"memory ran out with {group.lanes} lanes: {lanes} from here on")
+    return group.with_lanes(lanes)
+
+
+def blame(desk: Desk, trouble: Trouble) -> None:
+    for number in list(desk.running):
+        desk.fail(number, trouble.reason, trouble.detail)

@@ -1,0 +1,65 @@
+"""A group's tasks in, their events out; each event names its row in `prompt`."""
+
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+
+from scope_cli.batch.groups import Group
+from scope_cli.batch.work import Task
+from scope_cli.decode import Admission, decode
+from scope_cli.events import Event, Failed
+from scope_cli.generate import Job
+from scope_cli.memory import PeakMeter
+from scope_cli.model import LoadedModel
+from scope_cli.profile import Profile
+
+
+def run_group(
+    loaded: LoadedModel,
+    profile: Profile,
+    group: Group,
+    tasks: Iterator[Task],
+    interrupted: Callable[[], bool],
+    tell: Callable[[str], None],
+) -> Iterator[Event]:
+    """Run tasks as they come, `group.lanes` at a time; another is asked for whenever a lane is free.
+
+    A task that cannot be read, or whose text cannot be taken, ends as `Failed` while the others go on. What
+    cannot be blamed on one task is raised, and so is the end of memory.
+    """
+    in_row: dict[int, int] = {}  # which task a row of the cache has
+    shape = group.shape
+    if group.alone:  # every prompt makes slots of its own size
+        shape = replace(shape, prompt_slots=(0,) * len(shape.prompt_slots))
+    with PeakMeter(loaded.device) as peak:
+        job = Job(loaded, profile, shape, peak, group.compiled, tell)
+
+        def admit(row: int) -> Admission | None:
+            task = next(tasks, None)
+            if task is None:
+                return None
+            in_row[row] = task.number
+            return job.read(task.work, task.number, row, interrupted)
+
+        def fail(row: int, error: Exception) -> Event:
+            if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
+                raise error
+            job.cache.chunk = None  # the prompt was perhaps in the middle of one
+            return Failed(row, in_words(error), in_row[row])
+
+        yield from decode(job.step, job.cache, admit, job.finish, interrupted, fail)
+
+
+def in_words(error: BaseException) -> str:
+    """What went wrong on the first line, and the traceback below it."""
+    said = str(error).strip().partition("\n")[0]
+    first = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return f"{first}\n{''.join(traceback.format_exception(error))}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -1,0 +1,339 @@
+"""Options of one command in, one process's share of a job done, an exit code out."""
+
+import os
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+
+from scope_cli.batch.board import LiveBoard, LogBoard, shown
+from scope_cli.batch.desk import Desk
+from scope_cli.batch.fit import Memory
+from scope_cli.batch.groups import Group, Order
+from scope_cli.batch.inputs import Frame, Input, read_inputs
+from scope_cli.batch.job import (
+    Changes,
+    JobSettings,
+    Planned,
+    check_settings,
+    commit,
+    compare,
+    new_groups,
+    refuse_foreign_files,
+    roll_forward,
+    tokenise,
+)
+from scope_cli.batch.ledger import NAME as LEDGER
+from scope_cli.batch.ledger import Ledger
+from scope_cli.batch.presence import HOST, Presence
+from scope_cli.batch.results import write_results
+from scope_cli.batch.status import dry_run_lines, summary_lines
+from scope_cli.batch.writer import OutputError
+from scope_cli.errors import AuditError, BusyError, ModelError, ScopeError, UsageError
+from scope_cli.profile import LoadedProfile
+from scope_cli.signals import Interruption
+from scope_cli.units import as_bytes
+
+if TYPE_CHECKING:
+    from scope_cli.batch.local import LocalEngine
+    from scope_cli.batch.on_ray import RayEngine
+    from scope_cli.model import OpenedModel
+
+TELL_EVERY_S = 2.0  # while many prompts are read
+
+
+@dataclass(frozen=True)
+class Options:
+    prompts: str
+    out: Path
+    settings: LoadedProfile
+    frame: Frame
+    globs: tuple[str, ...] = ()
+    lanes: int | None = None
+    order: Order = "longest"
+    limit: int | None = None
+    row_timeout: float | None = None
+    fail_fast: bool = False
+    retry_failed: bool = False
+    restart: bool = False
+    accept_changed: bool = False
+    join: bool = False
+    dry_run: bool = False
+    report: bool = False
+    log_every: float = 30.0
+    quiet: bool = False
+    offline: bool = False
+    engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+    workers: int | None = None
+
+    @property
+    def as_lines(self) -> bool:
+        return not Path(self.prompts).expanduser().is_dir()
+
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            print(line, file=sys.stderr)
+
+
+def run(options: Options) -> int:
+    """Plan what is new, run what waits, say how it went."""
+    if not options.as_lines and options.out.resolve() == Path(options.prompts).expanduser().resolve():
+        raise UsageError(
+            f"{options.out} holds the prompts: the texts would overwrite them",
+            "choose another --output-dir",
+        )
+    inputs = read_inputs(options.prompts, options.globs, leave_out=options.out)
+    if not options.dry_run:
+        make_folder(options.out)
+
+    from scope_cli.model import open_model
+
+    opened = open_model(options.settings.profile.model, options.offline, options.say)
+    if options.dry_run:
+        return dry_run(options, job_of(options, opened), opened, inputs)
+    engine = engine_of(options, opened)
+    try:
+        return run_with(options, engine, inputs)
+    finally:
+        engine.close()
+
+
+def job_of(options: Options, opened: "OpenedModel") -> JobSettings:
+    return JobSettings(
+        settings=options.settings,
+        frame=options.frame,
+        lanes=options.lanes,
+        order=options.order,
+        runs_on=f"{opened.device.type} {str(opened.dtype).removeprefix('torch.')}",
+        max_seconds=options.row_timeout,
+    )
+
+
+def engine_of(options: Options, opened: "OpenedModel") -> "LocalEngine | RayEngine":
+    if options.engine == "ray":
+        from scope_cli.batch.on_ray import RayEngine
+
+        return RayEngine(
+            opened, options.settings.profile.model, options.offline, options.ray_address, options.workers
+        )
+    from scope_cli.batch.local import LocalEngine
+
+    return LocalEngine(opened)
+
+
+def run_with(options: Options, engine: "LocalEngine | RayEngine", inputs: Iterator[Input]) -> int:
+    job = job_of(options, engine.opened)
+    presence = Presence(options.out)
+    with Interruption() as interruption:
+        with presence.starting():
+            others = presence.others()
+            ledger = Ledger(options.out)
+            for note in ledger.notes:
+                options.say(f"note: {note}")
+            if others and not options.join:
+                raise BusyError(
+                    who_is_there(ledger, others, options.out), "--join shares the prompts that wait"
+                )
+            start = Start(options, job, engine, ledger, interruption)
+            if others:
+                check_settings(ledger, job, accept=False)
+            else:
+                ledger.recover(())
+                start.prepare(inputs)
+            presence.enter()
+            ledger.enter(presence.owner, os.getpid(), HOST)
+        try:
+            code = 0 if interruption() else work(options, start, presence)
+            return interruption.exit_code or code
+        finally:
+            with suppress(sqlite3.Error, ScopeError):
+                ledger.leave(presence.owner)
+            presence.leave()
+            ledger.close()
+
+
+def make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write to {out}: {error.strerror}", "choose another --output-dir") from error
+
+
+def who_is_there(ledger: Ledger, others: list[str], out: Path) -> str:
+    known = {process["owner"]: process for process in ledger.processes()}
+    names = [
+        f"process {known[owner]['pid']} on {known[owner]['host']}" if owner in known else "a process"
+        for owner in others
+    ]
+    return f"{' and '.join(names)} already work{'s' if len(names) == 1 else ''} on {out}"
+
+
+class Start:
+    """What a process needs before it can run rows: a planned ledger, and the model once there is work."""
+
+    def __init__(
+        self,
+        options: Options,
+        job: JobSettings,
+        engine: "LocalEngine | RayEngine",
+        ledger: Ledger,
+        interruption: Interruption,
+    ) -> None:
+        self.options, self.job, self.engine, self.opened = options, job, engine, engine.opened
+        self.ledger, self.interruption = ledger, interruption
+
+    def prepare(self, inputs: Iterator[Input]) -> None:
+        """Bring the ledger up to the inputs, in one transaction at the end."""
+        options, ledger, out = self.options, self.ledger, self.options.out
+        if options.restart:
+            ledger.forget()
+        roll_forward(ledger, out)
+        changed = check_settings(ledger, self.job, options.accept_changed)
+        changes = compare(
+            ledger,
+            inputs,
+            out,
+            as_lines=options.as_lines,
+            retry_failed=options.retry_failed,
+            settings_changed=changed,
+        )
+        for line in changes.in_words():
+            options.say(line)
+        foreign = [row.output for row, _ in changes.fresh if row.state == "waiting" and not row.attempts]
+        sources = [] if options.as_lines else [Path(one.source) for _, one in changes.fresh]
+        if not options.restart:
+            refuse_foreign_files(out, foreign, sources)
+        planned = self._tokenise(changes)
+        if self.interruption():
+            return
+        if not planned.rows and not ledger.rows() and not changes.fresh:
+            raise UsageError(f"there are no prompts in {options.prompts}", "is --glob right?")
+        memory, groups = ledger.get("memory"), []
+        if planned.demands:
+            longest = max(demand.prompt_tokens for demand in planned.demands)
+            now = self.memory(longest)
+            first = max((group["number"] for group in ledger.groups()), default=-1) + 1
+            groups = new_groups(planned, self.opened, self.job, now, first)
+            memory = now.as_dict()
+        for row in planned.rows:
+            if row.state == "failed":
+                print(f"failed: {shown(row.id)}: {row.error}", file=sys.stderr)
+        commit(ledger, self.job, changes, planned, groups, {"memory": memory})
+
+    def _tokenise(self, changes: Changes) -> Planned:
+        planned, told = Planned(), time.monotonic() + TELL_EVERY_S
+        for planned in tokenise(self.opened, self.job, changes.fresh):
+            if time.monotonic() > told:
+                told = time.monotonic() + TELL_EVERY_S
+                self.options.say(f"tokenised {len(planned.rows):,} of {len(changes.fresh):,} prompts")
+            if self.interruption():
+                break
+        return planned
+
+    def memory(self, longest_prompt: int) -> Memory:
+        """Measured the first time, and written down."""
+        known = None if self.options.restart else self.ledger.get("memory")
+        return self.engine.memory(self.options.settings, longest_prompt, Memory(**known) if known else None)
+
+    def groups(self, desk: Desk) -> list[Group]:
+        """The groups of the ledger, with fewer lanes where less memory is free than when they were made."""
+        memory, groups = self.memory(1), []
+        for group in map(Group.of, self.ledger.groups()):
+            fit = memory.lanes_that_fit(group)
+            if fit < 1:
+                raise ModelError(
+                    f"not enough memory: a lane of {as_bytes(group.lane_bytes)} does not fit beside "
+                    f"the weights, {as_bytes(memory.free_bytes)} were free before them",
+                    "end what else runs on this machine",
+                )
+            if fit < group.lanes and desk.waits(group):
+                desk.reduce(group, fit, f"{fit} of {group.lanes} lanes fit the memory that is free now")
+                group = group.with_lanes(fit)
+            groups.append(group)
+        return groups
+
+
+def work(options: Options, start: Start, presence: Presence) -> int:
+    """Run rows until none waits here; the exit code."""
+    ledger, stop = start.ledger, start.interruption
+    board = make_board(options, start)
+    desk = Desk(
+        ledger,
+        options.out,
+        presence.owner,
+        options.settings,
+        start.job.hash,
+        start.opened,
+        board,
+        limit=options.limit,
+        fail_fast=options.fail_fast,
+        max_seconds=options.row_timeout,
+    )
+    began = time.monotonic()
+    try:
+        while ledger.counts()["waiting"] + ledger.counts()["interrupted"]:
+            start.engine.run(desk, start.groups(desk), lambda: stop() or desk.stopping)
+            if stop() or desk.stopping or desk.used_up or not take_over(ledger, presence):
+                break
+    finally:
+        board.close()
+        with suppress(sqlite3.Error, ScopeError):
+            desk.interrupt()
+        with suppress(sqlite3.Error, ScopeError, OutputError):
+            write_results(ledger, options.out)
+    if options.report:
+        from scope_cli.batch.report import write_report
+
+        options.say(f"report:    {write_report(ledger, options.out)}")
+    for line in summary_lines(ledger, desk, time.monotonic() - began):
+        options.say(line)
+    if desk.audit_failed:
+        raise AuditError("the audit of a prompt failed", "a bug in scope: please report it with its record")
+    return 1 if ledger.counts()["failed"] else 0
+
+
+def take_over(ledger: Ledger, presence: Presence) -> bool:
+    """Rows of processes that died meanwhile wait again; were there any?"""
+    with presence.starting():
+        return ledger.recover([presence.owner, *presence.others()]) > 0
+
+
+def make_board(options: Options, start: Start) -> LogBoard:
+    console, geometry = Console(stderr=True), start.opened.geometry
+    if not console.is_terminal or options.quiet:
+        return LogBoard(console, start.ledger, options.log_every, options.quiet)
+    governed = replace(geometry, layers=tuple(layer for layer in geometry.layers if layer.kind == "full"))
+    return LiveBoard(console, start.ledger, governed.token_bytes(start.opened.dtype.itemsize))
+
+
+def dry_run(options: Options, job: JobSettings, opened: "OpenedModel", inputs: Iterator[Input]) -> int:
+    """Everything up to the plan, and nothing written."""
+    from scope_cli.memory import free_bytes
+
+    with tempfile.TemporaryDirectory() as nowhere:
+        there = (options.out / LEDGER).is_file() and not options.restart
+        ledger = Ledger(options.out if there else Path(nowhere), read_only=there)
+        changed = check_settings(ledger, job, options.accept_changed)
+        changes = compare(
+            ledger, inputs, options.out, as_lines=options.as_lines,
+            retry_failed=options.retry_failed, settings_changed=changed,
+        )  # fmt: skip
+        planned = Planned()
+        for planned in tokenise(opened, job, changes.fresh):  # noqa: B007  the last one has all
+            pass
+        memory = Memory(free_bytes(opened.device), opened.weight_bytes)
+        groups = new_groups(planned, opened, job, memory, first=0)
+        for line in dry_run_lines(planned, groups, memory, ledger, changes):
+            print(line)
+        ledger.close()
+    return 0

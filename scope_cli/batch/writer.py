@@ -1,0 +1,95 @@
+"""A row's text in, NAME.part out, which becomes NAME once the ledger says `done`."""
+
+import errno
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from scope_cli.batch.outputs import PART, RECORD
+from scope_cli.errors import ScopeError
+
+SYNC_INTERVAL_S = 5.0
+DISK_IS_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no other row will fare better
+
+
+class OutputError(Exception):
+    """One output cannot be written; others may."""
+
+
+class DiskError(ScopeError):
+    """Nothing more can be written; what is done is done."""
+
+
+class PartFile:
+    """The text of one row as it comes, each piece one write."""
+
+    def __init__(self, out: Path, output: str) -> None:
+        self.path = out / output
+        self.part = self.path.with_name(self.path.name + PART)
+        self.bytes = 0
+        self._synced_at = time.monotonic()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.part.open("wb", buffering=0)
+        except OSError as error:
+            raise told(self.part, error) from error
+
+    def write(self, text: str) -> None:
+        rest = text.encode()
+        try:
+            while rest:
+                written = self._file.write(rest)
+                self.bytes += written
+                rest = rest[written:]
+            if time.monotonic() - self._synced_at >= SYNC_INTERVAL_S:
+                os.fsync(self._file.fileno())
+                self._synced_at = time.monotonic()
+        except OSError as error:
+            raise told(self.part, error) from error
+
+    def close(self) -> None:
+        """The text stays in NAME.part, down to the disk."""
+        if self._file.closed:
+            return
+        try:
+            with self._file:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise told(self.part, error) from error
+
+
+def publish(out: Path, output: str, record: dict[str, Any]) -> None:
+    """A row is done: NAME.part becomes NAME, and its record is written. Doing it again changes nothing."""
+    path = out / output
+    part = path.with_name(path.name + PART)
+    try:
+        write_record(path, record)
+        if part.exists():
+            part.replace(path)
+    except OSError as error:
+        raise told(path, error) from error
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    text = json.dumps(record, ensure_ascii=False, indent=2)
+    replace_file(path.with_name(path.name + RECORD), f"{text}\n")
+
+
+def replace_file(path: Path, text: str) -> None:
+    """A reader sees the old file or the new one."""
+    partial = path.with_name(f".{os.getpid()}.new")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise told(path, error) from error
+
+
+def told(path: Path, error: OSError) -> Exception:
+    said = f"cannot write {path}: {error.strerror}"
+    if error.errno in DISK_IS_GONE:
+        return DiskError(said, "every finished prompt is kept; make room, and the same command goes on")
+    return OutputError(said)

@@ -1,0 +1,234 @@
+"""scope batch: a directory of prompts in, one text each out; a job that survives."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scope_cli.commands import options as o
+from scope_cli.commands.generate import read_text
+from scope_cli.errors import UsageError
+
+PROMPTS, JOB, CLUSTER, SHOWN = "Prompts", "Job", "Cluster", "What is shown"
+
+
+def batch_command(
+    prompts: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PROMPTS", help="A directory, a .jsonl file, or - for JSON lines.", show_default=False
+        ),
+    ] = None,
+    output_dir: Annotated[
+        Path | None, o.option("--output-dir", "-o", panel=JOB, help="Where texts, records and the ledger go.")
+    ] = None,
+    glob: Annotated[
+        list[str], o.option("--glob", panel=PROMPTS, help="Which files of the directory. Repeatable.")
+    ] = [],  # noqa: B006  typer copies it
+    prompt_template: Annotated[
+        str | None, o.option("--prompt-template", panel=PROMPTS, help="A file with {text} in it.")
+    ] = None,
+    system: Annotated[str | None, o.option("--system", "-s", panel=PROMPTS, help="System message.")] = None,
+    system_file: Annotated[
+        str | None, o.option("--system-file", panel=PROMPTS, help="Read the system message from a file.")
+    ] = None,
+    suffix: Annotated[str, o.option("--suffix", panel=PROMPTS, help="Put behind every prompt.")] = "",
+    raw: Annotated[
+        bool,
+        o.option("--raw", panel=PROMPTS, help="Feed the prompts as they are, without the chat template."),
+    ] = False,
+    lanes: Annotated[
+        str, o.option("--lanes", panel=JOB, help="Prompts at once: auto (as many as fit, at most 32) or N.")
+    ] = "auto",
+    order: Annotated[
+        str, o.option("--order", panel=JOB, help="longest (the default) or input: which prompts come first.")
+    ] = "longest",
+    limit: Annotated[
+        int | None, o.option("--limit", panel=JOB, min=1, help="Run at most so many prompts this time.")
+    ] = None,
+    row_timeout: Annotated[
+        float | None, o.option("--row-timeout", panel=JOB, min=0.001, help="Seconds an output may take.")
+    ] = None,
+    fail_fast: Annotated[
+        bool, o.option("--fail-fast", panel=JOB, help="Stop at the first prompt that fails.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, o.option("--retry-failed", panel=JOB, help="Run the prompts that failed once more.")
+    ] = False,
+    restart: Annotated[
+        bool, o.option("--restart", panel=JOB, help="Begin again from nothing; outputs are overwritten.")
+    ] = False,
+    accept_changed_profile: Annotated[
+        bool,
+        o.option(
+            "--accept-changed-profile",
+            panel=JOB,
+            help="Go on with other settings: what is done stays as it is.",
+        ),
+    ] = False,
+    join: Annotated[
+        bool, o.option("--join", panel=JOB, help="Help a process that works on the same output folder.")
+    ] = False,
+    engine: Annotated[
+        str, o.option("--engine", panel=CLUSTER, help="local (the default) or ray: run on a Ray cluster.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        o.option("--ray-address", panel=CLUSTER, help="ray://HOST:10001, auto; none: a local cluster."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        o.option("--workers", panel=CLUSTER, min=1, help="Models at once (one per GPU, else per CPU core)."),
+    ] = None,
+    dry_run: Annotated[
+        bool, o.option("--dry-run", panel=JOB, help="Say what would be run, and write nothing.")
+    ] = False,
+    status: Annotated[
+        Path | None, o.option("--status", panel=SHOWN, metavar="OUT", help="Show how far a job is, and end.")
+    ] = None,
+    json: Annotated[bool, o.option("--json", panel=SHOWN, help="With --status: as JSON.")] = False,
+    report: Annotated[
+        bool, o.option("--report", panel=SHOWN, help="Write OUT/report.html at the end (or with --status).")
+    ] = False,
+    log_every: Annotated[
+        float, o.option("--log-every", panel=SHOWN, min=0.1, help="Seconds between two lines in a log (30).")
+    ] = 30.0,
+    quiet: Annotated[
+        bool, o.option("--quiet", "-q", panel=SHOWN, help="Failures and errors, nothing else.")
+    ] = False,
+    profile: o.Profile = "default",
+    set_: o.Set = [],  # noqa: B006
+    offline: o.Offline = False,
+    model: o.Model = None,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    load_in: o.LoadIn = None,
+    compile: o.Compile = None,
+    threads: o.Threads = None,
+    strategy: o.Strategy = None,
+    prefill: o.Prefill = None,
+    prefill_budget: o.PrefillBudget = None,
+    scorer: o.Scorer = None,
+    budget: o.Budget = None,
+    recent: o.Recent = None,
+    interval: o.Interval = None,
+    max_new_tokens: o.MaxNewTokens = None,
+    min_new_tokens: o.MinNewTokens = None,
+    ignore_eos: o.IgnoreEos = False,
+    stop: o.Stop = [],  # noqa: B006
+    stop_on_loop: o.StopOnLoop = False,
+    seed: o.Seed = None,
+    temperature: o.Temperature = None,
+    top_p: o.TopP = None,
+    top_k: o.TopK = None,
+    min_p: o.MinP = None,
+    repetition_penalty: o.RepetitionPenalty = None,
+) -> None:
+    """Many prompts: one text each, several at once; a job that goes on where it was stopped.
+
+    The same command again runs what is not done yet.
+
+        scope batch prompts/ --output-dir texts --budget 2048
+    """
+    if status is not None:
+        if prompts is not None or output_dir is not None:
+            raise UsageError("--status names the output folder, and goes alone", "scope batch --status OUT")
+        show_status(status, json, report)
+        raise typer.Exit(0)
+    if prompts is None or output_dir is None:
+        missing = "prompts" if prompts is None else "--output-dir"
+        raise UsageError(f"there is no {missing}", "scope batch PROMPTS --output-dir OUT")
+    if order not in ("longest", "input"):
+        raise UsageError(f"--order is {order!r}, and has to be longest or input")
+    if engine not in ("local", "ray"):
+        raise UsageError(f"--engine is {engine!r}, and has to be local or ray")
+    if engine == "local" and (ray_address is not None or workers is not None):
+        raise UsageError("--ray-address and --workers go with --engine ray")
+    if json:
+        raise UsageError("--json goes with --status", "results.jsonl in the output folder has every result")
+    for one, other, named in (
+        (restart, join, "--restart and --join"),
+        (dry_run, join, "--dry-run and --join"),
+        (restart, accept_changed_profile, "--restart and --accept-changed-profile"),
+    ):
+        if one and other:
+            raise UsageError(f"{named} exclude each other")
+    if system is not None and system_file is not None:
+        raise UsageError("--system and --system-file exclude each other")
+    system = read_text(system_file, "--system-file") if system_file else system
+    typed = o.overrides(
+        set_, model=model, dtype=dtype, device=device, load_in=load_in, compile=compile, threads=threads,
+        strategy=strategy, scorer=scorer, budget=budget, recent=recent, interval=interval,
+        max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, ignore_eos=ignore_eos,
+        stop=stop, stop_on_loop=stop_on_loop, seed=seed, temperature=temperature, top_p=top_p, top_k=top_k,
+        min_p=min_p, repetition_penalty=repetition_penalty, system=system, raw=raw,
+        prefill=prefill, prefill_budget=prefill_budget,
+    )  # fmt: skip
+
+    from scope_cli.batch.inputs import Frame
+    from scope_cli.batch.session import Options, run
+    from scope_cli.profile import load_profile
+
+    code = run(
+        Options(
+            prompts=prompts,
+            out=output_dir,
+            globs=tuple(glob),
+            settings=load_profile(profile, typed),
+            frame=Frame(template_of(prompt_template), suffix),
+            lanes=lanes_of(lanes),
+            order="input" if order == "input" else "longest",
+            limit=limit,
+            row_timeout=row_timeout,
+            fail_fast=fail_fast,
+            retry_failed=retry_failed,
+            restart=restart,
+            accept_changed=accept_changed_profile,
+            join=join,
+            dry_run=dry_run,
+            report=report,
+            log_every=log_every,
+            quiet=quiet,
+            offline=offline,
+            engine="ray" if engine == "ray" else "local",
+            ray_address=ray_address,
+            workers=workers,
+        )
+    )
+    raise typer.Exit(code)
+
+
+def lanes_of(text: str) -> int | None:
+    """A number, or None for auto."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--lanes is {text!r}, and has to be auto or a number from 1 on")
+    return int(text)
+
+
+def template_of(file: str | None) -> str | None:
+    if file is None:
+        return None
+    template = read_text(file, "--prompt-template")
+    if "{text}" not in template:
+        raise UsageError(f"--prompt-template: {file} has no {{text}} in it", "that is where each prompt goes")
+    return template
+
+
+def show_status(out: Path, json: bool, report: bool) -> None:
+    from scope_cli.batch.ledger import NAME, Ledger
+    from scope_cli.batch.status import as_json, print_status
+
+    if not (out / NAME).is_file():
+        raise UsageError(f"there is no job in {out}", f"looked for {out / NAME}")
+    ledger = Ledger(out, read_only=True)
+    if report:
+        from scope_cli.batch.report import write_report
+
+        print(f"wrote {write_report(ledger, out)}", file=sys.stderr)
+    if json:
+        print(as_json(ledger, out))
+    else:
+        print_status(ledger, out)

@@ -1,0 +1,415 @@
+"""scope profile: what a run will take, what it took, and what a budget should be."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scope_cli.commands import options as o
+from scope_cli.commands.generate import read_text
+from scope_cli.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from scope_cli.profile import LoadedProfile
+    from scope_cli.profiling.footprint import Target
+    from scope_cli.profiling.report import Planned
+    from scope_cli.profiling.result import Result
+    from scope_cli.shapes import ModelShape
+
+    Cases = list[tuple[str, LoadedProfile]]  # label, profile
+
+RUN, PLAN, SHOW = "What is run", "Planning", "Output"
+DOES_NOT_FIT = 4
+LONGEST_DEFAULT = 1024  # output tokens that are measured where no length was typed
+
+app = typer.Typer(help="Plan and measure memory and speed of one or several profiles.")
+
+
+def typed_memory(text: str | None) -> int | None:
+    from scope_cli.units import parse_bytes
+
+    found = parse_bytes(text) if text is not None else None
+    if text is not None and not found:
+        raise UsageError(f"--memory {text}: no size", "for example --memory 24GiB")
+    return found
+
+
+@app.callback(invoke_without_command=True)
+def profile_command(
+    context: typer.Context,
+    prompt: Annotated[str | None, o.option("--prompt", panel=RUN, help="The prompt, a text.")] = None,
+    prompt_file: Annotated[
+        str | None, o.option("--prompt-file", "-f", panel=RUN, help="Read the prompt from a file.")
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None,
+        o.option("--prompt-tokens", panel=RUN, help="A synthetic prompt of that many tokens (1000).", min=1),
+    ] = None,
+    profiles: Annotated[
+        list[str],
+        typer.Option(
+            "--profile", "-p", rich_help_panel=RUN, help="A profile's name or file. Repeatable: side by side."
+        ),
+    ] = [],  # noqa: B006  typer copies it
+    budgets: Annotated[
+        str | None, o.option("--budget", panel=RUN, help="One or several: 256,512,1024. Side by side.")
+    ] = None,
+    strategies: Annotated[
+        str | None, o.option("--strategy", panel=RUN, help="One or several: slide,adaptive,full.")
+    ] = None,
+    set_: o.Set = [],  # noqa: B006
+    offline: o.Offline = False,
+    model: o.Model = None,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    load_in: o.LoadIn = None,
+    prefill: o.Prefill = None,
+    prefill_budget: o.PrefillBudget = None,
+    scorer: o.Scorer = None,
+    recent: o.Recent = None,
+    interval: o.Interval = None,
+    max_new_tokens: Annotated[
+        int | None,
+        o.option(
+            "--max-new-tokens",
+            panel=RUN,
+            help="Output tokens, all of which are written (the profile's; measured: at most 1024).",
+        ),
+    ] = None,
+    seed: o.Seed = None,
+    plan: Annotated[
+        bool, o.option("--plan", panel=PLAN, help="From the model's config alone: nothing is loaded or run.")
+    ] = False,
+    fit: Annotated[
+        bool,
+        o.option("--fit", panel=PLAN, help="Print the profile with the largest budget that fits."),
+    ] = False,
+    config: Annotated[
+        Path | None, o.option("--config", panel=PLAN, help="Plan for this config.json, in place of --model.")
+    ] = None,
+    memory: Annotated[
+        str | None, o.option("--memory", panel=PLAN, help="What is free, e.g. 24GiB (default: what is).")
+    ] = None,
+    lanes: Annotated[
+        int, typer.Option("--lanes", rich_help_panel=PLAN, min=1, help="Sequences at once, for --plan.")
+    ] = 1,
+    json: Annotated[bool, o.option("--json", panel=SHOW, help="Everything as JSON on stdout.")] = False,
+    csv: Annotated[bool, o.option("--csv", panel=SHOW, help="One row a profile on stdout.")] = False,
+    plot: Annotated[
+        list[str],
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            rich_help_panel=SHOW,
+            show_default=False,
+            help="A picture: FILE.png, .svg or .html; - draws in the terminal. Repeatable.",
+        ),
+    ] = [],  # noqa: B006
+    quiet: Annotated[bool, o.option("--quiet", "-q", panel=SHOW, help="No table, no progress.")] = False,
+) -> None:
+    """Plan and measure memory and speed of one or several profiles.
+
+    Every profile runs in a process of its own and writes every token of its output.
+
+        scope profile --profile slide --profile full --prompt-tokens 500 --max-new-tokens 600 --plot cost.png
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if json and csv:
+        raise UsageError("--json and --csv exclude each other", "one of them goes to stdout")
+    given = typed_memory(memory)
+    planning = plan or fit or config is not None
+    text = prompt_text(prompt, prompt_file, prompt_tokens)
+    if planning and plot:
+        raise UsageError("--plot draws what was measured", "leave --plan away")
+    if not planning and (given is not None or lanes > 1):
+        raise UsageError(f"{'--memory' if given else '--lanes'} is for planning", "add --plan")
+    if not planning:
+        from scope_cli.profiling.plots import check_plot
+
+        for one in plot:
+            check_plot(one)
+    overrides = o.overrides(
+        set_, model=model, dtype=dtype, device=device, load_in=load_in, scorer=scorer, recent=recent,
+        interval=interval, max_new_tokens=max_new_tokens, seed=seed, prefill=prefill,
+        prefill_budget=prefill_budget,
+    )  # fmt: skip
+    cases = side_by_side(profiles or ["default"], numbers(budgets), names(strategies), overrides)
+
+    from rich.console import Console
+
+    console = Console(stderr=json or csv or fit)
+    if planning:
+        code = show_plan(cases, text, prompt_tokens, config, given, lanes, fit, json, csv, quiet, console)
+    else:
+        code = show_measured(cases, text, prompt_tokens, offline, json, csv, plot, quiet, console)
+    raise typer.Exit(code)
+
+
+def prompt_text(prompt: str | None, file: str | None, tokens: int | None) -> str | None:
+    """The prompt's text, None for a synthetic one."""
+    options = {"--prompt": prompt, "--prompt-file": file, "--prompt-tokens": tokens}
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other")
+    text = read_text(file, "--prompt-file") if file is not None else prompt
+    if text is not None and not text.strip():
+        raise UsageError("the prompt is empty", "--prompt-tokens N makes one up")
+    return text
+
+
+def numbers(text: str | None) -> list[int | None]:
+    """'256,512' -> [256, 512]; [None] where nothing was typed."""
+    if text is None:
+        return [None]
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--budget {text}: not numbers", "for example --budget 256,512,1024") from error
+    return list(dict.fromkeys(found))
+
+
+def names(text: str | None) -> list[str | None]:
+    return [None] if text is None else list(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
+def side_by_side(
+    profiles: list[str], budgets: list[int | None], strategies: list[str | None], overrides: dict[str, Any]
+) -> "Cases":
+    """Every profile with every budget and strategy, each under a label of its own."""
+    from scope_cli.profile import load_profile
+
+    cases: dict[str, LoadedProfile] = {}
+    for name in profiles:
+        for strategy in strategies:
+            for budget in budgets:
+                typed: dict[str, Any] = {**overrides, "sampling.ignore_eos": True}
+                typed |= {} if budget is None else {"decode.budget": budget}
+                typed |= {} if strategy is None else {"decode.strategy": strategy}
+                settings = load_profile(name, typed)
+                full = settings.profile.decode.strategy == "full"
+                label = " ".join(
+                    part
+                    for part in (
+                        Path(name).stem if name.endswith(".yaml") else name,
+                        strategy or "",
+                        "" if full and budget is not None else str(settings.profile.decode.budget),
+                    )
+                    if part
+                )
+                label = label if not full or strategy else name
+                cases.setdefault(label, settings)  # full is the same with any budget
+    return list(cases.items())
+
+
+def show_plan(
+    cases: "Cases", text: str | None, prompt_tokens: int | None, config: Path | None,
+    given: int | None, lanes: int, fit: bool, json: bool, csv: bool, quiet: bool, console: "Console",
+) -> int:  # fmt: skip
+    from scope_cli.profiling.report import as_csv, plan_table
+    from scope_cli.profiling.source import free_bytes, source_of, target_of
+
+    settings = cases[0][1].profile.model
+    source = source_of(settings.name, config)
+    target = target_of(source, settings, given is not None)
+    free = given if given is not None else free_bytes(settings, target)
+    tokens = count_tokens(text, source.config) if text is not None else prompt_tokens or 1000
+    if fit:
+        return show_fit(cases, target, tokens, lanes, free, quiet, console)
+    planned = [plan_one(label, one, target, tokens, lanes, free) for label, one in cases]
+    if json:
+        print(as_json_lines([one.as_dict(target) for one in planned]))
+    elif csv:
+        print(as_csv([flat(one.as_dict(target)) for one in planned]), end="")
+    if not quiet:
+        print(plan_table(planned, target), file=console.file)
+    return 0 if all(one.fits for one in planned) else DOES_NOT_FIT
+
+
+def plan_one(
+    label: str, settings: "LoadedProfile", target: "Target", tokens: int, lanes: int, free: int
+) -> "Planned":
+    from scope_cli.profiling import footprint as f
+    from scope_cli.profiling.report import Planned
+
+    made = f.footprint(settings, target, tokens, lanes)
+    output = f.changed(settings, made.output_tokens)
+    return Planned(
+        label=label,
+        footprint=made,
+        full=f.footprint(f.full_cache(output), target, tokens, lanes),
+        limits=f.limits(settings, target, tokens, lanes, free),
+        free=free,
+        runs_out_at=f.runs_out_at(settings, target, tokens, lanes, free),
+        context=target.shape.geometry.context,
+    )
+
+
+def show_fit(
+    cases: "Cases", target: "Target", tokens: int, lanes: int, free: int, quiet: bool,
+    console: "Console",
+) -> int:  # fmt: skip
+    """The profile with the largest budget that fits, as YAML on stdout."""
+    import yaml
+
+    from scope_cli.profiling import footprint as f
+    from scope_cli.profiling.report import plan_table
+
+    if len(cases) > 1:
+        raise UsageError(
+            "--fit chooses the budget of one profile", "name one --profile, --strategy, --budget"
+        )
+    ((label, settings),) = cases
+    f.footprint(settings, target, tokens, lanes)  # says what is wrong with the lengths
+    decode = settings.profile.decode
+    budget = f.largest_budget(settings, target, tokens, lanes, free)
+    if budget is None:
+        what = "total_budget" if decode.total_budget is not None else f"strategy {decode.strategy}"
+        raise UsageError(f"--fit: {label} has no budget to choose ({what})", "try --strategy slide")
+    if not budget:
+        if not quiet:
+            one = plan_one(label, settings, target, tokens, lanes, free)
+            print(plan_table([one], target), file=console.file)
+        print("no budget fits: not even the smallest", file=sys.stderr)
+        return DOES_NOT_FIT
+    chosen = f.changed(settings, budget=budget)
+    if not quiet:
+        name = f"{label.rsplit(' ', 1)[0]} {budget}"
+        one = plan_one(name, chosen, target, tokens, lanes, free)
+        print(plan_table([one], target), file=console.file)
+    print(yaml.safe_dump(chosen.profile.as_dict(), sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+def count_tokens(text: str, config: Path) -> int:
+    """Of a prompt, by the model's tokenizer alone: a chat template adds a few."""
+    from tokenizers import Tokenizer
+
+    file = config.with_name("tokenizer.json")
+    if not file.is_file():
+        raise ModelError(f"there is no tokenizer.json beside {config}",
+                         "give the length: --prompt-tokens N")  # fmt: skip
+    return len(Tokenizer.from_file(str(file)).encode(text).ids)
+
+
+def as_json_lines(planned: list[dict[str, Any]]) -> str:
+    import json
+
+    return json.dumps({"format": 1, "plans": planned}, indent=2)
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for key, value in tree.items():
+        row |= flat(value, f"{prefix}{key}_") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return row
+
+
+def show_measured(
+    cases: "Cases", text: str | None, prompt_tokens: int | None, offline: bool,
+    json: bool, csv: bool, plot: list[str], quiet: bool, console: "Console",
+) -> int:  # fmt: skip
+    from scope_cli.profiling.plots import write_plot
+    from scope_cli.profiling.report import as_csv, result_rows, result_table
+    from scope_cli.profiling.result import as_json
+
+    results = measure(cases, text, prompt_tokens or 1000, offline, quiet)
+    if json:
+        print(as_json(results))
+    elif csv:
+        print(as_csv(result_rows(results)), end="")
+    if not quiet:
+        print(result_table(results), file=console.file)
+    for target in plot:
+        if target == "-":
+            from scope_cli.profiling.terminal import draw
+
+            for part in draw(results, console.width):
+                console.print(part)
+        else:
+            write_plot(Path(target), results)
+            if not quiet:
+                print(f"wrote {target}", file=sys.stderr)
+    return 5 if any(one.audit for one in results) else 0
+
+
+def measure(
+    cases: "Cases", text: str | None, prompt_tokens: int, offline: bool, quiet: bool
+) -> "list[Result]":
+    from contextlib import nullcontext
+
+    from rich.console import Console
+
+    from scope_cli.profiling.footprint import changed
+    from scope_cli.profiling.runner import run_job
+    from scope_cli.profiling.worker import Job
+
+    jobs = []
+    for label, settings in cases:
+        asked = settings.profile.sampling.max_new_tokens
+        if "sampling.max_new_tokens" not in settings.typed:
+            short = min(asked or LONGEST_DEFAULT, LONGEST_DEFAULT)
+            settings = changed(settings, short)
+        jobs.append(
+            Job(
+                label, settings.profile.as_dict(), settings.source, sorted(settings.typed), text,
+                prompt_tokens, offline,
+            )
+        )  # fmt: skip
+    for _, settings in cases:
+        check_lengths(settings, text, prompt_tokens)
+    stderr = Console(stderr=True)
+    watched = stderr.is_terminal and not quiet
+    results = []
+    with stderr.status("starting") if watched else nullcontext() as status:
+        for number, job in enumerate(jobs, 1):
+            if not quiet and not watched:
+                print(f"measuring {number} of {len(jobs)}: {job.label}", file=sys.stderr)
+
+            def say(line: str, number: int = number) -> None:
+                if status is not None:
+                    status.update(f"{number} of {len(jobs)}: {line}")
+
+            results.append(run_job(job, say))
+    return results
+
+
+def check_lengths(settings: "LoadedProfile", text: str | None, prompt_tokens: int) -> None:
+    """What cannot be run is said before a process is started, where the model can be planned."""
+    from scope_cli.profiling.footprint import plan_of
+    from scope_cli.profiling.source import source_of
+
+    try:
+        shape: ModelShape | None = source_of(settings.profile.model.name).shape
+    except ModelError:
+        return
+    if text is None and shape is not None:
+        plan_of(settings, shape, prompt_tokens)
+
+
+@app.command("compare")
+def compare_command(
+    before: Annotated[Path, typer.Argument(help="What `scope profile --json` wrote earlier.")],
+    after: Annotated[Path, typer.Argument(help="What it wrote now.")],
+    threshold: Annotated[
+        float, typer.Option("--threshold", min=0, help="Percent by which memory and bytes may grow.")
+    ] = 1.0,
+    speed_threshold: Annotated[
+        float, typer.Option("--speed-threshold", min=0, help="Percent by which tokens/s may fall.")
+    ] = 10.0,
+    everything: Annotated[bool, typer.Option("--all", help="Show also what did not change.")] = False,
+) -> None:
+    """Compare two results; exit code 1 where something became worse than the thresholds allow."""
+    from scope_cli.profiling.compare import compare
+    from scope_cli.profiling.report import change_table
+    from scope_cli.profiling.result import read_results
+
+    changes = compare(read_results(before), read_results(after), threshold, speed_threshold)
+    print(change_table(changes, everything))
+    worse = sum(one.regression for one in changes)
+    if worse:
+        print(f"{worse} of {len(changes)} figures are worse than allowed", file=sys.stderr)
+    raise typer.Exit(1 if worse else 0)

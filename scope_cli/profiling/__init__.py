@@ -1,0 +1,1 @@
+"""scope profile: what a run will take, what it took, and pictures of both."""

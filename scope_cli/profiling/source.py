@@ -1,0 +1,89 @@
+"""A model as it was typed in, its shape out: a folder, a name in a local cache, or a config.json.
+
+Nothing is fetched, and only headers are read of weights.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from scope_cli import memory
+from scope_cli.errors import ModelError
+from scope_cli.profile import ModelSettings
+from scope_cli.profiling.footprint import Target
+from scope_cli.registry import EMBEDDED, HUB_NAME, ModelFolder, find
+from scope_cli.shapes import PACKED_BITS, ModelShape, read_shape
+
+FOUR_BIT_FILES = ("Q4_0", "Q4_1")  # as in model.py, which needs torch
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's config.json, and the type its matrices had in a GGUF file."""
+
+    name: str
+    config: Path
+    quantised: str | None = None
+
+    @property
+    def shape(self) -> ModelShape:
+        return read_shape(self.config, self.name)
+
+
+def source_of(name: str, config: Path | None = None) -> Source:
+    """A model that is on this machine."""
+    if config is not None:
+        return Source(config.parent.name if config.name == "config.json" else config.stem, config)
+    path = Path(name).expanduser()
+    if path.is_dir() and (path / "config.json").is_file():  # the weights need not be there
+        return Source(name, path / "config.json")
+    if path.suffix == ".json" and path.is_file():
+        return Source(name, path)
+    if name not in EMBEDDED and not path.exists() and HUB_NAME.fullmatch(name):
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(name, "config.json")
+        if isinstance(cached, str):
+            return Source(name, Path(cached))
+        raise ModelError(
+            f"{name} is not in the local Hugging Face cache",
+            f"scope models pull {name}, or --config FILE with its config.json",
+        )
+    try:
+        folder: ModelFolder = find(name, offline=True)
+    except ModelError as error:
+        raise ModelError(
+            str(error), f"{error.hint}; --config FILE plans from a config.json alone".removeprefix("; ")
+        ) from error
+    return Source(name, folder.path / "config.json", folder.quantised)
+
+
+def target_of(source: Source, settings: ModelSettings, memory_given: bool) -> Target:
+    """Device and dtype to plan for, without asking PyTorch.
+
+    With a memory that was given and no device, the machine is another one: a GPU in the checkpoint's dtype.
+    """
+    device = settings.device.partition(":")[0]
+    if device == "auto":
+        device = "cuda" if memory_given or memory.nvidia_free_bytes() else "cpu"
+        if device == "cpu" and platform.system() == "Darwin" and platform.machine() == "arm64":
+            device = "mps"
+    shape, dtype, load_in = source.shape, str(settings.dtype), settings.load_in
+    if load_in == "auto":  # as model.py resolves it
+        packs = device == "cpu" and dtype == "auto" and source.quantised in FOUR_BIT_FILES
+        load_in = "int4" if packs else None
+    if load_in in PACKED_BITS and device != "cpu":
+        raise ModelError(
+            f"load_in {load_in} is for a CPU, not for {device}", "try --load-in 4bit (bitsandbytes)"
+        )
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else shape.dtype
+    return Target(shape, device, dtype, load_in)
+
+
+def free_bytes(settings: ModelSettings, target: Target) -> int:
+    """What is free now where the model would run; raises ModelError for a device that is not there."""
+    device = target.device if settings.device == "auto" else settings.device
+    return memory.free_without_torch(device)

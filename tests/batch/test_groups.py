@@ -1,0 +1,132 @@
+"""Rows that share a rectangle waste at most a quarter of it, and all of them are in one."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scope_cli.batch.fit import MOST_LANES, Memory, choose_lanes
+from scope_cli.batch.groups import MOST_WASTE, Demand, Group, form_groups
+from scope_cli.errors import ModelError
+from scope_cli.geometry import Geometry, LayerGeometry
+from scope_cli.plan import CacheShape
+
+GEOMETRY = Geometry((LayerGeometry("full", 4, 2, 8),) * 2, context=8192, hidden=32, vocab=260)
+BYTES = 4
+
+
+def demand(number, prompt, evictable=100, alone=False):
+    shape = CacheShape(1, (prompt, prompt), evictable, prompt + evictable)
+    return Demand(number, prompt, shape, evictable, staging_bytes=prompt, alone=alone)
+
+
+def groups_of(*demands, **more):
+    return form_groups(demands, GEOMETRY, BYTES, **more)
+
+
+def numbers(groups):
+    return [[row.number for row in rows] for _, rows in groups]
+
+
+def slots(shape):
+    return sum(shape.layer_slots(index, layer) for index, layer in enumerate(GEOMETRY.layers))
+
+
+demands = st.lists(
+    st.tuples(st.integers(1, 5000), st.integers(1, 5000)), min_size=1, max_size=40
+).map(lambda sizes: [demand(number, *size) for number, size in enumerate(sizes)])  # fmt: skip
+
+
+@given(demands)
+def test_every_row_fits_its_rectangle_and_leaves_at_most_a_quarter_of_its_lane(rows):
+    groups = groups_of(*rows)
+    assert sorted(number for some in numbers(groups) for number in some) == list(range(len(rows)))
+    for group, members in groups:
+        assert group.rows == len(members)
+        for row in members:
+            own = row.shape.cache_bytes(GEOMETRY, BYTES)
+            assert (1 - MOST_WASTE) * group.lane_bytes <= own <= group.lane_bytes
+            assert all(map(int.__le__, row.shape.prompt_slots, group.shape.prompt_slots))
+            assert row.shape.evictable <= group.shape.evictable and row.shape.context <= group.shape.context
+        assert group.padding_bytes <= MOST_WASTE * group.cache_bytes
+
+
+@given(demands, st.randoms())
+def test_groups_depend_on_the_rows_and_not_on_how_they_are_listed(rows, random):
+    shuffled = random.sample(rows, len(rows))
+    assert groups_of(*shuffled) == groups_of(*rows)
+
+
+def test_lengths_that_differ_too_much_get_rectangles_of_their_own():
+    """Seven prompts of 300 tokens and one of 7,000 would take four times what they need together."""
+    rows = [demand(number, 300) for number in range(7)] + [demand(7, 7000)]
+    assert numbers(groups_of(*rows)) == [[7], list(range(7))]
+
+
+def test_short_prompts_of_any_length_share_when_the_output_is_most_of_the_lane():
+    assert len(groups_of(*(demand(number, 20 * (number + 1), 2000) for number in range(10)))) == 1
+
+
+def test_the_longest_come_first_or_the_order_of_the_inputs_holds():
+    rows = [demand(0, 100), demand(1, 5000), demand(2, 120), demand(3, 4900)]
+    assert numbers(groups_of(*rows)) == [[1, 3], [2, 0]]
+    assert numbers(groups_of(*rows, order="input")) == [[0, 2], [1, 3]]
+
+
+def test_numbers_go_on_after_the_groups_that_are_there():
+    assert [group.number for group, _ in groups_of(demand(0, 10), demand(1, 1000), first=3)] == [3, 4]
+
+
+def test_a_prompt_that_needs_buffers_of_its_own_size_is_alone():
+    groups = groups_of(demand(0, 100, alone=True), demand(1, 100, alone=True), demand(2, 100))
+    assert [group.alone for group, _ in groups] == [True, True, False]
+    memory = Memory(2**30, 0)
+    assert choose_lanes(groups[0][0], 8, memory).lanes == 1
+
+
+def test_padding_is_what_the_rectangle_has_and_its_rows_do_not_need():
+    (group, rows), *_ = groups_of(demand(0, 100), demand(1, 80))
+    needed = [row.shape.cache_bytes(GEOMETRY, BYTES) for row in rows]
+    assert group.with_lanes(2).padding_bytes == 2 * group.lane_bytes - sum(needed)
+
+
+def test_a_group_comes_back_from_the_ledger_as_it_was():
+    (group, _), *_ = groups_of(demand(0, 100), demand(1, 80))
+    assert Group.of(group.as_dict()) == group
+
+
+# Lanes
+
+
+def group_of(rows=20, lane_bytes=1000, staging=0):
+    (group, _), *_ = groups_of(demand(0, 100))
+    return replace(group, rows=rows, lane_bytes=lane_bytes, staging_bytes=staging)
+
+
+@given(
+    st.integers(0, 200_000), st.integers(0, 50_000), st.integers(0, 20_000), st.integers(0, 900),
+    st.integers(0, 5000),
+)  # fmt: skip
+def test_the_lanes_that_fit_are_the_most_that_do(free, weights, reading, step, staging):
+    memory, group = Memory(free, weights, reading, step), group_of(staging=staging)
+    fit = memory.lanes_that_fit(group)
+    tried = [lanes for lanes in range(1, 300) if memory.planned(group.with_lanes(lanes)) <= free]
+    assert max(fit, 0) == max(tried, default=0)
+
+
+def test_auto_takes_what_fits_but_no_more_than_there_are_rows_and_no_crowd():
+    memory = Memory(free_bytes=10_500, weight_bytes=2000)
+    assert choose_lanes(group_of(), None, memory).lanes == 8
+    assert choose_lanes(group_of(rows=3), None, memory).lanes == 3
+    assert choose_lanes(group_of(rows=300), None, Memory(2**40, 0)).lanes == MOST_LANES
+
+
+def test_lanes_that_were_asked_for_and_do_not_fit_are_refused_with_the_number_that_does():
+    memory = Memory(free_bytes=10_500, weight_bytes=2000)
+    assert choose_lanes(group_of(), 8, memory).lanes == 8
+    with pytest.raises(ModelError, match="9 lanes of 1000 B take") as refused:
+        choose_lanes(group_of(), 9, memory)
+    assert refused.value.hint == "--lanes 8 fits"
+    with pytest.raises(ModelError, match="1 lane of"):
+        choose_lanes(group_of(), None, Memory(100, 2000))

@@ -1,0 +1,298 @@
+"""A job that is killed, interrupted, shared, or short of memory ends with the texts of one that was not."""
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from scope_cli import cli
+from scope_cli.batch.ledger import Ledger
+from scope_cli.batch.outputs import PART, RECORD
+from scope_cli.cache import ScopeCache
+from tests.forked import Forked
+
+KILLS = 20
+TOKENS = 100
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory) -> Path:
+    """Twelve prompts of two lengths, so that there are two groups, and one that cannot be run."""
+    folder = tmp_path_factory.mktemp("prompts")
+    for number in range(12):
+        (folder / f"{number:02}.txt").write_text(f"{number} " + "lighthouse " * (3 if number % 2 else 20))
+    (folder / "empty.txt").write_text("")
+    return folder
+
+
+def argv(prompts, out, tiny_folder, *more):
+    """Sampled, so that each text depends on its own seed; a small budget, so that tokens are evicted."""
+    return [
+        "batch", prompts, "-o", out, "--model", tiny_folder, "--ignore-eos", "--max-new-tokens", TOKENS,
+        "--temperature", 1, "--budget", 48, "--recent", 16, "--interval", 8, "--scorer", "random",
+        "--lanes", 4, *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(prompts, tiny_folder, tmp_path_factory) -> Path:
+    """The job, run without any interruption."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert cli.main([str(part) for part in argv(prompts, out, tiny_folder, "--quiet")]) == 1
+    return out
+
+
+def texts(out):
+    skipped = (PART, RECORD, "results.jsonl", "scope.db", ".lock", "-wal", "-shm")
+    return {
+        str(file.relative_to(out)): file.read_bytes()
+        for file in out.rglob("*")
+        if file.is_file() and not file.name.endswith(skipped)
+    }
+
+
+def done(out):
+    return Ledger(out).counts()["done"]
+
+
+def check_it_is_whole(out, whole):
+    assert texts(out) == texts(whole) and len(texts(whole)) == 12
+    assert not list(out.rglob(f"*{PART}")) and not list((out / ".scope").glob("[0-9a-f]*.lock"))
+    ledger = Ledger(out)
+    assert ledger.sound() and not ledger.processes()
+    assert Counter(row.state for row in ledger.rows()) == {"done": 12, "failed": 1}
+    lines = (out / "results.jsonl").read_text().splitlines()
+    assert len(lines) == 13
+    assert len(list(out.rglob(f"*{RECORD}"))) == 12
+
+
+def test_twenty_kills_at_random_moments_lose_nothing_and_change_nothing(
+    prompts, tiny_folder, tmp_path, whole
+):
+    """Killed from the first file on until it is through; no row that was done is ever run again."""
+    out, draw, finished = tmp_path / "out", random.Random(0), {}
+    kills = starts = 0
+    while kills < KILLS:
+        starts += 1
+        assert starts < 3 * KILLS, "the job ends before it is killed often enough"
+        if out.exists() and done(out) == 12:  # begin another of the same
+            check_it_is_whole(out, whole)
+            out, finished = tmp_path / f"out{starts}", {}
+        process = Forked(tmp_path / "said", *argv(prompts, out, tiny_folder))
+        wait_for_work(process, out)
+        time.sleep(draw.uniform(0, 0.3))
+        if process.alive:
+            kills += 1
+        process.kill()
+        rows = {row.id: row for row in Ledger(out).rows()} if (out / "scope.db").exists() else {}
+        for name, before in finished.items():
+            assert rows[name].state == "done" and rows[name].attempts == before, "a row was done twice"
+        finished = {row.id: row.attempts for row in rows.values() if row.state == "done"}
+    process = Forked(tmp_path / "said", *argv(prompts, out, tiny_folder))
+    assert process.wait() == 1, process.stderr
+    check_it_is_whole(out, whole)
+
+
+def wait_for_work(process, out):
+    """Most of a start is imports and reading weights; kills shall meet rows."""
+    while process.alive and not list(out.rglob(f"*{PART}")):
+        time.sleep(0.005)
+
+
+def test_a_kill_while_the_job_is_planned_leaves_nothing_half_done(prompts, tiny_folder, tmp_path, whole):
+    out = tmp_path / "out"
+    for pause in (0.0, 0.02, 0.05, 0.1):
+        process = Forked(tmp_path / "said", *argv(prompts, out, tiny_folder))
+        while process.alive and not out.exists():
+            time.sleep(0.001)
+        time.sleep(pause)
+        process.kill()
+    assert Forked(tmp_path / "said", *argv(prompts, out, tiny_folder)).wait() == 1
+    check_it_is_whole(out, whole)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_writes_the_parts_marks_the_rows_and_the_job_goes_on(
+    prompts, tiny_folder, tmp_path, whole, number, code
+):
+    out = tmp_path / "out"
+    process = Forked(tmp_path / "said", *argv(prompts, out, tiny_folder))
+    wait_for_work(process, out)
+    time.sleep(0.2)
+    process.send_signal(number)
+    assert process.wait() == code and "Traceback" not in process.stderr
+    ledger = Ledger(out)
+    interrupted = ledger.rows("interrupted")
+    assert interrupted and not ledger.rows("running") and not ledger.processes()
+    for row in interrupted:
+        part = (out / f"{row.output}{PART}").read_text()
+        assert len(part.encode()) > 0 or row.end["output_tokens"] == 0
+        assert (whole / row.output).read_text().startswith(part)
+    assert Forked(tmp_path / "said", *argv(prompts, out, tiny_folder)).wait() == 1
+    check_it_is_whole(out, whole)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_the_ledger_is_sound(prompts, tiny_folder, tmp_path, whole):
+    out = tmp_path / "out"
+    process = Forked(tmp_path / "said", *argv(prompts, out, tiny_folder))
+    wait_for_work(process, out)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.002)
+    assert process.wait() == 130 and "Traceback" not in process.stderr
+    assert not Ledger(out).rows("running")
+    assert Forked(tmp_path / "said", *argv(prompts, out, tiny_folder)).wait() == 1
+    check_it_is_whole(out, whole)
+
+
+def test_two_processes_share_the_rows_and_a_third_without_join_is_told(prompts, tiny_folder, tmp_path, whole):
+    out = tmp_path / "out"
+    first = Forked(tmp_path / "first", *argv(prompts, out, tiny_folder))
+    wait_for_work(first, out)
+    second = Forked(tmp_path / "second", *argv(prompts, out, tiny_folder, "--join"))
+    third = Forked(tmp_path / "third", *argv(prompts, out, tiny_folder))
+    assert third.wait() == 3 and "--join" in third.stderr
+    assert {first.wait(), second.wait()} <= {0, 1}
+    check_it_is_whole(out, whole)
+    assert {row.attempts for row in Ledger(out).rows("done")} == {1}
+    assert " begins" in first.stderr and " begins" in second.stderr
+
+
+def test_rows_of_a_helper_that_died_are_run_by_the_one_that_lives(prompts, tiny_folder, tmp_path, whole):
+    out = tmp_path / "out"
+    first = Forked(tmp_path / "first", *argv(prompts, out, tiny_folder))
+    wait_for_work(first, out)
+    second = Forked(tmp_path / "second", *argv(prompts, out, tiny_folder, "--join"))
+    while second.alive and " begins" not in second.stderr:
+        time.sleep(0.005)
+    first.kill()
+    assert second.wait() == 1, second.stderr
+    check_it_is_whole(out, whole)
+
+
+# Memory and errors that hit every lane
+
+
+@pytest.fixture
+def run(prompts, tiny_folder, tmp_path, capfd):
+    def run(*more):
+        capfd.readouterr()
+        code = cli.main([str(part) for part in argv(prompts, tmp_path / "out", tiny_folder, *more)])
+        return code, capfd.readouterr().err
+
+    return run
+
+
+def test_where_memory_ends_lanes_go_and_the_records_say_so(run, tmp_path, whole, monkeypatch):
+    """A cache of four lanes can be made, and its second step finds no memory."""
+    end_step, steps = ScopeCache.end_step, []
+
+    def runs_out(self):
+        if self.shape.lanes > 2:
+            steps.append(1)
+            if len(steps) % 30 == 0:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        end_step(self)
+
+    monkeypatch.setattr(ScopeCache, "end_step", runs_out)
+    code, said = run()
+    assert code == 1 and "memory ran out with 4 lanes: 2 from here on" in said
+    ledger = Ledger(tmp_path / "out")
+    assert ledger.counts()["done"] == 12
+    records = [row.record for row in ledger.rows("done")]
+    fewer = [record for record in records if record["fewer_lanes"]]
+    assert fewer and all((record["lanes"] == 2) == bool(record["fewer_lanes"]) for record in records)
+    assert texts(tmp_path / "out").keys() == texts(whole).keys()
+
+
+def test_where_the_cache_itself_does_not_fit_lanes_go_too(run, tmp_path, monkeypatch):
+    make = ScopeCache.__init__
+
+    def too_large(self, geometry, shape, *args, **more):
+        if shape.lanes > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        make(self, geometry, shape, *args, **more)
+
+    monkeypatch.setattr(ScopeCache, "__init__", too_large)
+    code, said = run("--limit", 2)
+    assert code == 1 and "4 lanes: 2 from here on" in said and "2 lanes: 1 from here on" in said
+    assert Ledger(tmp_path / "out").counts()["done"] == 2
+
+
+def test_a_row_that_finds_no_memory_alone_fails_alone(run, tmp_path, monkeypatch):
+    from scope_cli import generate
+
+    read = generate.Job.read
+
+    def runs_out(self, work, number, row, interrupted):
+        if bytes(work.prompt_ids[:2]) == b"7 ":
+            raise torch.OutOfMemoryError("out of memory")
+        return read(self, work, number, row, interrupted)
+
+    monkeypatch.setattr(generate.Job, "read", runs_out)
+    code, said = run()
+    assert code == 1 and "07.txt: failed: out of memory with a single lane" in said
+    assert Ledger(tmp_path / "out").counts()["done"] == 11
+
+
+def test_an_error_that_hits_every_lane_is_found_by_running_them_one_by_one(run, tmp_path, whole, monkeypatch):
+    """The model itself breaks whenever one prompt has written nine tokens; nobody says which it was."""
+    from scope_cli.decode import Lane
+
+    choose = Lane.choose
+
+    def breaks(self):
+        if self.written == 9 and bytes(self.prompt_ids[0, :3].tolist()) == b"10 ":
+            raise RuntimeError("a kernel that nobody trusted")
+        return choose(self)
+
+    monkeypatch.setattr(Lane, "choose", breaks)
+    code, said = run()
+    assert code == 1 and "that were running one by one" in said
+    assert "10.txt: failed: RuntimeError: a kernel that nobody trusted" in said
+    expected = texts(whole)
+    del expected["10.txt"]
+    assert texts(tmp_path / "out") == expected
+
+
+def test_less_memory_at_the_second_start_means_fewer_lanes(run, tmp_path, monkeypatch):
+    from scope_cli.batch.fit import Memory
+
+    run("--limit", 1)
+    monkeypatch.setattr(Memory, "lanes_that_fit", lambda self, group: 1)
+    code, said = run()
+    assert code == 1 and "1 of 4 lanes fit the memory that is free now" in said
+    ledger = Ledger(tmp_path / "out")
+    assert ledger.counts()["done"] == 12
+    assert sum(bool(row.record["fewer_lanes"]) for row in ledger.rows("done")) == 11
+
+
+@pytest.mark.long
+@pytest.mark.real_model
+def test_two_kills_of_the_embedded_model_change_nothing(tmp_path):
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    for number, subject in enumerate(("a lighthouse", "a railway", "bread", "a river")):
+        (folder / f"{number}.txt").write_text(f"Write a short text about {subject}.")
+
+    def start(out):
+        return Forked(
+            tmp_path / "said", "batch", folder, "-o", out, "--offline", "--max-new-tokens", 120,
+            "--lanes", 2, "--budget", 48, "--recent", 16,
+        )  # fmt: skip
+
+    assert start(tmp_path / "whole").wait(600) == 0
+    out = tmp_path / "out"
+    for more in (20, 60):
+        process = start(out)
+        while process.alive and sum(part.stat().st_size for part in out.rglob("*.part")) < 4 * more:
+            time.sleep(0.05)
+        process.kill()
+    assert start(out).wait(600) == 0
+    assert texts(out) == texts(tmp_path / "whole") and len(texts(out)) == 4
+    assert os.listdir(out / ".scope") == ["start.lock"]  # noqa: PTH208

@@ -1,0 +1,86 @@
+"""The same rows on a Ray cluster of two workers: the same texts, also when a worker is killed."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from scope_cli import cli
+from scope_cli.batch.ledger import Ledger
+from tests.batch.test_kill import argv, check_it_is_whole, prompts, texts, whole  # noqa: F401
+
+pytest.importorskip("ray", reason="Ray is an extra: pip install 'scope-cli[ray]'")
+
+
+@pytest.fixture
+def run(prompts, tiny_folder, tmp_path, capfd, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def run(*more):
+        capfd.readouterr()
+        line = argv(prompts, tmp_path / "out", tiny_folder, "--engine", "ray", "--workers", 2, *more)
+        code = cli.main([str(part) for part in line])
+        return code, capfd.readouterr().err
+
+    return run
+
+
+def test_a_killed_workers_rows_are_run_by_others_and_every_text_is_that_of_one_machine(
+    run, tmp_path, whole, monkeypatch  # noqa: F811
+):  # fmt: skip
+    from scope_cli.batch.desk import Desk
+    from scope_cli.batch.on_ray import RayEngine
+
+    pids, finished, hire, end = [], [], RayEngine._hire, Desk._finished
+
+    def note(self):
+        hand = hire(self)
+        pids.append(hand.actor.describe.remote())
+        return hand
+
+    def kill_one(self, running, event):
+        finished.append(running.row.number)
+        if len(finished) == 3:
+            import ray
+
+            os.kill(ray.get(pids[0])["pid"], signal.SIGKILL)
+        end(self, running, event)
+
+    monkeypatch.setattr(RayEngine, "_hire", note)
+    monkeypatch.setattr(Desk, "_finished", kill_one)
+    code, said = run()
+    assert code == 1 and "worker 1 died; " in said and "prompts wait again" in said, said
+    assert len(pids) == 3
+    check_it_is_whole(tmp_path / "out", whole)
+    assert {row.attempts for row in Ledger(tmp_path / "out").rows("done")} == {1, 2}
+    code, said = run()  # nothing is left to do, and no worker is asked
+    assert code == 1 and "12 of 13 prompts" in said
+
+
+@pytest.mark.long
+def test_ctrl_c_reaches_the_workers_and_the_job_goes_on_here(run, tmp_path, whole, prompts, tiny_folder):  # noqa: F811
+    def interrupt():
+        while not list((tmp_path / "out").rglob("*.part")):
+            time.sleep(0.02)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    code, said = run()
+    assert code == 130, said
+    ledger = Ledger(tmp_path / "out")
+    assert ledger.rows("interrupted") and not ledger.rows("running")
+    line = argv(prompts, tmp_path / "out", tiny_folder, "--quiet")
+    assert cli.main([str(part) for part in line]) == 1
+    check_it_is_whole(tmp_path / "out", whole)
+    assert json.loads((tmp_path / "out" / "results.jsonl").read_text().splitlines()[0])["state"] == "done"
+    assert texts(tmp_path / "out") == texts(whole)
+
+
+def test_a_cluster_that_is_not_there_is_told(run):
+    code, said = run("--ray-address", "127.0.0.1:1")
+    assert code == 2 and said.startswith("error: no Ray cluster at 127.0.0.1:1")
