@@ -36,10 +36,11 @@ class KnownText:
 
 @dataclass(frozen=True)
 class HeldBytes:
-    """What a cache held while a text went through: keys and values, averaged over the tokens and at most."""
+    """What a cache held while a text went through: keys and values."""
 
-    held_mean: float
+    held_mean: float  # over the tokens
     held_peak: int
+    held_end: int
     full_mean: float  # what the full cache would have held
     full_peak: int
     overhead: int  # positions, bias, slot lists, query rings, memos
@@ -228,6 +229,7 @@ class ByteMeter:
         return HeldBytes(
             held_mean=self._held / self._tokens,
             held_peak=self._peak,
+            held_end=self.reading.held_bytes,
             full_mean=self._full / self._tokens,
             full_peak=self.reading.full_bytes,
             overhead=self.reading.overhead_bytes,

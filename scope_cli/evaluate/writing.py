@@ -79,6 +79,7 @@ class _Output:
         held = HeldBytes(
             held_mean=mean(self.held),
             held_peak=round(max(self.held)),
+            held_end=finished.reading.held_bytes,
             full_mean=mean(self.full),
             full_peak=finished.reading.full_bytes,
             overhead=self.newest.overhead_bytes // lanes,

@@ -86,6 +86,7 @@ def test_bytes_are_averaged_over_the_tokens_as_a_real_run_reads_them(reference, 
     assert found.bytes.full_mean == pytest.approx(
         sum(event.reading.full_bytes for event in events) / len(events)
     )
+    assert found.bytes.held_end == held[-1]
     assert found.bytes.full_peak == events[-1].reading.full_bytes
     assert max(held) <= found.bytes.held_peak <= found.bytes.allocated
     assert found.evictions == events[-1].reading.evictions

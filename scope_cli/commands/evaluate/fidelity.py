@@ -62,7 +62,7 @@ def fidelity_command(
 ) -> None:
     """Feed a known text through the full cache and through each profile: KL, agreement, perplexity, bytes.
 
-    scope evaluate fidelity --text book.txt -p slide -p "slide scorer=window" --budgets 64,256
+    scope evaluate fidelity --text book.txt -p default -p "default scorer=window" --budgets 256,512
     """
     common = o.overrides(set_, model=model, dtype=dtype, device=device, load_in=load_in, raw=raw, seed=seed)
     chosen = variants(profile, budgets, common, default=["default"])

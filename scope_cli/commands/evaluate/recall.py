@@ -45,7 +45,7 @@ def recall_command(
 ) -> None:
     """Probes that a policy can fail: facts of the output and the prompt, a list, a long copy.
 
-    scope evaluate recall -p full -p slide -p "slide scorer=recency" --budgets 64,256
+    scope evaluate recall -p full -p default -p "default scorer=recency" --budgets 256
     """
     common = o.overrides(set_, model=model, dtype=dtype, device=device, load_in=load_in, raw=raw)
     chosen = variants(profile, budgets, common, default=["full", "default"])
