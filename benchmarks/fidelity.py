@@ -17,15 +17,13 @@ import json
 import time
 from pathlib import Path
 
-import torch
-
 from scope_cli import plugins
 from scope_cli.calibrate import calibrate
+from scope_cli.evaluate.fidelity import Fidelity, KnownText, Reference, measure
 from scope_cli.events import Token
 from scope_cli.generate import generate, new_work
 from scope_cli.model import open_model
 from scope_cli.profile import ModelSettings, load_profile
-from scope_cli.replay import read_once, replay
 
 HERE = Path(__file__).parent
 PROMPTS = {"report": HERE.parent / "examples/report.txt", "logbook": HERE.parent / "examples/logbook.txt"}
@@ -70,11 +68,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose name contains this")
     args = parser.parse_args()
     if not args.table:
-        measure(args.only)
+        measure_missing(args.only)
     print(table())
 
 
-def measure(only: str) -> None:
+def measure_missing(only: str) -> None:
     loaded = open_model(ModelSettings(name="smollm2-135m", load_in=None)).load()  # plain float32
     done = {(row["policy"], row["text"]) for row in read_rows()}
     ROWS.parent.mkdir(exist_ok=True)
@@ -86,10 +84,7 @@ def measure(only: str) -> None:
             continue
         prompt_ids = loaded.opened.encode(file.read_text(), load_profile("full").profile.prompt)
         output_ids = written(loaded, text, prompt_ids)
-        state = read_once(loaded, prompt_ids)
-        everything = settings({"decode.strategy": "full"})
-        replayed = replay(loaded, everything, prompt_ids, output_ids, state)
-        full = torch.cat([logits for logits, _ in replayed]).log_softmax(-1)
+        reference = Reference.of(loaded, KnownText(text, prompt_ids, output_ids))
         for name, keys in todo:
             if (name, text) in {(row["policy"], row["text"]) for row in read_rows()}:
                 continue  # another process was faster
@@ -100,7 +95,7 @@ def measure(only: str) -> None:
                 "prompt_tokens": len(prompt_ids),
                 "output_tokens": len(output_ids),
             }
-            row |= compare(full, replay(loaded, settings(keys), prompt_ids, output_ids, state))
+            row |= as_row(measure(reference, settings(keys)))
             with ROWS.open("a") as rows:
                 rows.write(json.dumps(row) + "\n")
             took = time.perf_counter() - start
@@ -145,26 +140,17 @@ def calibrated(loaded, without: str) -> Path:
     return file
 
 
-def compare(full, replayed) -> dict:
+def as_row(found: Fidelity) -> dict:
     """Mean KL and top-1 agreement over the output, and what the cache held at the end."""
-    kl, same, at = 0.0, 0, 0
-    for logits, cache in replayed:  # noqa: B007  the last cache is read below
-        expected = full[at : at + len(logits)]
-        got = logits.float().log_softmax(-1)
-        kl += float((expected.exp() * (expected - got)).sum())
-        same += int((expected.argmax(-1) == got.argmax(-1)).sum())
-        at += len(logits)
-    reading = cache.reading()
-    assert at == len(full) and cache.audit().passed
     return {
-        "kl": kl / at,
-        "top1": same / at,
-        "kept_prompt": reading.kept_prompt,
-        "kept_generated": reading.kept_generated,
-        "held_bytes": reading.held_bytes,
-        "allocated_bytes": reading.allocated_bytes,
-        "full_bytes": reading.full_bytes,
-        "evictions": reading.evictions,
+        "kl": found.kl[0],
+        "top1": found.top1[0],
+        "kept_prompt": found.kept_prompt,
+        "kept_generated": found.kept_generated,
+        "held_bytes": found.bytes.held_end,
+        "allocated_bytes": found.bytes.allocated,
+        "full_bytes": found.bytes.full_peak,
+        "evictions": found.evictions,
     }
 
 

@@ -5,7 +5,7 @@
 
 The prompt is read, the budget filled with known output, and then two steps take turns, plain and compiled:
 each writes one token through the sampler of the default profile. Times are those of this process's CPU on one
-thread (on a busy machine the clock says nothing), shares are torch.profiler's. An eviction comes every 64 steps,
+thread (on a busy machine the clock says nothing), shares are torch.profiler's. An eviction comes in 64 steps,
 and its cost is spread over them. What compiling takes is read from the clock.
 """
 

@@ -10,7 +10,18 @@ from typing import Annotated
 import typer
 
 import scope_cli
-from scope_cli.commands import batch, bench, calibrate, generate, models, profile, profiles, scorers
+from scope_cli.commands import (
+    batch,
+    bench,
+    calibrate,
+    evaluate,
+    generate,
+    models,
+    profile,
+    profiles,
+    scorers,
+    tune,
+)
 from scope_cli.errors import ScopeError
 
 app = typer.Typer(
@@ -27,6 +38,8 @@ app.add_typer(profiles.app, name="profiles")
 app.add_typer(models.app, name="models")
 app.command("scorers")(scorers.scorers_command)
 app.command("prefills")(scorers.prefills_command)
+app.add_typer(evaluate.app, name="evaluate")
+app.command("tune")(tune.tune_command)
 app.command("calibrate")(calibrate.calibrate_command)
 app.command("bench")(bench.bench_command)
 

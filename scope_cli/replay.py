@@ -79,13 +79,15 @@ def replay(
     prompt_ids: list[int],
     output_ids: list[int],
     state: PromptState | None = None,
+    queries: int = 1,
 ) -> Iterator[tuple[Tensor, ScopeCache]]:
     """Logits that predict output_ids, in order, some tokens at a time, [tokens, vocab]; and the cache.
 
-    `state` is used where the profile keeps the whole prompt and asks no more of it.
+    `state` is used where the profile keeps the whole prompt and asks no more of it. The cache remembers the
+    newest `queries` at least, for whoever wants to look at them.
     """
     every_step = policy_of(settings.profile.decode).scorer.every_step
-    ring = MOST_AT_ONCE if every_step else 1  # who observes every step needs the query of every step
+    ring = max(queries, MOST_AT_ONCE if every_step else 1)  # every step is observed with its own query
     plan = make_plan(settings, loaded.geometry, len(prompt_ids), ring)
     cache = new_cache(loaded, settings.profile, plan.starting_shape)
     whole = not plan.prompt.staged and cache.policy.protect_prompt and plan.shape.ring <= MOST_QUERIES

@@ -47,6 +47,8 @@ Threads = Annotated[
     str | None, option("--threads", panel=MODEL, help="CPU threads (auto: the cores it may use).")
 ]
 
+Raw = Annotated[bool, option("--raw", panel=MODEL, help="Prompts as they are, without the chat template.")]
+
 Strategy = Annotated[
     str | None, option("--strategy", panel=POLICY, help="full, slide, adaptive, discontinuous or rpc.")
 ]

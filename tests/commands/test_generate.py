@@ -237,10 +237,10 @@ def test_what_weights_take_before_they_are_packed_has_to_fit_too(tiny_folder, mo
     plan = make_plan(load_profile("default", {"sampling.max_new_tokens": 2}), opened.geometry, 8)
     packed = replace(opened, weight_bytes=1000, loading_bytes=10**9)
     monkeypatch.setattr("scope_cli.memory.free_bytes", lambda device: 10**9)
-    check_memory(packed, plan)
+    check_memory(packed, [plan], 1)
     monkeypatch.setattr("scope_cli.memory.free_bytes", lambda device: 10**9 - 1)
     with pytest.raises(ModelError, match="while it is loaded"):
-        check_memory(packed, plan)
+        check_memory(packed, [plan], 1)
 
 
 def test_too_little_memory_is_told_before_loading(scope, tiny_folder, monkeypatch):

@@ -279,7 +279,7 @@ def test_adakv_gives_the_budget_to_the_highest_scores_of_a_layer(family, floor, 
                 held[head].add(position)
         expected.append([sorted(head) for head in held])
     assert kept(family, "h2o", wrap=wrap) == expected
-    if cap > 1 > floor:
+    if cap > 1 > floor and family == "llama":  # the random gemma3's heads share evenly
         assert len({len(head) for layer in expected for head in layer}) > 1, "heads differ"
 
 

@@ -1,0 +1,102 @@
+"""scope evaluate fidelity: known texts in, each profile's distance from the full cache out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scope_cli.commands import options as o
+from scope_cli.commands.evaluate.shared import (
+    Json,
+    Output,
+    Plot,
+    add_row,
+    check_writable,
+    open_for,
+    rows_of,
+    show,
+    start,
+)
+from scope_cli.commands.evaluate.texts import text_of_file, text_of_prompt, text_of_run
+from scope_cli.commands.generate import read_text, tell
+from scope_cli.commands.variants import Budgets, Profiles, variants
+from scope_cli.errors import UsageError
+
+PROMPT_TOKENS = 256  # of a text: what stands for the prompt, if it is not said
+
+
+def fidelity_command(
+    text: Annotated[
+        list[str], typer.Option("--text", "-t", help="A text to measure on, or - . Repeatable.")
+    ] = [],  # noqa: B006  typer copies it
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="A run's own output: OUT.run.json of `scope generate -o OUT`."),
+    ] = None,
+    prompt_file: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt-file", "-f", help="The full cache writes an output to measure on; the prompt of --run."
+        ),
+    ] = None,
+    prompt_tokens: Annotated[
+        int, typer.Option("--prompt-tokens", min=1, help="With --text: its first tokens are the prompt.")
+    ] = PROMPT_TOKENS,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", min=2, help="Output tokens to measure: all; 1024 with --prompt-file."),
+    ] = None,
+    profile: Profiles = [],  # noqa: B006
+    budgets: Budgets = None,
+    output: Output = None,
+    plot: Plot = None,
+    json: Json = False,
+    set_: o.Set = [],  # noqa: B006
+    offline: o.Offline = False,
+    model: o.Model = None,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    load_in: o.LoadIn = None,
+    raw: o.Raw = False,
+    seed: o.Seed = None,
+) -> None:
+    """Feed a known text through the full cache and through each profile: KL, agreement, perplexity, bytes.
+
+    scope evaluate fidelity --text book.txt -p default -p "default scorer=window" --budgets 256,512
+    """
+    common = o.overrides(set_, model=model, dtype=dtype, device=device, load_in=load_in, raw=raw, seed=seed)
+    chosen = variants(profile, budgets, common, default=["default"])
+    check_writable(output, plot)
+    if [bool(text), run is not None, prompt_file is not None and run is None].count(True) != 1:
+        raise UsageError(
+            "give --text FILE, or --prompt-file FILE, or --run RUN.json with the run's --prompt-file",
+            "the text is what every profile is measured on",
+        )
+    if run is not None and prompt_file is None:
+        raise UsageError("--run needs the run's prompt as well", "add --prompt-file FILE")
+
+    from scope_cli.evaluate.fidelity import Reference, measure
+    from scope_cli.evaluate.results import identity
+
+    opened = open_for(chosen, offline)
+    asked = read_text(prompt_file, "--prompt-file") if prompt_file is not None else ""
+    known_texts = [text_of_file(opened, file, prompt_tokens, tokens) for file in text]
+    if run is not None:
+        known_texts = [text_of_run(opened, run, asked, tokens)]
+    result = start("fidelity", opened, chosen, {"prompt_tokens": prompt_tokens, "tokens": tokens})
+    loaded = opened.load()
+    if prompt_file is not None and run is None:
+        known_texts = [text_of_prompt(loaded, chosen[0], prompt_file, asked, tokens or 1024)]
+    for known in known_texts:
+        tell(f"{known.name}: {len(known.prompt_ids):,} and {len(known.output_ids):,} tokens")
+        reference = Reference.of(loaded, known)
+        for variant in chosen:
+            found = measure(reference, variant.for_prompt(len(known.prompt_ids)))
+            row = {"text_id": identity(known.prompt_ids, known.output_ids), **found.as_dict()}
+            add_row(result, variant, row, output)
+            tell(f"  {variant.name}: KL {found.kl[0]:.4f}, same top token {found.top1[0]:.3f}")
+    if plot is not None:
+        from scope_cli.evaluate import plots
+
+        plots.agreement(rows_of(result), plot)
+    show(result, json)

@@ -1,0 +1,157 @@
+"""scope evaluate longgenbench: a benchmark's questions in, right answers by profile and index out."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scope_cli.commands import options as o
+from scope_cli.commands.evaluate.shared import (
+    Json,
+    Lanes,
+    Plot,
+    add_row,
+    check_writable,
+    open_for,
+    rows_of,
+    show,
+    start,
+    write,
+)
+from scope_cli.commands.generate import read_text, tell
+from scope_cli.commands.variants import Budgets, Profiles, variants
+from scope_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from scope_cli.model import LoadedModel
+
+
+def longgenbench_command(
+    data: Annotated[
+        Path, typer.Option("--data", help="The questions, JSONL; docs/quality.md says where from.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="The result, JSON; answers are kept in FILE.answers.jsonl as they come."
+        ),
+    ],
+    task: Annotated[str, typer.Option("--task", help="gsm8k, mmlu or csqa.")] = "gsm8k",
+    questions: Annotated[int, typer.Option("--questions", "-k", min=1, help="Questions in one prompt.")] = 30,
+    examples: Annotated[
+        str | None, typer.Option("--examples", help="A file with worked examples, numbered from 1.")
+    ] = None,
+    shots: Annotated[
+        int,
+        typer.Option(
+            "--shots",
+            min=0,
+            help="Without --examples: so many rows of the data are worked examples.",
+        ),
+    ] = 8,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Ask only so many questions.")] = None,
+    lanes: Lanes = 1,
+    profile: Profiles = [],  # noqa: B006
+    budgets: Budgets = None,
+    plot: Plot = None,
+    json: Json = False,
+    set_: o.Set = [],  # noqa: B006
+    offline: o.Offline = False,
+    model: o.Model = None,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    load_in: o.LoadIn = None,
+    raw: o.Raw = False,
+    max_new_tokens: o.MaxNewTokens = None,
+) -> None:
+    """K questions in one prompt, one long answer, scored question by question: LongGenBench as SCOPE uses it.
+
+    A run that was stopped goes on where it was: the same command again.
+
+        scope evaluate longgenbench --data test.jsonl -k 30 -p full -p paper-4k-512 -o gsm8k.json
+    """
+    common = o.overrides(
+        set_, model=model, dtype=dtype, device=device, load_in=load_in, raw=raw, max_new_tokens=max_new_tokens
+    )
+    chosen = variants(profile, budgets, common, default=["full", "paper-4k-512"])
+    check_writable(output, plot)
+
+    from scope_cli.evaluate import longgenbench as bench
+    from scope_cli.evaluate.results import Rows, identity
+    from scope_cli.evaluate.writing import write_all
+    from scope_cli.names import did_you_mean
+
+    if task not in bench.TASKS:
+        raise UsageError(f"--task: there is no {task!r}{did_you_mean(task, bench.TASKS)}")
+    items, marked = bench.read_items(data, task)
+    if examples is not None:
+        worked: Any = read_text(examples, "--examples")
+    elif marked:
+        worked = marked
+    else:
+        worked, items = items[:shots], items[shots:]
+    if not items:
+        raise UsageError(f"--shots {shots} leaves no question of {data}", "give fewer, or --examples FILE")
+    groups = bench.make_groups(items, questions, worked, limit)
+    opened = open_for(chosen, offline)
+    prompts = {
+        group.number: opened.encode(group.prompt, chosen[0].settings.profile.prompt) for group in groups
+    }
+    asked, lengths = sum(len(group.right) for group in groups), [len(prompt) for prompt in prompts.values()]
+    tell(f"{asked:,} questions in {len(groups)} prompts of {min(lengths):,} to {max(lengths):,} tokens")
+    settings = {"task": task, "questions": questions, "data": data.name, "limit": limit, "lanes": lanes}
+    result = start("longgenbench", opened, chosen, settings)
+    answers = Rows(
+        output.with_name(f"{output.name}.answers.jsonl"), lambda row: (row["profile_id"], row["prompt_id"])
+    )
+    names = {number: identity(prompt, [number]) for number, prompt in prompts.items()}
+    loaded: LoadedModel | None = None
+    for variant in chosen:
+        mine = variant.for_prompt(max(lengths))
+        profile_id = identity(list(f"{opened.name} {mine.profile.model_dump_json()}".encode()))
+        left = {
+            number: ids
+            for number, ids in prompts.items()
+            if (profile_id, names[number]) not in answers.done()
+        }
+        if len(left) < len(groups):
+            tell(f"{variant.name}: {len(groups) - len(left)} of {len(groups)} prompts were answered before")
+        if left:
+            loaded = loaded or opened.load()
+            for written in write_all(loaded, mine, left, lanes):
+                scored = bench.score(written.text, groups[written.prompt])
+                answers.add(
+                    {
+                        "profile": variant.name,
+                        "profile_id": profile_id,
+                        "prompt_id": names[written.prompt],
+                        "group": written.prompt,
+                        "reason": written.reason,
+                        "output_tokens": len(written.ids),
+                        "answers": [asdict(one) for one in scored],
+                        "bytes": asdict(written.bytes),
+                        "evictions": written.evictions,
+                        "text": written.text,
+                    }
+                )
+                right = f"{sum(one.correct for one in scored)} of {len(scored)} right"
+                where = f"{variant.name}, prompt {written.prompt + 1} of {len(groups)}"
+                tell(f"  {where}: {right}, {len(written.ids):,} tokens ({written.reason})")
+        mine_of = {row["prompt_id"]: row for row in answers.read() if row["profile_id"] == profile_id}
+        for name in names.values():
+            row = {key: value for key, value in mine_of[name].items() if not key.startswith("profile")}
+            add_row(result, variant, row, None)
+    write(result, output)
+    by_index = {
+        name: list(bench.by_index([row["answers"] for row in rows], questions))
+        for name, rows in rows_of(result).items()
+    }
+    if plot is not None:
+        from scope_cli.evaluate import plots
+
+        plots.accuracy_by_index(by_index, plot)
+    show(result, json)
+    tell("right answers by the number of the question in its prompt:")
+    for name, found in by_index.items():
+        tell(f"  {name}: " + " ".join(f"{share:.2f}" for _index, share, _prompts in found))

@@ -1,0 +1,97 @@
+"""scope evaluate loops: prompts in, how much each profile's outputs repeat themselves out."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from scope_cli.commands import options as o
+from scope_cli.commands.evaluate.shared import (
+    Json,
+    Lanes,
+    Output,
+    Plot,
+    add_row,
+    check_writable,
+    open_for,
+    show,
+    start,
+)
+from scope_cli.commands.generate import read_text, tell
+from scope_cli.commands.variants import Budgets, Profiles, variants
+
+
+def loops_command(
+    prompt_file: Annotated[
+        list[str], typer.Option("--prompt-file", "-f", help="A prompt to write from, or - . Repeatable.")
+    ],
+    repeat: Annotated[
+        int, typer.Option("--repeat", min=1, help="Outputs for each prompt, with different seeds.")
+    ] = 1,
+    lanes: Lanes = 4,
+    profile: Profiles = [],  # noqa: B006
+    budgets: Budgets = None,
+    output: Output = None,
+    plot: Plot = None,
+    json: Json = False,
+    set_: o.Set = [],  # noqa: B006
+    offline: o.Offline = False,
+    model: o.Model = None,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    load_in: o.LoadIn = None,
+    raw: o.Raw = False,
+    max_new_tokens: o.MaxNewTokens = None,
+    ignore_eos: o.IgnoreEos = False,
+    seed: o.Seed = None,
+    temperature: o.Temperature = None,
+    top_p: o.TopP = None,
+    top_k: o.TopK = None,
+) -> None:
+    """Write outputs and count those that fall into repetition, and how many of their 4-grams are distinct.
+
+    scope evaluate loops -f story.txt --max-new-tokens 2000 -p full -p default --budgets 128,512
+    """
+    common = o.overrides(
+        set_, model=model, dtype=dtype, device=device, load_in=load_in, raw=raw, seed=seed,
+        max_new_tokens=max_new_tokens, ignore_eos=ignore_eos, temperature=temperature, top_p=top_p,
+        top_k=top_k,
+    )  # fmt: skip
+    chosen = variants(profile, budgets, common, default=["full", "default"])
+    check_writable(output, plot)
+    texts = [read_text(file, "--prompt-file") for file in prompt_file]
+
+    from scope_cli.evaluate.compare import compare
+    from scope_cli.evaluate.loops import repetition
+    from scope_cli.evaluate.results import identity
+    from scope_cli.evaluate.writing import write_all
+
+    opened = open_for(chosen, offline)
+    prompts = [opened.encode(text, chosen[0].settings.profile.prompt) for text in texts] * repeat
+    result = start("loops", opened, chosen, {"prompts": list(prompt_file), "repeat": repeat, "lanes": lanes})
+    loaded = opened.load()
+    for variant in chosen:
+        longest = max(len(prompt) for prompt in prompts)
+        for written in write_all(loaded, variant.for_prompt(longest), dict(enumerate(prompts)), lanes):
+            found = repetition(written.ids)
+            row = {
+                "prompt_id": identity(prompts[written.prompt], [written.prompt]),
+                **asdict(found),
+                "reason": written.reason,
+                "bytes": asdict(written.bytes),
+                "evictions": written.evictions,
+                "text": written.text,
+            }
+            add_row(result, variant, row, output)
+            said = f"a loop of {found.loop_tokens:,} tokens" if found.looped else "no loop"
+            tell(f"  {variant.name}, output {written.prompt + 1}: {found.tokens:,} tokens, {said}")
+    if plot is not None:
+        from scope_cli.evaluate import plots
+
+        looped = {
+            line.profile: (line.mean, line.low, line.high)
+            for line in compare([("", result)])
+            if line.metric == "unique_ngrams"
+        }
+        plots.with_intervals(looped, plot, "Repetition", "distinct 4-grams (share)")
+    show(result, json)

@@ -1,0 +1,86 @@
+"""scope evaluate recall: seeds in, how well each profile answers what it was told out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scope_cli.commands import options as o
+from scope_cli.commands.evaluate.shared import (
+    Json,
+    Output,
+    add_row,
+    check_writable,
+    open_for,
+    rows_of,
+    show,
+    start,
+)
+from scope_cli.commands.evaluate.texts import plain_ids
+from scope_cli.commands.generate import tell
+from scope_cli.commands.variants import Budgets, Profiles, variants
+from scope_cli.errors import UsageError
+
+
+def recall_command(
+    kind: Annotated[
+        list[str], typer.Option("--kind", help="output-fact, prompt-fact, list, copy; all. Repeatable.")
+    ] = [],  # noqa: B006
+    tokens: Annotated[int, typer.Option("--tokens", min=48, help="Length of a probe's output.")] = 768,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Probes of each kind.")] = 3,
+    profile: Profiles = [],  # noqa: B006
+    budgets: Budgets = None,
+    output: Output = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw a plot of the first kind: a .png, .svg or .pdf file.")
+    ] = None,
+    json: Json = False,
+    set_: o.Set = [],  # noqa: B006
+    offline: o.Offline = False,
+    model: o.Model = None,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    load_in: o.LoadIn = None,
+    raw: o.Raw = False,
+) -> None:
+    """Probes that a policy can fail: facts of the output and the prompt, a list, a long copy.
+
+    scope evaluate recall -p full -p default -p "default scorer=recency" --budgets 256
+    """
+    common = o.overrides(set_, model=model, dtype=dtype, device=device, load_in=load_in, raw=raw)
+    chosen = variants(profile, budgets, common, default=["full", "default"])
+    check_writable(output, plot)
+
+    from scope_cli.evaluate.probes import KINDS, make_probe
+    from scope_cli.evaluate.recall import AskedModel, recall
+    from scope_cli.evaluate.results import identity
+    from scope_cli.names import did_you_mean
+
+    kinds = list(dict.fromkeys(kind)) or list(KINDS)
+    for one in kinds:
+        if one not in KINDS:
+            raise UsageError(f"--kind: there is no {one!r}{did_you_mean(one, KINDS)}")
+    opened = open_for(chosen, offline)
+    result = start("recall", opened, chosen, {"kinds": kinds, "tokens": tokens, "seeds": list(range(seeds))})
+    loaded = opened.load()
+    settings = chosen[0].settings.profile.prompt
+    for one in kinds:
+        for seed in range(seeds):
+            probe = make_probe(
+                one,
+                seed,
+                tokens,
+                lambda text: opened.encode(text, settings),
+                lambda text: plain_ids(opened, text),
+            )
+            asked = AskedModel.of(loaded, probe)
+            tell(f"{one}, seed {seed}: {len(probe.questions)} questions, {len(probe.output_ids):,} tokens")
+            for variant in chosen:
+                found = recall(asked, variant.for_prompt(len(probe.prompt_ids)))
+                row = {"probe_id": identity(probe.prompt_ids, probe.output_ids), **found.as_dict()}
+                add_row(result, variant, row, output)
+    if plot is not None:
+        from scope_cli.evaluate import plots
+
+        plots.recall_by_gap(rows_of(result), kinds[0], plot)
+    show(result, json)

@@ -1,0 +1,98 @@
+"""What the subcommands of scope evaluate share: options, the result as it grows, the table at its end."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scope_cli.commands.generate import tell
+from scope_cli.commands.variants import Variant
+from scope_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from scope_cli.model import OpenedModel
+
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Write the result as JSON, for `scope evaluate compare`."),
+]
+Plot = Annotated[Path | None, typer.Option("--plot", help="Draw a plot: a .png, .svg or .pdf file.")]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, in place of the table.")]
+PICTURES = (".png", ".svg", ".pdf")
+Lanes = Annotated[int, typer.Option("--lanes", min=1, help="Outputs that are written at once.")]
+
+
+def open_for(chosen: Sequence[Variant], offline: bool) -> "OpenedModel":
+    """The one model of an evaluation."""
+    from scope_cli.model import open_model
+
+    return open_model(chosen[0].settings.profile.model, offline, tell)
+
+
+def start(
+    kind: str, opened: "OpenedModel", chosen: Sequence[Variant], settings: dict[str, Any]
+) -> dict[str, Any]:
+    from scope_cli.evaluate.results import new_result
+
+    settings["sampling_seed"] = chosen[0].settings.profile.sampling.seed
+    return new_result(kind, opened, settings)
+
+
+def add_row(result: dict[str, Any], variant: Variant, row: dict[str, Any], output: Path | None) -> None:
+    """One more measurement of a profile; the file has it at once."""
+    from scope_cli.evaluate.compare import mean_bytes
+
+    entries = {entry["name"]: entry for entry in result["profiles"]}
+    if variant.name not in entries:
+        entries[variant.name] = {
+            "name": variant.name,
+            "profile": variant.settings.profile.as_dict(),
+            "rows": [],
+        }
+        result["profiles"].append(entries[variant.name])
+    entry = entries[variant.name]
+    entry["rows"].append(row)
+    entry["bytes"] = mean_bytes(entry["rows"])
+    if output is not None:
+        write(result, output)
+
+
+def rows_of(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    return {entry["name"]: entry["rows"] for entry in result["profiles"]}
+
+
+def write(result: dict[str, Any], output: Path) -> None:
+    from scope_cli.evaluate.results import write_result
+
+    write_result(result, output)
+
+
+def show(result: dict[str, Any], json: bool, table: str | None = None) -> None:
+    """The result on stdout: JSON where it was asked for, else a table in markdown."""
+    import json as json_module
+
+    from scope_cli.evaluate.compare import as_markdown, compare, differences
+
+    if json:
+        print(json_module.dumps(result, ensure_ascii=False))
+    elif table is not None:
+        print(table)
+    else:
+        kind, lines = result["scope_evaluate"], compare([("", result)])
+        print(as_markdown(kind, lines))
+        if len(result["profiles"]) > 1:
+            tell(f"* differs from {result['profiles'][0]['name']}\n{differences(kind, lines)}")
+
+
+def check_writable(output: Path | None, plot: Path | None = None) -> None:
+    """A file that cannot be written is known before anything is measured."""
+    if plot is not None and plot.suffix not in PICTURES:
+        raise UsageError(
+            f"--plot: {plot} is no picture that can be drawn", f"end it in {', '.join(PICTURES)}"
+        )
+    for file in (output, plot):
+        if file is not None and not file.parent.is_dir():
+            raise UsageError(f"cannot write {file}: there is no folder {file.parent}")
+        if file is not None and file.is_dir():
+            raise UsageError(f"cannot write {file}: it is a folder")

@@ -1,0 +1,79 @@
+"""Files and prompts in, known texts out: what profiles are measured on."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scope_cli.commands.generate import read_text, tell
+from scope_cli.commands.variants import Variant
+from scope_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from scope_cli.evaluate.fidelity import KnownText
+    from scope_cli.model import LoadedModel, OpenedModel
+
+
+def plain_ids(opened: "OpenedModel", text: str) -> list[int]:
+    """Without a chat template and without special tokens: as the model would go on."""
+    return list(opened.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def text_of_file(opened: "OpenedModel", file: str, prompt_tokens: int, tokens: int | None) -> "KnownText":
+    """The first tokens of a text are its prompt; what follows is what a profile may forget."""
+    from scope_cli.evaluate.fidelity import KnownText
+
+    ids = list(opened.tokenizer(read_text(file, "--text"))["input_ids"])
+    if len(ids) < prompt_tokens + 2:
+        raise UsageError(
+            f"{file} has {len(ids):,} tokens; {prompt_tokens:,} of them are to be the prompt",
+            "give a longer text, or --prompt-tokens N",
+        )
+    end = None if tokens is None else prompt_tokens + tokens
+    return KnownText("standard input" if file == "-" else file, ids[:prompt_tokens], ids[prompt_tokens:end])
+
+
+def text_of_prompt(
+    loaded: "LoadedModel", variant: Variant, file: str, prompt: str, tokens: int
+) -> "KnownText":
+    """What the full cache writes after a prompt, with the sampling of the first profile."""
+    from scope_cli.evaluate.fidelity import KnownText
+    from scope_cli.evaluate.writing import write_all
+    from scope_cli.profile import LoadedProfile
+
+    profile = variant.settings.profile
+    ids = loaded.opened.encode(prompt, profile.prompt)
+    whole = profile.model_copy(
+        update={
+            "prefill": type(profile.prefill)(),
+            "decode": profile.decode.model_copy(
+                update={"strategy": "full", "protect_prompt": True, "total_budget": None, "sinks": 0}
+            ),
+            "sampling": profile.sampling.model_copy(update={"max_new_tokens": tokens, "ignore_eos": True}),
+        }
+    )
+    typed = variant.settings.typed | {"sampling.max_new_tokens"}
+    tell(f"{file}: the full cache writes {tokens:,} tokens")
+    (written,) = write_all(loaded, LoadedProfile(whole, variant.settings.source, typed), {0: ids}, lanes=1)
+    return KnownText(file, ids, written.ids)
+
+
+def text_of_run(opened: "OpenedModel", record: Path, prompt: str, tokens: int | None) -> "KnownText":
+    """What a run wrote, beside its record; the record does not hold the prompt."""
+    import json
+
+    from scope_cli.evaluate.fidelity import KnownText
+    from scope_cli.profile import PromptSettings
+
+    try:
+        saved = json.loads(read_text(str(record), "--run"))
+        settings = PromptSettings.model_validate(saved["profile"]["prompt"])
+        written = sum(one["output_tokens"] for one in saved["results"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"--run: {record} is no record of a run",
+            "it is the OUT.run.json beside the OUT of `scope generate -o OUT`",
+        ) from error
+    file = record.with_name(record.name.removesuffix(".run.json"))
+    ids = plain_ids(opened, read_text(str(file), "--run"))
+    if len(ids) != written:
+        tell(f"note: {file} has {len(ids):,} tokens when read again, the run wrote {written:,}")
+    return KnownText(str(file), opened.encode(prompt, settings), ids[:tokens])

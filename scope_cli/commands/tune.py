@@ -1,0 +1,170 @@
+"""scope tune: a prompt and a limit in, the profile with the smallest budget that stays below it out."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scope_cli.commands import options as o
+from scope_cli.commands.evaluate.shared import check_writable
+from scope_cli.commands.evaluate.texts import text_of_file, text_of_prompt
+from scope_cli.commands.generate import read_text, tell
+from scope_cli.commands.variants import Variant
+from scope_cli.errors import UsageError
+
+
+def tune_command(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The profile to write (YAML).")] = Path(
+        "tuned.yaml"
+    ),
+    prompt_file: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt-file", "-f", help="Your prompt; the full cache writes the output to tune for."
+        ),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", "-t", help="Or a text: its first 256 tokens are the prompt.")
+    ] = None,
+    max_gap: Annotated[
+        float, typer.Option("--max-gap", help="The most that the mean KL to the full cache may be, in nats.")
+    ] = 0.02,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=64, help="Length of the output that is measured.")
+    ] = 1024,
+    sure: Annotated[
+        bool,
+        typer.Option("--sure", help="The upper end of the 95% interval, too, must stay below the limit."),
+    ] = False,
+    strategy: Annotated[
+        list[str], typer.Option("--strategy", help="Strategies to try; slide, adaptive, discontinuous.")
+    ] = [],  # noqa: B006  typer copies it
+    scorer: Annotated[
+        list[str], typer.Option("--scorer", help="Scorers to try, by name or in YAML; six of them.")
+    ] = [],  # noqa: B006
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the profile.")] = False,
+    profile: o.Profile = "default",
+    set_: o.Set = [],  # noqa: B006
+    offline: o.Offline = False,
+    model: o.Model = None,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    load_in: o.LoadIn = None,
+    raw: o.Raw = False,
+    seed: o.Seed = None,
+) -> None:
+    """Find the smallest budget at which your own text stays close to the full cache's, and write a profile.
+
+    scope tune --prompt-file report.txt --max-gap 0.02 -o mine.yaml
+    """
+    if (prompt_file is None) == (text is None):
+        raise UsageError(
+            "give either --prompt-file FILE or --text FILE", "it is what the budget is tuned for"
+        )
+    if not max_gap > 0:
+        raise UsageError(f"--max-gap is {max_gap}, and has to be above 0", "0.02 nats is a small difference")
+    check_writable(output)
+    if output.exists() and not force:
+        raise UsageError(f"{output} is there already", "give another --output, or --force")
+    common = o.overrides(set_, model=model, dtype=dtype, device=device, load_in=load_in, raw=raw, seed=seed)
+
+    import yaml
+
+    from scope_cli.evaluate import tune as search
+    from scope_cli.evaluate.fidelity import Reference
+    from scope_cli.evaluate.statistics import as_text
+    from scope_cli.model import open_model
+    from scope_cli.profile import LoadedProfile, load_profile
+
+    def load(keys: dict[str, Any]) -> LoadedProfile:
+        return load_profile(profile, {**common, "decode.recent": "auto", **keys})
+
+    strategies = tuple(strategy) or search.STRATEGIES
+    scorers = tuple(yaml.safe_load(one) for one in scorer) or search.SCORERS
+    if "full" in strategies:
+        raise UsageError("--strategy full has no budget to tune", "try slide, adaptive or discontinuous")
+    for keys in search.pairs(strategies, scorers):
+        load({**keys, "decode.budget": 4096})  # every mistake is known before the model is
+    settings = load({})
+    asked = read_text(prompt_file, "--prompt-file") if prompt_file else ""
+    opened = open_model(settings.profile.model, offline, tell)
+    loaded = opened.load()
+    if prompt_file is not None:
+        known = text_of_prompt(loaded, Variant(profile, settings), prompt_file, asked, tokens)
+    else:
+        known = text_of_file(opened, text or "-", 256, tokens)
+    reference = Reference.of(loaded, known)
+    found = search.tune(
+        reference,
+        load,
+        max_gap,
+        strategies=strategies,
+        scorers=scorers,
+        sure=sure,
+        told=lambda tried: tell(f"  {_words(tried.keys)}: KL {as_text(tried.fidelity.kl)}"),
+    )
+    print("| budget | strategy | scorer | KL to full (nats) | same top token | held, average of full |")
+    print("|---|---|---|---|---|---|")
+    for tried in sorted(found.tried, key=lambda one: (one.budget, one.gap)):
+        held = tried.fidelity.bytes
+        mark = " **chosen**" if tried is found.best else ""
+        print(
+            f"| {tried.budget} | {tried.keys['decode.strategy']} | {_scorer(tried.keys)} | "
+            f"{as_text(tried.fidelity.kl)} | {as_text(tried.fidelity.top1, 3)} | "
+            f"{held.held_mean / held.full_mean:.0%}{mark} |"
+        )
+    if found.best is None:
+        raise UsageError(
+            f"no budget below the output's {len(known.output_ids):,} tokens keeps the gap under {max_gap}",
+            "allow more with --max-gap, or keep the full cache",
+        )
+    best = found.best
+    smaller = [budget for budget in found.grid if budget < best.budget]
+    tell(
+        f"{_words(best.keys)}: KL {as_text(best.fidelity.kl)} against a limit of {max_gap}, on "
+        f"{len(known.output_ids):,} tokens of one text"
+    )
+    upper = best.fidelity.kl[2]
+    if upper is None:
+        tell("the text is too short for an interval: this is a guess")
+    elif upper > max_gap:
+        tell(f"not sure: the interval reaches {upper:.4f}; --sure asks for all of it, --tokens N narrows it")
+    if smaller:
+        tell(f"the next smaller budget of the grid, {smaller[-1]}, is over the limit")
+    write_profile(output, profile, common, best, known.name, max_gap)
+    tell(f"written: {output}; scope generate --profile {output} ...")
+
+
+def write_profile(
+    output: Path, name: str, common: dict[str, Any], best: Any, text: str, max_gap: float
+) -> None:
+    """The whole profile in force, with a comment that says what was measured."""
+    import yaml
+
+    from scope_cli.errors import ScopeError
+    from scope_cli.evaluate.statistics import as_text
+    from scope_cli.profile import load_profile
+
+    keys = {**common, "decode.recent": "auto", **best.keys}
+    tree = load_profile(name, keys).profile.as_dict()
+    tree["description"] = f"tuned: {_words(best.keys)}, for a gap of at most {max_gap}"
+    head = (
+        f"# Written by scope tune: mean KL to the full cache {as_text(best.fidelity.kl)} nats over "
+        f"{best.fidelity.output_tokens} tokens of\n# {text}; the limit was {max_gap}.\n"
+    )
+    try:
+        output.write_text(head + yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        raise ScopeError(f"cannot write {output}: {error.strerror}") from error
+
+
+def _words(keys: dict[str, Any]) -> str:
+    return f"{keys['decode.strategy']}, {_scorer(keys)}, budget {keys['decode.budget']}"
+
+
+def _scorer(keys: dict[str, Any]) -> str:
+    chosen = keys["decode.scorer"]
+    if isinstance(chosen, str):
+        return chosen
+    options = ", ".join(f"{key} {value}" for key, value in chosen.items() if key != "name")
+    return f"{chosen['name']} ({options})"

@@ -1,0 +1,140 @@
+"""`-p "slide budget=256"` and `--budgets` in, named profiles out: for commands that compare profiles."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scope_cli.commands.generate import tell
+from scope_cli.commands.options import KEYS
+from scope_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from scope_cli.profile import LoadedProfile
+
+Profiles = Annotated[
+    list[str],
+    typer.Option(
+        "--profile",
+        "-p",
+        help="A profile's name or file, with changes after it: -p 'slide budget=256'. Repeatable.",
+        show_default=False,
+    ),
+]
+Budgets = Annotated[
+    str | None,
+    typer.Option(
+        "--budgets",
+        metavar="N,N,...",
+        help="Measure every profile that evicts at each of these budgets; one with a total budget gets the "
+        "prompt's tokens on top, and so holds the same bytes.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A profile under the name it has in the results."""
+
+    name: str
+    settings: "LoadedProfile"
+    matched: int | None = None  # generated tokens that a profile with a total budget holds beside the prompt
+
+    def for_prompt(self, prompt_tokens: int) -> "LoadedProfile":
+        """The profile for a prompt of that length: a total budget that holds what the others hold.
+
+        Its recent tokens keep their share of it.
+        """
+        if self.matched is None:
+            return self.settings
+        from scope_cli.profile import check
+
+        decode, total = self.settings.profile.decode, prompt_tokens + self.matched
+        assert decode.total_budget is not None, "only a total budget is matched"
+        recent = max(1, decode.recent_tokens * total // decode.total_budget)
+        tree = self.settings.profile.as_dict()
+        tree["decode"] |= {"total_budget": total, "budget": total, "recent": recent}
+        return replace(self.settings, profile=check(tree, self.settings.source))
+
+
+def variants(
+    specs: Sequence[str], budgets: str | None, common: dict[str, Any], default: Sequence[str]
+) -> list[Variant]:
+    """Every profile that was asked for; `common` are overrides that all of them get.
+
+    Raises ProfileError for what a profile cannot be, UsageError where they have different models or prompts.
+    """
+    numbers = _numbers(budgets)
+    found: dict[str, Variant] = {}
+    for spec in specs or default:
+        for variant in _of(spec, numbers, common):
+            found.setdefault(variant.name, variant)
+    models = {variant.settings.profile.model.model_dump_json() for variant in found.values()}
+    prompts = {variant.settings.profile.prompt.model_dump_json() for variant in found.values()}
+    if len(models) > 1 or len(prompts) > 1:
+        raise UsageError(
+            "these profiles have different models or prompt settings",
+            "give them to all with --model, --raw or --set; compare models with `scope evaluate compare`",
+        )
+    for variant in found.values():
+        _note(variant)
+    return list(found.values())
+
+
+def _note(variant: Variant) -> None:
+    """Where the recent and the newest tokens fill the budget, every scorer is `recency`."""
+    decode = variant.settings.profile.decode
+    interval = 64 if decode.interval == "auto" else decode.interval
+    if decode.strategy == "slide" and decode.total_budget is None and isinstance(interval, int):
+        chosen = decode.budget - interval + 1 - decode.recent_tokens
+        if chosen < 1 and decode.scorer.name != "recency":
+            tell(
+                f"note: {variant.name}: {decode.recent_tokens} recent tokens and an interval of {interval} "
+                f"leave the scorer nothing to choose; interval={max(1, decode.budget // 4)} would"
+            )
+
+
+def _of(spec: str, budgets: Sequence[int], common: dict[str, Any]) -> list[Variant]:
+    from scope_cli.profile import load_profile
+
+    name, changes = _parsed(spec)
+    settings = load_profile(name, {**common, **changes})
+    if not budgets or settings.profile.decode.strategy in ("full", "rpc"):
+        return [Variant(spec, settings)]
+    if settings.profile.decode.total_budget is not None:
+        return [Variant(f"{spec} budget={budget}", settings, budget) for budget in budgets]
+    return [
+        Variant(f"{spec} budget={budget}", load_profile(name, {**common, **changes, "decode.budget": budget}))
+        for budget in budgets
+    ]
+
+
+def _parsed(spec: str) -> tuple[str, dict[str, Any]]:
+    """'slide budget=256' -> ('slide', {'decode.budget': 256}); a short name stands for its key."""
+    from scope_cli.profile import parse_set
+
+    try:
+        name, *changes = shlex.split(spec)
+    except ValueError as error:
+        raise UsageError(f"--profile {spec!r}: {error}", "for example -p 'slide budget=256'") from error
+    dotted = []
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise UsageError(
+                f"--profile {spec!r}: {change!r} is not KEY=VALUE", "for example -p 'slide budget=256'"
+            )
+        dotted.append(f"{KEYS.get(key.replace('-', '_'), key)}={value}")
+    return name, parse_set(dotted)
+
+
+def _numbers(budgets: str | None) -> list[int]:
+    parts = [part.strip() for part in budgets.split(",")] if budgets is not None else []
+    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+        raise UsageError(
+            f"--budgets {budgets!r} is not a list of numbers", "for example --budgets 64,256,1024"
+        )
+    return [int(part) for part in parts]

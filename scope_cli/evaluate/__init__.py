@@ -1,0 +1,1 @@
+"""Quality, measured: texts and profiles in, results with intervals out."""

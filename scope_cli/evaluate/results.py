@@ -1,0 +1,114 @@
+"""Measurements in, one JSON file per evaluation out: profiles, versions, seeds, hardware; and back again."""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from scope_cli.errors import ScopeError, UsageError
+from scope_cli.generate import versions
+from scope_cli.model import OpenedModel
+
+FORMAT = 1
+
+
+def new_result(kind: str, opened: OpenedModel, settings: dict[str, Any]) -> dict[str, Any]:
+    """What every evaluation's JSON starts with; `profiles` is filled as they are measured."""
+    return {
+        "scope_evaluate": kind,
+        "format": FORMAT,
+        "measured_at": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "versions": versions(),
+        "hardware": hardware(opened.device),
+        "model": opened.describe(),
+        "settings": settings,
+        "profiles": [],
+    }
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    found: dict[str, Any] = {
+        "device": str(device),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": platform.system(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory}
+    return found
+
+
+def _processor() -> str:
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text(encoding="utf-8").splitlines() if cpus.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def identity(*ids: list[int]) -> str:
+    """A short name for token ids: two results with the same name were measured on the same text."""
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
+
+
+def write_result(result: dict[str, Any], path: Path) -> None:
+    """Whole or not at all: a reader sees the old file or the new one."""
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        partial.write_text(f"{json.dumps(result, ensure_ascii=False)}\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise ScopeError(f"cannot write {path}: {error.strerror}") from error
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Raises UsageError for what is no result of `scope evaluate`."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from error
+    if not isinstance(result, dict) or "scope_evaluate" not in result:
+        raise UsageError(f"{path} is no result of scope evaluate", "--output of scope evaluate writes one")
+    if result.get("format") != FORMAT:
+        raise UsageError(f"{path} has format {result.get('format')}; this version reads {FORMAT}")
+    return result
+
+
+class Rows:
+    """Measurements that are kept one by one, one JSON object a line: what is there is not measured again."""
+
+    def __init__(self, path: Path, key: Callable[[dict[str, Any]], Any]) -> None:
+        self.path, self._key = path, key
+
+    def read(self) -> list[dict[str, Any]]:
+        """A line that a killed process left unfinished does not count."""
+        if not self.path.is_file():
+            return []
+        rows = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows
+
+    def done(self) -> set[Any]:
+        return {self._key(row) for row in self.read()}
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(("\n" if unfinished else "") + json.dumps(row, ensure_ascii=False) + "\n")
