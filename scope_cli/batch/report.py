@@ -5,12 +5,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from scope_cli.batch.ledger import Ledger, Row
 from scope_cli.batch.writer import replace_file
@@ -215,6 +216,10 @@ def draw_memory(axes: Axes, rows: list[Row]) -> None:
     axes.bar(at, [one["held_bytes"] for one in readings], color=HELD, width=0.5, label="held")
     axes.set(xlabel="prompts")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    most = max(one["full_bytes"] for one in readings)
+    unit = 1024 ** min(3, max(1, most).bit_length() // 10)  # so that ticks are round in it
+    axes.yaxis.set_major_locator(FixedLocator(unit * np.array(MaxNLocator(5).tick_values(0, most / unit))))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: as_bytes(count)))
+    axes.set_ylim(0, 1.15 * most or 1)
     axes.grid(visible=False, axis="x")
     axes.legend(frameon=False, loc="upper right", ncols=2)
