@@ -31,6 +31,18 @@ ORDER = (
     "full", "slide", "slide, every token", "adaptive", "discontinuous", "random", "recency", "unified slide",
     "streamingllm", "h2o", "tova", "snapkv-decode",
 )  # fmt: skip
+SHOWN = {  # pictures below each table, with what they show
+    "fidelity": {
+        "quality-budget.png": "KL to the full cache against the budget, one line for each policy",
+        "quality-agreement.png": "share of tokens with the same most probable token, along the output",
+    },
+    "drift": {"quality-drift.png": "share of the top 64 that is still in the top 64 some steps later"},
+    "recall": {
+        "quality-output-fact.png": "log-probability of a fact of the output, against its distance",
+        "quality-prompt-fact.png": "log-probability of a fact of the prompt, against its distance",
+    },
+    "loops": {"quality-loops.png": "distinct 4-grams of the outputs, by policy"},
+}
 Row = dict[str, Any]
 
 
@@ -44,6 +56,10 @@ def write() -> None:
         "loops": loops(rows["loops"]),
         "machine": machine([row for found in rows.values() for row in found]),
     }
+    draw(rows)
+    for name, pictures in SHOWN.items():
+        there = [f"![{alt}](images/{file})" for file, alt in pictures.items() if (PICTURES / file).is_file()]
+        tables[name] = "\n\n".join([tables[name], *there])
     page = PAGE.read_text(encoding="utf-8")
     for name, table in tables.items():
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
@@ -52,7 +68,6 @@ def write() -> None:
         )
         assert found == 1, f"docs/quality.md has {found} places for the table {name}"
     PAGE.write_text(page, encoding="utf-8", newline="\n")
-    draw(rows)
 
 
 def current(part: str, rows: Sequence[Row]) -> list[Row]:
