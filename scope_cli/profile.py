@@ -86,6 +86,11 @@ def _none_is_null(value: Any) -> Any:
     return None if value == "none" else value
 
 
+def _on_or_off(value: Any) -> Any:
+    """YAML reads on and off as true and false."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 class ModelSettings(Settings):
     name: str = Field(
         "smollm2-135m", description="a name from `scope models list`, a folder, a GGUF file, or a hub name"
@@ -105,7 +110,7 @@ class ModelSettings(Settings):
         description="quantised weights: int8, int4 (on a CPU), 8bit, 4bit (bitsandbytes); null: plain; "
         "auto: int4 on a CPU where the weights come from a Q4_0 or Q4_1 file and dtype is auto, else plain",
     )
-    compile: Literal["auto", "on", "off"] = Field(
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = Field(
         "auto",
         description="compile the decode step; auto: where the planned output is long enough to pay for it",
     )

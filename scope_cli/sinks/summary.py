@@ -40,7 +40,7 @@ class Summary:
 def _machine(model: dict[str, Any]) -> str:
     """Where and with what weights it runs: "cpu float32, int4 weights, 2 threads"."""
     parts = [f"{model['device']} {model['dtype']}"]
-    if model["load_in"]:
+    if model.get("load_in"):
         parts.append(f"{model['load_in']} weights")
     if threads := model.get("threads"):
         parts.append(f"{threads} thread{'s' * (threads > 1)}")

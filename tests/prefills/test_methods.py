@@ -311,7 +311,9 @@ def test_mass_keeps_one_share_of_attention_in_every_layer(family, budget):
     reached_before = [curve[n - 1] for curve, n in zip(curves, counts, strict=True) if n > WINDOW]
     reached = [curve[n] for curve, n in zip(curves, counts, strict=True)]
     assert max(reached_before, default=0) <= min(reached) + 1e-9
-    assert family != "llama" or budget == WINDOW or len(set(counts)) > 1
+    assert family != "llama" or budget < 20 or len(set(counts)) > 1, (
+        "with room, layers keep different numbers"
+    )
 
 
 @pytest.mark.parametrize("tau", [0.3, 0.7, 0.95, 1.0])
