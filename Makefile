@@ -13,7 +13,7 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto  # a process per core
 
 test-long: .venv/installed  ## what takes minutes: thousands of tokens of the embedded model
 	$(BIN)/pytest -q -m "long and not gpu"
