@@ -158,7 +158,9 @@ def measure(part: str, more: str, dry_run: bool) -> None:
     print(f"{part}: scope bench {shlex.join(argv)}", file=sys.stderr, flush=True)
     subprocess.run([sys.executable, "-m", "scope_cli", "bench", *argv])  # a failed peer is a row, and exit 1
     if unfinished.is_file():
-        unfinished.replace(RESULTS / f"{part}.json")
+        here = f"{HERE.resolve().parent}/"  # where this copy of the project lies is nobody's business
+        (RESULTS / f"{part}.json").write_text(unfinished.read_text().replace(here, ""))
+        unfinished.unlink()
 
 
 def peer(name: str) -> str:
