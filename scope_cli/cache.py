@@ -470,6 +470,11 @@ class ScopeCache:
             fitting.reset(0)
             self.layers[layer.index] = fitting
 
+    def make_room(self, prompt_slots: tuple[int, ...]) -> None:
+        """At least so many slots for the next prompt."""
+        if any(there < needed for there, needed in zip(self.shape.prompt_slots, prompt_slots, strict=True)):
+            self.fit_prompt(prompt_slots)
+
     def keep_prompt(self, lane: int, kept: tuple[int, ...]) -> None:
         """So many prompt tokens are held, by layer, on average over its KV heads."""
         count = self.count(lane)

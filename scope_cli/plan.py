@@ -126,9 +126,8 @@ def plan_run(
     *,
     ring: int = 1,
     memos: int = 0,
-    lanes: int = 1,
 ) -> RunPlan:
-    """Decide the output length and the cache's shape; `ring` and `memos` are what the scorer asks for.
+    """Decide the output length and the shape of a cache of one lane; the scorer asks for `ring` and `memos`.
 
     Raises UsageError where the prompt, or an output length that was typed, does not fit the model's context.
     """
@@ -152,7 +151,7 @@ def plan_run(
     notes = []
     if asked is not None and asked > left:
         notes.append(f"output cut from {asked:,} to {planned:,} tokens: all that the model's context leaves")
-    prompt = plan_prompt(profile.prefill, geometry, prompt_tokens, lanes)
+    prompt = plan_prompt(profile.prefill, geometry, prompt_tokens)
     notes += prompt_notes(profile.prefill, prompt)
     kept = max(prompt.kept, default=0) if geometry.policy_layers else prompt_tokens
     schedule = Schedule.of(profile.decode, planned, kept_prompt=kept)
@@ -169,7 +168,7 @@ def plan_run(
         ends_with_context=planned == left and planned != asked,
         schedule=schedule,
         shape=CacheShape(
-            lanes=lanes,
+            lanes=1,
             prompt_slots=most if profile.decode.protect_prompt else (0,) * len(geometry.layers),
             evictable=schedule.most_held,
             context=prompt_tokens + planned,
@@ -187,16 +186,15 @@ def together(plans: Sequence[RunPlan], lanes: int) -> CacheShape:
     Raises UsageError where a prompt decides by itself how many slots it takes, and lanes must share theirs.
     """
     first = plans[0].shape
-    if any(plan.prompt.late for plan in plans):
-        if lanes > 1:
-            raise UsageError(
-                "prefill.wrap (adakv, mass) gives every prompt buffers of its own size",
-                "run one lane at a time",
-            )
-        return plans[0].starting_shape
+    late = any(plan.prompt.late for plan in plans)
+    if late and lanes > 1:
+        raise UsageError(
+            "prefill.wrap (adakv, mass) gives every prompt buffers of its own size", "run one lane at a time"
+        )
+    slots = zip(*(plan.shape.prompt_slots for plan in plans), strict=True)
     return CacheShape(
         lanes=lanes,
-        prompt_slots=tuple(map(max, *(plan.shape.prompt_slots for plan in plans), first.prompt_slots)),
+        prompt_slots=tuple(0 if late else max(layer) for layer in slots),
         evictable=max(plan.shape.evictable for plan in plans),
         context=max(plan.shape.context for plan in plans),
         ring=first.ring,
@@ -212,7 +210,7 @@ def peak_bytes(plans: Sequence[RunPlan], lanes: int, geometry: Geometry, dtype_b
     return together(plans, lanes).cache_bytes(geometry, dtype_bytes) + staged
 
 
-def plan_prompt(settings: PrefillSettings, geometry: Geometry, prompt_tokens: int, lanes: int) -> PromptPlan:
+def plan_prompt(settings: PrefillSettings, geometry: Geometry, prompt_tokens: int) -> PromptPlan:
     """How many prompt tokens each layer keeps, as far as sizes alone decide it."""
     method: Prefill = plugins.build("prefills", settings.method.name, settings.method.options)
     wrappers: tuple[Wrapper, ...] = tuple(
@@ -232,11 +230,6 @@ def plan_prompt(settings: PrefillSettings, geometry: Geometry, prompt_tokens: in
     fits = prompt_tokens <= settings.window or not governed
     staged = not fits and (compresses or any(wrapper.rewrites for wrapper in wrappers))
     late = staged and any(wrapper.late for wrapper in wrappers)
-    if late and lanes > 1:
-        names = ", ".join(wrapper.name for wrapper in settings.wrap)
-        raise UsageError(
-            f"prefill.wrap ({names}) gives every prompt buffers of its own size", "run one lane at a time"
-        )
     return PromptPlan(method, wrappers, prompt_tokens, settings.window, tuple(by_layer), staged, late)
 
 

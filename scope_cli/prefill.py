@@ -34,6 +34,8 @@ def read_prompt(
     prompt_ids: [1, prompt_tokens], the job's prompt `number`; plan: what stays of it, all where there is none
     returns the logits of the last token, [1, vocab], or None when interrupted
     """
+    if plan is not None and not plan.staged and cache.policy.protect_prompt:
+        cache.make_room(plan.kept)  # the prompt before it may have made slots of its own size
     cache.start_prompt(lane, schedule, seed)
     staging = Staging(cache, lane, plan, seed) if plan is not None and plan.staged else None
     if cache.device.type == "cpu":

@@ -202,3 +202,22 @@ def test_an_interruption_ends_what_runs_and_begins_nothing_else(models):
         seen.append(event)
     ends = [event for event in seen if isinstance(event, Finished)]
     assert {(end.prompt, end.reason) for end in ends} == {(0, "interrupted"), (1, "interrupted")}
+
+
+def test_prompts_that_make_slots_of_their_own_size_follow_one_another_in_one_lane(models):
+    """With adakv the cache is made anew for each prompt; the ones that fit their budget too."""
+    loaded = models["llama"]
+    chosen = settings_of(
+        **{
+            "prefill.method": "snapkv",
+            "prefill.budget": 30,
+            "prefill.window": 4,
+            "prefill.wrap": [{"name": "adakv"}],
+        }
+    )
+    works = [work_of(loaded, chosen, seed, tokens, 30) for seed, tokens in enumerate((25, 90, 28, 70))]
+    texts, _, _ = written(loaded, chosen, works, together([work.plan for work in works], 1))
+    for number, work in enumerate(works):
+        alone, _, _ = written(loaded, chosen, [work], together([work.plan], 1))
+        for (token, logprob), (other, other_logprob) in zip(alone[0], texts[number], strict=True):
+            assert token == other and abs(logprob - other_logprob) < 1e-3  # slots of another size round apart

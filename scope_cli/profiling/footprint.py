@@ -8,7 +8,7 @@ from typing import Any
 
 from scope_cli import plugins
 from scope_cli.errors import UsageError
-from scope_cli.plan import RunPlan, plan_run
+from scope_cli.plan import RunPlan, plan_run, together
 from scope_cli.profile import DecodeSettings, LoadedProfile, Profile
 from scope_cli.profiling.workspace import Workspace, workspace
 from scope_cli.schedule import Schedule
@@ -69,9 +69,8 @@ def plan_of(settings: LoadedProfile, shape: ModelShape, prompt_tokens: int, lane
     """The plan of a run, as generate's, from sizes alone."""
     decode = settings.profile.decode
     scorer = plugins.build("scorers", decode.scorer.name, decode.scorer.options)
-    return plan_run(
-        settings, shape.geometry, prompt_tokens, ring=scorer.ring, memos=len(scorer.memos), lanes=lanes
-    )
+    plan = plan_run(settings, shape.geometry, prompt_tokens, ring=scorer.ring, memos=len(scorer.memos))
+    return plan if lanes == 1 else replace(plan, shape=together([plan], lanes))
 
 
 def footprint(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int = 1) -> Footprint:
