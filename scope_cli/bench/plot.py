@@ -4,11 +4,7 @@ from pathlib import Path
 
 from scope_cli.bench.report import Line
 from scope_cli.errors import UsageError
-
-# Okabe and Ito's colours keep apart for the colour-blind; marker and dash keep apart without any colour.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "X", "P")
-DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
+from scope_cli.palette import COLOURS, DASHES, MARKERS
 
 
 def check_plot(file: Path) -> None:

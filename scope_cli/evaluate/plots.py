@@ -1,7 +1,6 @@
 """Results in, PNG files out: labelled axes with units, legible at a width of 800 pixels.
 
-Lines differ in colour (Okabe and Ito's palette, which everyone can tell apart), marker and dashes: print is
-enough.
+Lines differ in colour, marker and dashes (palette.py).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +17,8 @@ from matplotlib.figure import Figure
 
 from scope_cli.errors import ScopeError
 from scope_cli.evaluate.compare import METRICS, Line
+from scope_cli.palette import COLOURS, DASHES, MARKERS
 
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-MARKERS = "osD^vPX*"
-DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)))
 POINTS = 16  # of a line along the text: more would be noise
 MIB = 2**20
 
@@ -50,7 +47,7 @@ def styles() -> Iterator[dict[str, Any]]:
     """Colour, marker and dashes, one set for each line."""
     many = len(COLOURS)
     for line in count():
-        other = line + line // many  # the ninth line has the first colour and the second marker
+        other = line + line // many  # past the last colour, the first one with the second marker
         yield {
             "color": COLOURS[line % many],
             "marker": MARKERS[other % many],
@@ -144,8 +141,8 @@ def with_intervals(
     for row, (_name, (mean, low, high)) in enumerate(named.items()):
         assert mean is not None
         if low is not None and high is not None:
-            axes.plot([low, high], [row, row], color=COLOURS[1], linewidth=2.2, solid_capstyle="butt")
-        axes.plot([mean], [row], color=COLOURS[0], marker="o", markersize=6)
+            axes.plot([low, high], [row, row], color=COLOURS[0], linewidth=2.2, solid_capstyle="butt")
+        axes.plot([mean], [row], color="black", marker="o", markersize=6)
     axes.set_yticks(range(len(named)), list(named), fontsize=10)
     axes.invert_yaxis()
     if zero:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scope_cli.errors import ScopeError, UsageError
+from scope_cli.palette import COLOURS, DASHES, HATCHES
 from scope_cli.profiling.result import UNWRITTEN, Result, figures
 from scope_cli.units import as_bytes
 
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "html")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2, 1, 2)), (0, (2, 2)))
-HATCHES = ("", "///", "...", "xx", "\\\\\\", "--")
 WIDTH_IN, DPI = 8.0, 150  # 1,200 pixels; still legible at 800
 STYLE: Any = {
     "font.size": 9,
