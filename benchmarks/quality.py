@@ -30,9 +30,10 @@ from scope_cli.evaluate.fidelity import KnownText, Reference, measure
 from scope_cli.evaluate.loops import repetition
 from scope_cli.evaluate.probes import KINDS, Probe, make_probe
 from scope_cli.evaluate.recall import AskedModel, recall
-from scope_cli.evaluate.results import Rows, hardware
+from scope_cli.evaluate.results import Rows
 from scope_cli.evaluate.writing import write_all
 from scope_cli.generate import versions
+from scope_cli.machine import machine
 from scope_cli.model import LoadedModel, open_model
 from scope_cli.profile import LoadedProfile, ModelSettings, load_profile
 from scope_cli.units import as_duration
@@ -168,7 +169,7 @@ def main() -> None:
         row = job.run()
         if job.key in ROWS[job.part].done():
             continue  # another process was faster
-        ROWS[job.part].add(row | {"versions": versions(), "hardware": hardware(model().device)})
+        ROWS[job.part].add(row | {"versions": versions(), "hardware": machine(model().device)})
         spent += job.core_s
         left = (planned - spent) * (time.perf_counter() - started) / spent
         took = time.process_time() - before

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from scope_cli.batch.ledger import Ledger, Row
-from scope_cli.batch.writer import replace_file
+from scope_cli.batch.writer import write_whole
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
 
 NAME = "report.html"
@@ -81,7 +81,7 @@ figcaption { color: #6b7280; font-size: .9rem }
 
 def write_report(ledger: Ledger, out: Path) -> Path:
     """Also of a job that is not through: what there is."""
-    replace_file(out / NAME, page(ledger, out.resolve().name))
+    write_whole(out / NAME, page(ledger, out.resolve().name))
     return out / NAME
 
 

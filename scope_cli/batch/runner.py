@@ -46,7 +46,6 @@ def run_group(
         def fail(row: int, error: Exception) -> Event:
             if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
                 raise error
-            job.cache.chunk = None  # the prompt was perhaps in the middle of one
             return Failed(row, in_words(error), in_row[row])
 
         yield from decode(job.step, job.cache, admit, job.finish, interrupted, fail)

@@ -9,6 +9,7 @@ from typing import Any
 
 from scope_cli.batch.outputs import PART, RECORD
 from scope_cli.errors import ScopeError
+from scope_cli.files import replace_file
 
 SYNC_INTERVAL_S = 5.0
 DISK_IS_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no other row will fare better
@@ -74,17 +75,13 @@ def publish(out: Path, output: str, record: dict[str, Any]) -> None:
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
     text = json.dumps(record, ensure_ascii=False, indent=2)
-    replace_file(path.with_name(path.name + RECORD), f"{text}\n")
+    write_whole(path.with_name(path.name + RECORD), f"{text}\n")
 
 
-def replace_file(path: Path, text: str) -> None:
-    """A reader sees the old file or the new one."""
-    partial = path.with_name(f".{os.getpid()}.new")
+def write_whole(path: Path, text: str) -> None:
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        replace_file(path, text)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise told(path, error) from error
 
 

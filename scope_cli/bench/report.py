@@ -3,11 +3,10 @@
 import csv
 import json
 import os
-import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from statistics import median
-from typing import IO, Any
+from typing import IO
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +14,7 @@ from rich.text import Text
 
 import scope_cli
 from scope_cli.bench.contest import Course, Measured, Row
+from scope_cli.machine import machine
 from scope_cli.units import as_bytes
 
 
@@ -186,6 +186,8 @@ def write_json(
     content = {
         "command": command,
         "machine": machine(),
+        "load_average": [round(one, 2) for one in os.getloadavg()],
+        "scope": scope_cli.__version__,
         "course": asked,
         "baseline": baseline,
         "lines": [asdict(line) for line in lines],
@@ -203,14 +205,3 @@ def write_csv(file: IO[str], lines: list[Line], rows: list[Row]) -> None:
     writer.writeheader()
     writer.writerows({**asdict(line), "failed": ""} for line in lines)
     writer.writerows({"contender": row.name, "failed": row.failed} for row in rows if row.failed)
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load_average": [round(one, 2) for one in os.getloadavg()],
-        "python": platform.python_version(),
-        "scope": scope_cli.__version__,
-    }

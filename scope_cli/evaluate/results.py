@@ -2,18 +2,15 @@
 
 import hashlib
 import json
-import os
-import platform
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
-
 from scope_cli.errors import ScopeError, UsageError
+from scope_cli.files import replace_file
 from scope_cli.generate import versions
+from scope_cli.machine import machine
 from scope_cli.model import OpenedModel
 
 FORMAT = 1
@@ -26,34 +23,11 @@ def new_result(kind: str, opened: OpenedModel, settings: dict[str, Any]) -> dict
         "format": FORMAT,
         "measured_at": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": versions(),
-        "hardware": hardware(opened.device),
+        "hardware": machine(opened.device),
         "model": opened.describe(),
         "settings": settings,
         "profiles": [],
     }
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    found: dict[str, Any] = {
-        "device": str(device),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "system": platform.system(),
-    }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        found |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory}
-    return found
-
-
-def _processor() -> str:
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text(encoding="utf-8").splitlines() if cpus.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def identity(*ids: list[int]) -> str:
@@ -62,11 +36,8 @@ def identity(*ids: list[int]) -> str:
 
 
 def write_result(result: dict[str, Any], path: Path) -> None:
-    """Whole or not at all: a reader sees the old file or the new one."""
-    partial = path.with_name(f"{path.name}.part")
     try:
-        partial.write_text(f"{json.dumps(result, ensure_ascii=False)}\n", encoding="utf-8")
-        partial.replace(path)
+        replace_file(path, f"{json.dumps(result, ensure_ascii=False)}\n")
     except OSError as error:
         raise ScopeError(f"cannot write {path}: {error.strerror}") from error
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from scope_cli import memory
 from scope_cli.errors import ModelError, ScopeError
+from scope_cli.machine import machine
 from scope_cli.profiling.footprint import Footprint, Target, changed, footprint, runs_out_at
 from scope_cli.profiling.result import UNWRITTEN
 from scope_cli.shapes import ModelShape, stored_shapes
@@ -395,22 +396,6 @@ class Timer:
         attention, eviction = self.spent["attention"] * scale, self.spent["eviction"] * scale
         how = f"every {self.EVERY}th step, device synchronised" if self.waits else "a clock at every step"
         return Time(prefill_s, decode_s, attention, eviction, max(0.0, decode_s - attention - eviction), how)
-
-
-def machine(device: Any) -> dict[str, Any]:
-    import platform
-
-    import psutil
-    import torch
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or ""
-    return {
-        "system": platform.system(),
-        "processor": name or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_bytes": psutil.virtual_memory().total,
-    }
 
 
 if __name__ == "__main__":

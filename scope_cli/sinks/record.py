@@ -8,6 +8,7 @@ from typing import Any
 
 from scope_cli.errors import ScopeError
 from scope_cli.events import Event, Finished, Started
+from scope_cli.files import replace_file
 
 
 class RunRecord:
@@ -38,10 +39,8 @@ class RunRecord:
 
     def _write(self) -> None:
         text = json.dumps(self._record, ensure_ascii=False, indent=2)
-        partial = self.path.with_name(f"{self.path.name}.part")
         try:
-            partial.write_text(f"{text}\n", encoding="utf-8")
-            partial.replace(self.path)  # a reader sees the old record or the new one
+            replace_file(self.path, f"{text}\n")
         except OSError as error:
             raise ScopeError(f"cannot write {self.path}: {error.strerror}") from error
 
