@@ -18,12 +18,15 @@ ROW = 1024
 PASSES = 4
 
 
-def limit_line(run: Finished, weight_bytes: int, bandwidth: float) -> str:
-    """How near the run came to the memory's bandwidth; weight_bytes: what a step reads of the weights."""
+def limit_line(run: Finished, weight_bytes: int, lanes: int, bandwidth: float) -> str:
+    """How near the run came to the memory's bandwidth; weight_bytes: what a step reads of the weights.
+
+    A step reads the slots of every lane, and `run` tells of one.
+    """
     steps = run.output_tokens - 1  # the first token comes from the prompt's logits
     if steps < 1:
         return "no step was taken"
-    step_s, read_bytes = run.decode_s / steps, run.reading.read_bytes
+    step_s, read_bytes = run.decode_s / steps, lanes * run.reading.read_bytes
     share = share_of_limit(step_s, weight_bytes, read_bytes, bandwidth)
     return (
         f"a step reads {as_bytes(weight_bytes)} of weights and {as_bytes(read_bytes)} of cache and took "

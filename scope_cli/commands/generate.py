@@ -238,15 +238,17 @@ def run(
     from scope_cli.plan import together
 
     profile = settings.profile
-    opened = open_model(profile.model, offline, say)
+    side_by_side = min(lanes or len(texts), len(texts))
+    opened = open_model(profile.model, offline, say, side_by_side)
     works = [
         new_work(settings, opened.geometry, opened.encode(text, profile.prompt), index % samples)
         for index, text in enumerate(texts)
     ]
     plans = [work.plan for work in works]
-    shape = together(plans, min(lanes or len(works), len(works)))
+    shape = together(plans, side_by_side)
     check_memory(opened, plans, shape.lanes)
     loaded = opened.load()
+    ends: list[Finished] = []
     with Interruption() as interruption:
         for event in generate(loaded, profile, works, shape, interruption, say):
             for sink in list(sinks):
@@ -256,18 +258,22 @@ def run(
                     interruption.signal = signal.SIGPIPE
                     sinks.remove(sink)
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is buffered
-            if isinstance(event, Finished) and not event.audit.passed:
-                raise AuditError("the audit failed: " + "; ".join(event.audit.problems), AUDIT_HINT)
-            if isinstance(event, Finished) and verbose:
-                tell(in_the_limit(loaded, event))
+            if isinstance(event, Finished):
+                if not event.audit.passed:
+                    raise AuditError("the audit failed: " + "; ".join(event.audit.problems), AUDIT_HINT)
+                ends.append(event)
+    if verbose and ends:
+        tell(limit_of(loaded, ends, shape.lanes))
     return interruption.exit_code
 
 
-def in_the_limit(loaded: "LoadedModel", run: Finished) -> str:
-    """The line of the summary that sets the run beside the memory's bandwidth, which is measured now."""
+def limit_of(loaded: "LoadedModel", ends: list[Finished], lanes: int) -> str:
+    """The last line of the summary: the longest output beside the memory's bandwidth, measured now."""
     from scope_cli.roofline import bandwidth, limit_line, step_weight_bytes
 
-    return f"limit:     {limit_line(run, step_weight_bytes(loaded.model), bandwidth(loaded.device))}"
+    longest = max(ends, key=lambda end: end.output_tokens)
+    weight_bytes = step_weight_bytes(loaded.model, lanes)
+    return f"limit:     {limit_line(longest, weight_bytes, lanes, bandwidth(loaded.device))}"
 
 
 def tell(line: str) -> None:

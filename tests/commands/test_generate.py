@@ -193,7 +193,7 @@ def test_bad_input_is_one_line_and_a_hint_and_code_2(scope, tiny_folder, argv, m
 
 
 def test_verbose_sets_the_run_beside_the_bandwidth(scope, tiny_folder):
-    argv = ("generate", "hi", "--model", tiny_folder, "-n", 5, "--ignore-eos")
+    argv = ("generate", "hi", "--model", tiny_folder, "--max-new-tokens", 5, "--ignore-eos")
     quiet, told = scope(*argv), scope(*argv, "--verbose", "--threads", 1, "--load-in", "none")
     assert quiet.stdout == told.stdout and "limit:" not in quiet.stderr
     assert "cpu float32, 1 thread," in told.stderr
@@ -355,3 +355,19 @@ def test_what_cannot_be_written_side_by_side_is_told(generate, argv, told):
     result = generate(*argv)
     assert (result.code, result.stdout) == (2, "")
     assert told in result.stderr
+
+
+def test_the_limit_of_several_outputs_is_told_once_and_counts_every_lane(generate):
+    lines = []
+    for samples in (1, 3):
+        told = generate(PROMPT, "--verbose", "--samples", samples).stderr.splitlines()
+        (line,) = [line for line in told if line.startswith("limit:")]
+        lines.append(line.partition(" of weights and ")[2].split(" of cache")[0])
+    one, three = (float(line.removesuffix(" KiB")) for line in lines)
+    assert three == pytest.approx(3 * one, rel=0.01)
+
+
+def test_eight_outputs_at_once_take_the_dtype_for_eight_lanes(generate, monkeypatch):
+    monkeypatch.setattr("scope_cli.model.bfloat16_is_fast", lambda: True)
+    assert "cpu bfloat16" in generate(PROMPT, "--samples", 8).stderr
+    assert "cpu float32" in generate(PROMPT, "--samples", 8, "--lanes", 7).stderr
