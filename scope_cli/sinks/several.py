@@ -14,13 +14,16 @@ class Only:
 
     def __init__(self, prompt: int, sink: Sink) -> None:
         self._prompt, self._sink = prompt, sink
+        self._started: Started | None = None
 
     def receive(self, event: Event) -> None:
         if isinstance(event, Started):
             mine = slice(self._prompt, self._prompt + 1)
-            own = replace(event, prompt_tokens=event.prompt_tokens[mine], seeds=event.seeds[mine])
-            self._sink.receive(own)
+            self._started = replace(event, prompt_tokens=event.prompt_tokens[mine], seeds=event.seeds[mine])
         elif event.prompt == self._prompt:
+            if self._started is not None:  # a prompt that an interrupted run never began has no record
+                self._sink.receive(self._started)
+                self._started = None
             self._sink.receive(event)
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from io import StringIO
 
 from scope_cli.events import Finished, Started, Token
 from scope_cli.sinks.plain import PlainText
+from scope_cli.sinks.record import RunRecord
 from scope_cli.sinks.several import InOrder, Only
 
 
@@ -62,3 +63,12 @@ def test_only_one_prompts_events_and_its_own_numbers(events_of_a_run):
     assert isinstance(started, Started) and (started.prompt_tokens, started.seeds) == ((10,), (1,))
     assert "".join(event.text for event in seen if isinstance(event, Token)) == "de"
     assert isinstance(end, Finished) and closed == "closed"
+
+
+def test_a_prompt_that_was_never_begun_is_not_told_of(events_of_a_run, tmp_path):
+    started, *rest = side_by_side(events_of_a_run, ["abc", "de"])
+    records = [Only(number, RunRecord(tmp_path / f"{number}.txt")) for number in (0, 1)]
+    for event in [started, *[event for event in rest if event.prompt == 0]]:
+        for record in records:
+            record.receive(event)
+    assert [file.name for file in tmp_path.iterdir()] == ["0.txt.run.json"]
