@@ -109,6 +109,11 @@ def decode(
     ids = torch.zeros(len(lanes), 1, dtype=torch.int64, device=cache.device)
     reading: Admission | None = None
     row = 0
+
+    def leave(lane: Lane) -> None:
+        cache.finish(lane.row)
+        lanes[lane.row] = None
+
     while True:
         while reading is not None or (None in lanes and not interrupted()):
             if reading is None:
@@ -128,23 +133,30 @@ def decode(
             else:
                 if isinstance(event, PromptProgress) and any(lanes):
                     break  # who writes waits for one chunk and no longer
-        running = [lane for lane in lanes if lane is not None]
-        if not running:
+        if not any(lanes):
             return
-        chosen = torch.stack([lane.choose() for lane in running])
+        running, chosen = [], []
+        for lane in [lane for lane in lanes if lane is not None]:
+            try:
+                chosen.append(lane.choose())
+                running.append(lane)
+            except Exception as error:
+                leave(lane)
+                yield fail(lane.row, error)
+        if not running:
+            continue
         if ahead:
             for lane in running:
                 if lane.written == lane.max_new_tokens:
                     cache.finish(lane.row)
             step_on(step, cache, [lane for lane in running if lane.written < lane.max_new_tokens], ids)
-        now = chosen.tolist()  # the one time that the host waits for the device
+        now = torch.stack(chosen).tolist()  # the one time that the host waits for the device
         state = cache.reading()
         for lane, (token_id, logprob) in zip(running, now, strict=True):
             try:
                 text = lane.receive(int(token_id))
             except Exception as error:
-                cache.finish(lane.row)
-                lanes[lane.row] = None
+                leave(lane)
                 yield fail(lane.row, error)
                 continue
             if lane.reason is None and interrupted():
@@ -160,8 +172,7 @@ def decode(
                 prompt=lane.prompt,
             )
             if lane.reason is not None:
-                cache.finish(lane.row)
-                lanes[lane.row] = None
+                leave(lane)
                 yield finish(lane)
         if not ahead:
             step_on(step, cache, [lane for lane in lanes if lane is not None], ids)

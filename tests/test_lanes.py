@@ -14,6 +14,7 @@ from scope_cli.generate import Job, Work, generate, make_plan, new_work
 from scope_cli.memory import PeakMeter
 from scope_cli.plan import together
 from scope_cli.profile import load_profile
+from scope_cli.sampling import Sampler
 from tests.test_cache import loaded_tiny
 
 LANES = 3
@@ -221,3 +222,25 @@ def test_prompts_that_make_slots_of_their_own_size_follow_one_another_in_one_lan
         alone, _, _ = written(loaded, chosen, [work], together([work.plan], 1))
         for (token, logprob), (other, other_logprob) in zip(alone[0], texts[number], strict=True):
             assert token == other and abs(logprob - other_logprob) < 1e-3  # slots of another size round apart
+
+
+def test_a_lane_that_cannot_be_sampled_leaves_the_others_alone(models, monkeypatch):
+    loaded, chosen = models["llama"], settings_of()
+    works = [work_of(loaded, chosen, seed, 10 + seed, 12) for seed in range(3)]
+    shape = together([work.plan for work in works], 2)
+    texts, _, _ = written(loaded, chosen, works, shape)
+    pick = Sampler.pick
+
+    def broken(self, logits, ids):
+        if ids.shape[1] == 11 + 4 and self._generator.initial_seed() == 1:
+            raise RuntimeError("no probabilities")
+        return pick(self, logits, ids)
+
+    monkeypatch.setattr(Sampler, "pick", broken)
+    with PeakMeter(loaded.device) as peak:
+        job, failed = Job(loaded, chosen.profile, shape, peak), []
+        events = list(job.run(works, fail=lambda row, error: failed.append((row, str(error)))))
+    assert failed == [(1, "no probabilities")]
+    for number in (0, 2):
+        got = [event.token_id for event in events if isinstance(event, Token) and event.prompt == number]
+        assert got == [token for token, _ in texts[number]]
