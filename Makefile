@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: run test test-long check format docs clean
 
 run: .venv/installed  ## set everything up and summarise the sample report with the embedded model
-	$(BIN)/scope generate --prompt-file examples/report.txt --budget 2048
+	$(BIN)/scope generate --prompt-file examples/report.txt --budget 2048 --stop-on-loop
 
 test: .venv/installed check  ## set everything up, then lint, types and tests
 

@@ -82,7 +82,7 @@ def test_the_table_says_what_was_found_and_what_was_not(tmp_path, monkeypatch):
         "slide": {5000: [30.0] * 3, 8000: [40.0] * 3},
         "full": {5000: [60.0, 30.0, 90.0], 8000: [1.0] * 3},
     }
-    (tmp_path / "far.json").write_text(json.dumps(result_of(far)))
+    (tmp_path / "far-5000.json").write_text(json.dumps(result_of(far)))
     rows = {line.split(" | ")[0].strip("| "): line for line in performance.table().splitlines()}
     assert "| 1.10x (0.90-1.10) |" in rows["ms/token at 8,000 over 1,800, really written"]
     assert "| 3.00x (0.50-9.00) |" in rows["position 5,000 against DynamicCache, same weights"]
