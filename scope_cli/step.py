@@ -83,13 +83,10 @@ class CompiledStep:
             return self._run(ids)
         except torch.OutOfMemoryError:
             raise
-        except (
-            Exception
-        ) as error:  # whatever a compiler may say; what it has written, the plain step writes again
+        except Exception as error:  # whatever a compiler may say
             self._works = False
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self._tell(f"warning: the step cannot be compiled, going on without: {reason}")
-            return self._plain(ids)
+            self._tell(f"warning: the step cannot be compiled, going on without: {first_line(error)}")
+            return self._plain(ids)  # writes again what the other has written
 
     def _run(self, ids: Tensor) -> Tensor:
         for layer, compiled in zip(self.layers, self._compiled, strict=True):
@@ -102,6 +99,13 @@ class CompiledStep:
             for layer in self.layers:
                 layer._compiled_call_impl = None
                 del layer.self_attn.scope_slots
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, in a line; of what a compiler's backend raised, not of the wrapping."""
+    while isinstance(inner := getattr(error, "inner_exception", None), Exception):
+        error = inner
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def decoder_layers(model: PreTrainedModel) -> list[Any]:
@@ -177,7 +181,6 @@ class GraphStep:
                 out = run()
         except RuntimeError as error:
             self._works = False
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self._tell(f"warning: no CUDA graph can be made, going on without: {reason}")
+            self._tell(f"warning: no CUDA graph can be made, going on without: {first_line(error)}")
             return None
         return graph, out if out is not None else self._facts

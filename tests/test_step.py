@@ -39,14 +39,15 @@ def test_compiled_and_plain_agree_over_hundreds_of_steps_and_it_is_compiled_once
     chosen = settings_of(**{"sampling.temperature": 0.0, "sampling.max_new_tokens": 300})
     works = [work_of(loaded, chosen, seed, 20 + 5 * seed, 300, temperature=0.0) for seed in range(3)]
     plain = texts_of(job_of(loaded, chosen, works, compiled=False), works)
-    job = job_of(loaded, chosen, works, compiled=True)
-    graphs = []
+    told, graphs = [], []
+    job = job_of(loaded, chosen, works, True, told)
     compiled = texts_of(job, works, lambda: graphs.append(counters["stats"]["unique_graphs"]))
     assert job.cache.reading().evictions > 100
     for number, text in plain.items():
         for (token, logprob), (other, other_logprob) in zip(text, compiled[number], strict=True):
             assert abs(logprob - other_logprob) < 1e-3
             assert token == other
+    assert not told, "not compiled at all"
     assert graphs[2] == graphs[-1] > 0, "recompiled on the way"
     again = texts_of(job_of(loaded, chosen, works, compiled=True), works)  # another cache, other buffers
     assert again == compiled, "another cache gives other bits"
