@@ -242,16 +242,16 @@ def test_a_row_that_finds_no_memory_alone_fails_alone(run, tmp_path, monkeypatch
 
 def test_an_error_that_hits_every_lane_is_found_by_running_them_one_by_one(run, tmp_path, whole, monkeypatch):
     """The model itself breaks whenever one prompt has written nine tokens; nobody says which it was."""
-    from scope_cli.decode import Lane
+    from scope_cli import decode
 
-    choose = Lane.choose
+    step_on = decode.step_on
 
-    def breaks(self):
-        if self.written == 9 and bytes(self.prompt_ids[0, :3].tolist()) == b"10 ":
+    def breaks(step, cache, lanes, ids):
+        if any(lane.written == 9 and bytes(lane.prompt_ids[0, :3].tolist()) == b"10 " for lane in lanes):
             raise RuntimeError("a kernel that nobody trusted")
-        return choose(self)
+        step_on(step, cache, lanes, ids)
 
-    monkeypatch.setattr(Lane, "choose", breaks)
+    monkeypatch.setattr(decode, "step_on", breaks)
     code, said = run()
     assert code == 1 and "that were running one by one" in said
     assert "10.txt: failed: RuntimeError: a kernel that nobody trusted" in said

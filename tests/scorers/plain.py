@@ -10,7 +10,7 @@ import torch
 from scope_cli.cache import ScopeCache
 from scope_cli.generate import policy_of
 from scope_cli.model import geometry_of, rope_frequencies
-from scope_cli.plan import plan_run
+from scope_cli.plan import plan_run, together
 from scope_cli.prefill import read_prompt
 from scope_cli.profile import LoadedProfile, Profile
 from scope_cli.scorers.base import SlotView
@@ -60,12 +60,12 @@ def written(
         max(lane.prompt for lane in lanes),
         ring=max(ring, policy.scorer.ring),
         memos=len(policy.scorer.memos),
-        lanes=len(lanes),
     )
+    shape = together([plan], len(lanes))
     if watch:
         policy = replace(policy, scorer=watched(policy.scorer, watch))
     inv_freq = rope_frequencies(model)
-    cache = ScopeCache(geometry_of(model.config), plan.shape, policy, inv_freq=inv_freq, dtype=dtype)
+    cache = ScopeCache(geometry_of(model.config), shape, policy, inv_freq=inv_freq, dtype=dtype)
     texts = []
     for index, lane in enumerate(lanes):
         chance = torch.Generator().manual_seed(lane.text)
