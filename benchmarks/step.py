@@ -12,6 +12,8 @@ and its cost is spread over them. What compiling takes is read from the clock.
 import argparse
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -21,7 +23,7 @@ from scope_cli.generate import Work, make_plan, new_cache, new_lane
 from scope_cli.model import LoadedModel, open_model
 from scope_cli.plan import together
 from scope_cli.prefill import read_prompt, read_to_end
-from scope_cli.profile import LoadedProfile, load_profile
+from scope_cli.profile import LoadedProfile, SamplingSettings, load_profile
 from scope_cli.replay import feed_known
 from scope_cli.step import CompiledStep, EagerStep, Step
 
@@ -85,6 +87,32 @@ def compare(loaded: LoadedModel, settings: LoadedProfile, weights: str, lanes: i
     saved = statistics.median(taken["plain"]) - statistics.median(taken["compiled"])
     pays = f"paid for after {compiling_s / saved:,.0f} steps" if saved > 0 else "never paid for"
     print(f"  compiling took {compiling_s:.1f} s, {pays}", flush=True)
+    if lanes == 1:
+        print(f"  an eviction alone takes {eviction_ms(cache):.1f} ms", flush=True)
+        for top_k in (work.sampling.top_k, None):
+            lane = new_lane(
+                loaded, replace(work, sampling=sampling_of(work, top_k)), prompt, writing[0].logits
+            )
+            print(f"  a token is sampled in {median_ms(lane.choose):.2f} ms with top_k {top_k}", flush=True)
+
+
+def eviction_ms(cache: ScopeCache) -> float:
+    """Of one token, which is all that leaves at every step of the paper's `slide`; nothing leaves here."""
+    nothing = torch.zeros(5, 1, 1, 1, dtype=torch.int64)
+    return median_ms(lambda: cache.forget(nothing, 1))
+
+
+def sampling_of(work: Work, top_k: int | None) -> SamplingSettings:
+    return work.sampling.model_copy(update={"top_k": top_k})
+
+
+def median_ms(run: Callable[[], object], times: int = 20) -> float:
+    taken = []
+    for _ in range(times):
+        began = time.process_time()
+        run()
+        taken.append(time.process_time() - began)
+    return 1000 * statistics.median(taken)
 
 
 def write(cache: ScopeCache, writing: list, step: Step) -> None:
