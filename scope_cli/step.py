@@ -5,11 +5,13 @@ and an eviction read and write the cache's buffers alone, whose shapes and addre
 """
 
 import os
-from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
+from torch._inductor.compile_fx import compile_fx
 from transformers import PreTrainedModel
 
 from scope_cli.cache import ScopeCache
@@ -21,6 +23,7 @@ MOST_GRAPHS = 64  # per function; torch gives up after 8, which layers of severa
 WARM_UPS = 3  # runs before a capture, as CUDA graphs want them
 
 Tell = Callable[[str], None]
+Layer = Callable[..., Any]  # a decoder layer, or the graph of one
 
 
 class Step(Protocol):
@@ -62,6 +65,10 @@ class CompiledStep:
 
     While the step runs, and only then, the layers are replaced by their compiled selves, and each attention
     module is told its slots: looked up by the layer's number, that number would be compiled in.
+
+    Two steps go through dynamo, which finds the graph of each layer and the tensors that it reads. What was
+    the same tensor in both will be the same in all later steps, which hand it to the graph themselves:
+    dynamo's checks and wrappers took a fifth of the embedded model's step (docs/performance.md).
     """
 
     def __init__(self, model: PreTrainedModel, cache: ScopeCache, tell: Tell) -> None:
@@ -72,8 +79,11 @@ class CompiledStep:
         keep_compiled_code()
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
         self._compiled = [
-            torch.compile(layer._call_impl, fullgraph=True, dynamic=False) for layer in self.layers
+            torch.compile(layer._call_impl, backend=noting_inductor, fullgraph=True, dynamic=False)
+            for layer in self.layers
         ]
+        self._noted: dict[tuple[int, ...], list[GraphCall]] = {}  # by the prefixes of the slots that are read
+        self._known: dict[tuple[int, ...], list[Layer]] = {}
         cache.fixed_reads = True
 
     def __call__(self, ids: Tensor) -> Tensor:
@@ -89,7 +99,22 @@ class CompiledStep:
             return self._plain(ids)  # writes again what the other has written
 
     def _run(self, ids: Tensor) -> Tensor:
-        for layer, compiled in zip(self.layers, self._compiled, strict=True):
+        reads = tuple(layer.read_slots for layer in self.cache.layers)
+        if (known := self._known.get(reads)) is not None:
+            return self._forward(ids, known)
+        calls: list[GraphCall] = []
+        logits = self._forward(ids, [noting(compiled, calls) for compiled in self._compiled])
+        if (before := self._noted.pop(reads, None)) is None:
+            self._noted[reads] = calls
+        else:
+            self._known[reads] = [
+                without_dynamo(*pair) or compiled
+                for *pair, compiled in zip(before, calls, self._compiled, strict=True)
+            ]
+        return logits
+
+    def _forward(self, ids: Tensor, layers: list[Layer]) -> Tensor:
+        for layer, compiled in zip(self.layers, layers, strict=True):
             layer.self_attn.scope_slots = self.cache.layers[layer.self_attn.layer_idx]
             layer._compiled_call_impl = compiled
         try:
@@ -99,6 +124,91 @@ class CompiledStep:
             for layer in self.layers:
                 layer._compiled_call_impl = None
                 del layer.self_attn.scope_slots
+
+
+Place = tuple[int, int | str, int | None]  # in args (0) or kwargs (1), under which key, which of a tuple's
+
+
+@dataclass
+class GraphCall:
+    """A compiled layer's call, and what it made of it: the call of a graph."""
+
+    graph: Layer
+    inputs: list[Any]  # of the graph; None for those that the layer was called with
+    told: dict[int, Place]  # where those come from, by their number among the inputs
+    is_all: bool  # the layer returns what its graph returns
+
+
+_graph_calls: list[tuple[Layer, tuple[Any, ...], Any]] | None = (
+    None  # graph, inputs, outputs; None: not noted
+)
+
+
+def noting_inductor(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Layer:
+    """torch.compile's own backend, whose graphs leave a note of each call.
+
+    One function for all steps: with another backend dynamo would compile anew. On a CPU the code that calls
+    the kernels is C++ too.
+    """
+    patches = {"size_asserts": False, "cpp_wrapper": inputs[0].device.type == "cpu"}
+    graph = cast(Layer, compile_fx(module, inputs, config_patches=patches))
+
+    def call(*inputs: Any) -> Any:
+        outputs = graph(*inputs)
+        if _graph_calls is not None:
+            _graph_calls.append((graph, inputs, outputs))
+        return outputs
+
+    return call
+
+
+def noting(compiled: Layer, calls: list[GraphCall]) -> Layer:
+    """The same layer, which adds to `calls` what it calls."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        global _graph_calls
+        noted: list[Any] = []
+        _graph_calls = noted
+        try:
+            out = compiled(*args, **kwargs)
+        finally:
+            _graph_calls = None
+        ((graph, inputs, outputs),) = noted
+        found = {id(tensor): place for place, tensor in tensors_of(args, kwargs)}
+        told = {number: found[id(one)] for number, one in enumerate(inputs) if id(one) in found}
+        kept = [None if number in told else one for number, one in enumerate(inputs)]
+        is_all = len(outputs) == 1 and outputs[0] is out
+        calls.append(GraphCall(graph, kept, told, is_all))
+        return out
+
+    return call
+
+
+def tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[Place, Tensor]]:
+    """What a layer is called with."""
+    for where, values in enumerate((dict(enumerate(args)), kwargs)):
+        for key, value in cast(dict[int | str, Any], values).items():
+            if isinstance(value, Tensor):
+                yield (where, key, None), value
+            elif isinstance(value, tuple):
+                yield from (((where, key, nth), one) for nth, one in enumerate(value) if torch.is_tensor(one))
+
+
+def without_dynamo(first: GraphCall, second: GraphCall) -> Layer | None:
+    """A layer as the call of its graph; None where two calls of it differ in more than what it was told."""
+    same = first.graph is second.graph and first.told == second.told and first.is_all and second.is_all
+    if not same or any(one is not other for one, other in zip(first.inputs, second.inputs, strict=True)):
+        return None
+    graph, inputs, told = first.graph, first.inputs, list(first.told.items())
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        now = inputs.copy()
+        for number, (where, key, nth) in told:
+            value = kwargs[key] if where else args[key]  # type: ignore[index]
+            now[number] = value if nth is None else value[nth]
+        return graph(*now)[0]
+
+    return call
 
 
 def first_line(error: Exception) -> str:

@@ -1,11 +1,13 @@
 """The compiled step gives what the plain one gives, is compiled once; a failed compilation costs no text."""
 
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from scope_cli import step
 from scope_cli.events import Token
 from scope_cli.generate import Job, generate
 from scope_cli.memory import PeakMeter
@@ -49,9 +51,31 @@ def test_compiled_and_plain_agree_over_hundreds_of_steps_and_it_is_compiled_once
             assert token == other
     assert not told, "not compiled at all"
     assert graphs[2] == graphs[-1] > 0, "recompiled on the way"
+    for layer in chain(*job.step._known.values()):
+        assert "without_dynamo" in layer.__qualname__, "a layer goes through dynamo after the first two steps"
+    assert step._graph_calls is None, "a note keeps a cache alive"
     again = texts_of(job_of(loaded, chosen, works, compiled=True), works)  # another cache, other buffers
     assert again == compiled, "another cache gives other bits"
     assert counters["stats"]["unique_graphs"] == graphs[-1], "another cache was compiled anew"
+
+
+def test_only_a_layer_that_is_its_graph_is_called_without_dynamo():
+    weight, hidden = torch.ones(2), torch.zeros(2)
+    place = (0, 0, None)  # the layer's first argument
+
+    def graph(left, right):
+        return (left + right,)
+
+    noted = step.GraphCall(graph, [weight, None], {1: place}, is_all=True)
+    assert step.without_dynamo(noted, replace(noted))(hidden).tolist() == [1, 1]
+    assert step.without_dynamo(noted, replace(noted))(hidden + 1).tolist() == [2, 2]
+    for other in (
+        replace(noted, inputs=[torch.ones(2), None]),  # a tensor that is another one in every step
+        replace(noted, told={0: place}),
+        replace(noted, graph=lambda left, right: graph(left, right)),
+        replace(noted, is_all=False),  # it returns more than its graph does, or something else
+    ):
+        assert step.without_dynamo(noted, other) is None
 
 
 def test_a_compiled_lane_is_bit_for_bit_the_same_with_other_neighbours(models):  # noqa: F811
