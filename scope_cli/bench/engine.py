@@ -1,6 +1,7 @@
 """A profile's run as a contender: prompt read, known output fed with its evictions, decode steps timed."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -20,6 +21,7 @@ from scope_cli.replay import MOST_AT_ONCE, feed_known
 from scope_cli.roofline import step_weight_bytes
 from scope_cli.step import compiles
 
+SETTLE = 2 * MOST_AT_ONCE  # tokens before a position that are fed with the profile's own interval
 GREEDY = {"sampling.temperature": 0.0, "sampling.repetition_penalty": 1.0, "sampling.stop": []}
 
 
@@ -79,15 +81,29 @@ class ScopeEngine:
 
     @torch.no_grad()
     def advance(self, ids: Ids) -> list[int]:
+        """On the way evictions come every 64 tokens at least, and as the profile says in the last stretch.
+
+        Which tokens are held is not quite what it would be, how many is, and so is the time of a step.
+        """
         assert self.run is not None, "a prompt comes first"
         cpu = self.device.type == "cpu"
         assert cpu or self.tokens is None, "on a GPU the loop has launched a step more than it has told"
         for lane, known in enumerate(ids):
-            for logits in feed_known(self.loaded.model, self.run.cache, lane, known):
-                self.logits[lane] = logits[-1:]
-            self.fed[lane] += known
+            early, late = known[:-SETTLE], known[-SETTLE:]
+            count = self.run.cache.count(lane)
+            own = count.schedule
+            count.schedule = replace(own, interval=max(own.interval, MOST_AT_ONCE))
+            self._feed(lane, early)
+            count.schedule = own
+            self._feed(lane, late)
         self.tokens = None
         return self._following()
+
+    def _feed(self, lane: int, known: list[int]) -> None:
+        assert self.run is not None
+        for logits in feed_known(self.loaded.model, self.run.cache, lane, known):
+            self.logits[lane] = logits[-1:]
+        self.fed[lane] += known
 
     def _following(self) -> list[int]:
         return [int(logits.argmax()) for logits in self.logits]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scope_cli.bench.engine import ScopeEngine
+from scope_cli.bench.engine import SETTLE, ScopeEngine
 from scope_cli.bench.peers import CACHES, TransformersPeer, stored_bytes
 from scope_cli.bench.protocol import Job
 from scope_cli.errors import UsageError
@@ -43,6 +43,22 @@ def test_a_state_that_was_fed_is_the_state_that_was_written(tiny_folder, scorer)
     assert fed.account() == wrote.account()
     assert fed.run.cache.reading().evictions == wrote.run.cache.reading().evictions > 5
     assert fed.run.cache.audit().passed
+
+
+def test_a_long_way_is_fed_with_fewer_evictions_and_holds_as_much(tiny_folder):
+    known = PROMPT * 6
+    every = {"decode.interval": 1}
+    wrote, _ = engine(tiny_folder, **every)
+    wrote.read([PROMPT])
+    wrote.step(len(known))
+    fed, _ = engine(tiny_folder, **every)
+    fed.read([PROMPT])
+    fed.advance([known])
+    fed.step(20)
+    wrote.step(20)
+    assert fed.account() == wrote.account()
+    made, those = (one.run.cache.reading().evictions for one in (fed, wrote))
+    assert SETTLE < made < those - 20
 
 
 def test_feeding_goes_on_where_writing_stopped(tiny_folder):
