@@ -276,6 +276,15 @@ class PolicyLayer(SlotLayer):
         self.bias.scatter_(3, at, self.bias.gather(3, at).masked_fill(goes.unsqueeze(2), -INF))
 
 
+def forget_in(layer: PolicyLayer, facts: Tensor, most: int) -> None:
+    """One layer's part of `ScopeCache.forget`."""
+    policy = layer.cache.policy
+    view = SlotView(layer.cache, layer, facts)
+    policy.scorer.observe(view)
+    if most:
+        layer.evict(policy.scores(view), view.is_candidate, facts[3], most)
+
+
 class WindowLayer(SlotLayer):
     """A sliding window: position p lies in slot p mod window, where it overwrites the one that left."""
 
@@ -594,10 +603,11 @@ class ScopeCache:
         On the device alone, from `facts` and the buffers: it can be captured.
         """
         for layer in self.policy_layers:
-            view = SlotView(self, layer, facts)
-            self.policy.scorer.observe(view)
-            if most:
-                layer.evict(self.policy.scores(view), view.is_candidate, facts[3], most)
+            forget_in(layer, facts, most)
+        self.count_gone(facts)
+
+    def count_gone(self, facts: Tensor) -> None:
+        """Every layer has let go of what leaves."""
         self.held -= facts[3].flatten()
 
     # What is counted

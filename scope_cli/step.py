@@ -5,8 +5,9 @@ and an eviction read and write the cache's buffers alone, whose shapes and addre
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor
 from torch._inductor.compile_fx import compile_fx
 from transformers import PreTrainedModel
 
-from scope_cli.cache import ScopeCache
+from scope_cli.cache import ScopeCache, forget_in
 from scope_cli.registry import cache_folder
 
 Wish = Literal["auto", "on", "off"]
 PAYS_AFTER = {"cpu": 1000, "cuda": 500}  # steps, measured on a CPU (docs/performance.md), a guess on a GPU
 MOST_GRAPHS = 64  # per function; torch gives up after 8, which layers of several sizes exceed
+FEW = 4  # tokens that leave at once, up to which an eviction is compiled
 WARM_UPS = 3  # runs before a capture, as CUDA graphs want them
 
 Tell = Callable[[str], None]
@@ -42,7 +44,10 @@ def new_step(model: PreTrainedModel, cache: ScopeCache, compiled: bool, tell: Te
     if not compiled:
         return EagerStep(model, cache)
     step = CompiledStep(model, cache, tell)
-    return GraphStep(step, cache, tell) if cache.device.type == "cuda" else step
+    if cache.device.type == "cuda":
+        return GraphStep(step, cache, tell)
+    CompiledForget(step, cache, tell)
+    return step
 
 
 class EagerStep:
@@ -66,54 +71,39 @@ class CompiledStep:
     While the step runs, and only then, the layers are replaced by their compiled selves, and each attention
     module is told its slots: looked up by the layer's number, that number would be compiled in.
 
-    Two steps go through dynamo, which finds the graph of each layer and the tensors that it reads. What was
-    the same tensor in both will be the same in all later steps, which hand it to the graph themselves:
-    dynamo's checks and wrappers took a fifth of the embedded model's step (docs/performance.md).
+    Dynamo's checks and wrappers took a fifth of the embedded model's step (docs/performance.md), and are left
+    out from the third step on.
     """
 
     def __init__(self, model: PreTrainedModel, cache: ScopeCache, tell: Tell) -> None:
         self.model, self.cache, self._tell = model, cache, tell
         self._plain = EagerStep(model, cache)
-        self._works = True
+        self.works = True
         self.layers = decoder_layers(model)
         keep_compiled_code()
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
-        self._compiled = [
-            torch.compile(layer._call_impl, backend=noting_inductor, fullgraph=True, dynamic=False)
-            for layer in self.layers
-        ]
-        self._noted: dict[tuple[int, ...], list[GraphCall]] = {}  # by the prefixes of the slots that are read
-        self._known: dict[tuple[int, ...], list[Layer]] = {}
+        self._shortcuts = Shortcuts(
+            [
+                torch.compile(layer._call_impl, backend=noting_inductor, fullgraph=True, dynamic=False)
+                for layer in self.layers
+            ]
+        )
         cache.fixed_reads = True
 
     def __call__(self, ids: Tensor) -> Tensor:
-        if not self._works:
+        if not self.works:
             return self._plain(ids)
         try:
             return self._run(ids)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a compiler may say
-            self._works = False
+            self.works = False
             self._tell(f"warning: the step cannot be compiled, going on without: {first_line(error)}")
             return self._plain(ids)  # writes again what the other has written
 
     def _run(self, ids: Tensor) -> Tensor:
-        reads = tuple(layer.read_slots for layer in self.cache.layers)
-        if (known := self._known.get(reads)) is not None:
-            return self._forward(ids, known)
-        calls: list[GraphCall] = []
-        logits = self._forward(ids, [noting(compiled, calls) for compiled in self._compiled])
-        if (before := self._noted.pop(reads, None)) is None:
-            self._noted[reads] = calls
-        else:
-            self._known[reads] = [
-                without_dynamo(*pair) or compiled
-                for *pair, compiled in zip(before, calls, self._compiled, strict=True)
-            ]
-        return logits
-
-    def _forward(self, ids: Tensor, layers: list[Layer]) -> Tensor:
+        layers = self._shortcuts.layers(tuple(layer.read_slots for layer in self.cache.layers))
         for layer, compiled in zip(self.layers, layers, strict=True):
             layer.self_attn.scope_slots = self.cache.layers[layer.self_attn.layer_idx]
             layer._compiled_call_impl = compiled
@@ -126,6 +116,68 @@ class CompiledStep:
                 del layer.self_attn.scope_slots
 
 
+class CompiledForget:
+    """An eviction of a few tokens, every layer's through one compiled graph, in the place of `cache.forget`.
+
+    Who evicts that few evicts at every step or so, as the `slide` of the paper. An eviction of many tokens
+    comes seldom: it stays as it is, and need not be compiled for every number of tokens.
+    """
+
+    def __init__(self, step: CompiledStep, cache: ScopeCache, tell: Tell) -> None:
+        self.step, self.cache, self._tell = step, cache, tell
+        self._works = True
+        self._forget = cache.forget
+        compiled = torch.compile(forget_in, backend=noting_inductor, fullgraph=True, dynamic=False)
+        self._shortcuts = Shortcuts([partial(compiled, layer) for layer in cache.policy_layers])
+        cache.forget = self  # type: ignore[method-assign]
+
+    def __call__(self, facts: Tensor, most: int) -> None:
+        if not (self._works and self.step.works) or most > FEW:
+            self._forget(facts, most)
+            return
+        layers = self._shortcuts.layers((most, *(layer.read_slots for layer in self.cache.layers)))
+        for number, layer in enumerate(layers):
+            try:
+                layer(facts, most)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                self._works = False
+                self._tell(f"warning: evictions cannot be compiled, going on without: {first_line(error)}")
+                for plain in self.cache.policy_layers[number:]:
+                    forget_in(plain, facts, most)
+                break
+        self.cache.count_gone(facts)
+
+
+class Shortcuts:
+    """Compiled functions; each calls its graph without dynamo, once two calls have shown that it may.
+
+    Dynamo finds the graph of a function and the tensors that it reads. A tensor that was the same in two
+    calls is the same in all later ones: the buffers of weights and cache never change their place.
+    """
+
+    def __init__(self, compiled: Sequence[Layer]) -> None:
+        self._compiled = compiled
+        self._noted: dict[tuple[int, ...], list[list[GraphCall]]] = {}
+        self._known: dict[tuple[int, ...], list[Layer]] = {}
+
+    def layers(self, key: tuple[int, ...]) -> list[Layer]:
+        """What to call, each of them once; `key` is every number that would make another graph."""
+        if (known := self._known.get(key)) is not None:
+            return known
+        rounds = self._noted.setdefault(key, [])
+        if len(rounds) < 2:
+            rounds.append([])
+            return [noting(compiled, rounds[-1]) for compiled in self._compiled]
+        del self._noted[key]
+        self._known[key] = [
+            without_dynamo(first, second) or compiled
+            for first, second, compiled in zip(*rounds, self._compiled, strict=True)
+        ]
+        return self._known[key]
+
+
 Place = tuple[int, int | str, int | None]  # in args (0) or kwargs (1), under which key, which of a tuple's
 
 
@@ -136,7 +188,7 @@ class GraphCall:
     graph: Layer
     inputs: list[Any]  # of the graph; None for those that the layer was called with
     told: dict[int, Place]  # where those come from, by their number among the inputs
-    is_all: bool  # the layer returns what its graph returns
+    is_all: bool  # the layer returns the one thing that its graph returns, or nothing as it does
 
 
 _graph_calls: list[tuple[Layer, tuple[Any, ...], Any]] | None = (
@@ -177,7 +229,7 @@ def noting(compiled: Layer, calls: list[GraphCall]) -> Layer:
         found = {id(tensor): place for place, tensor in tensors_of(args, kwargs)}
         told = {number: found[id(one)] for number, one in enumerate(inputs) if id(one) in found}
         kept = [None if number in told else one for number, one in enumerate(inputs)]
-        is_all = len(outputs) == 1 and outputs[0] is out
+        is_all = out is (outputs[0] if outputs else None) and len(outputs) < 2
         calls.append(GraphCall(graph, kept, told, is_all))
         return out
 
@@ -206,7 +258,8 @@ def without_dynamo(first: GraphCall, second: GraphCall) -> Layer | None:
         for number, (where, key, nth) in told:
             value = kwargs[key] if where else args[key]  # type: ignore[index]
             now[number] = value if nth is None else value[nth]
-        return graph(*now)[0]
+        outputs = graph(*now)
+        return outputs[0] if outputs else None
 
     return call
 

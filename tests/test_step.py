@@ -12,7 +12,7 @@ from scope_cli.events import Token
 from scope_cli.generate import Job, generate
 from scope_cli.memory import PeakMeter
 from scope_cli.plan import together
-from scope_cli.step import EagerStep, GraphStep, compiles
+from scope_cli.step import FEW, EagerStep, GraphStep, compiles
 from tests.test_lanes import models, settings_of, work_of  # noqa: F401  models is a fixture
 
 LANES = 2
@@ -35,23 +35,33 @@ def texts_of(job, works, watch=lambda: None):
     return texts
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_compiled_and_plain_agree_over_hundreds_of_steps_and_it_is_compiled_once(models, family):  # noqa: F811
+@pytest.mark.parametrize(("family", "interval"), [("llama", 2), ("gemma3", 2), ("llama", 1), ("llama", 8)])
+def test_compiled_and_plain_agree_over_hundreds_of_steps_and_it_is_compiled_once(
+    models,  # noqa: F811
+    family,
+    interval,
+):
     loaded = models[family]
-    chosen = settings_of(**{"sampling.temperature": 0.0, "sampling.max_new_tokens": 300})
+    chosen = settings_of(
+        **{"sampling.temperature": 0.0, "sampling.max_new_tokens": 300, "decode.interval": interval}
+    )
     works = [work_of(loaded, chosen, seed, 20 + 5 * seed, 300, temperature=0.0) for seed in range(3)]
     plain = texts_of(job_of(loaded, chosen, works, compiled=False), works)
     told, graphs = [], []
     job = job_of(loaded, chosen, works, True, told)
     compiled = texts_of(job, works, lambda: graphs.append(counters["stats"]["unique_graphs"]))
-    assert job.cache.reading().evictions > 100
+    reading = job.cache.reading()
+    assert reading.evictions > 250 / interval and reading.evicted_tokens > 500
     for number, text in plain.items():
         for (token, logprob), (other, other_logprob) in zip(text, compiled[number], strict=True):
             assert abs(logprob - other_logprob) < 1e-3
             assert token == other
     assert not told, "not compiled at all"
-    assert graphs[2] == graphs[-1] > 0, "recompiled on the way"
-    for layer in chain(*job.step._known.values()):
+    assert graphs[100] == graphs[-1] > 0, "recompiled on the way"
+    evictions = [] if interval > FEW else [job.cache.forget._shortcuts]
+    for layer in chain(
+        *(known for own in [job.step._shortcuts, *evictions] for known in own._known.values())
+    ):
         assert "without_dynamo" in layer.__qualname__, "a layer goes through dynamo after the first two steps"
     assert step._graph_calls is None, "a note keeps a cache alive"
     again = texts_of(job_of(loaded, chosen, works, compiled=True), works)  # another cache, other buffers
@@ -78,10 +88,11 @@ def test_only_a_layer_that_is_its_graph_is_called_without_dynamo():
         assert step.without_dynamo(noted, other) is None
 
 
-def test_a_compiled_lane_is_bit_for_bit_the_same_with_other_neighbours(models):  # noqa: F811
+@pytest.mark.parametrize("interval", [1, 5])
+def test_a_compiled_lane_is_bit_for_bit_the_same_with_other_neighbours(models, interval):  # noqa: F811
     loaded = models["llama"]
-    chosen = settings_of()
-    works = [work_of(loaded, chosen, seed, 10 + 7 * seed, 40) for seed in range(4)]
+    chosen = settings_of(**{"decode.interval": interval})
+    works = [work_of(loaded, chosen, seed, 10 + 7 * seed, 60) for seed in range(4)]
     texts = texts_of(job_of(loaded, chosen, works, compiled=True), works)
     order = [3, 1, 0, 2]
     shuffled = texts_of(job_of(loaded, chosen, works, compiled=True), [works[number] for number in order])
@@ -102,7 +113,7 @@ def test_the_read_lengths_are_few_and_compiled_once_each(models):  # noqa: F811
 
 def test_a_failed_compilation_is_one_warning_and_the_right_text(models, monkeypatch):  # noqa: F811
     loaded = models["llama"]
-    chosen = settings_of()
+    chosen = settings_of(**{"decode.interval": 1})
     works = [work_of(loaded, chosen, seed, 10, 20) for seed in range(2)]
     texts = texts_of(job_of(loaded, chosen, works, compiled=False), works)
 
@@ -116,6 +127,27 @@ def test_a_failed_compilation_is_one_warning_and_the_right_text(models, monkeypa
     told = []
     assert texts_of(job_of(loaded, chosen, works, True, told), works) == texts
     assert told == ["warning: the step cannot be compiled, going on without: no C++ compiler"]
+
+
+def test_evictions_that_cannot_be_compiled_are_one_warning_and_the_right_text(models, monkeypatch):  # noqa: F811
+    """Some layers have evicted already when one of them fails."""
+    loaded = models["llama"]
+    chosen = settings_of(**{"decode.interval": 1, "decode.scorer": "knorm"})
+    works = [work_of(loaded, chosen, seed, 10, 20) for seed in range(2)]
+    texts = texts_of(job_of(loaded, chosen, works, compiled=True), works)
+    told = []
+    job = job_of(loaded, chosen, works, True, told)
+
+    def broken(*_):
+        raise RuntimeError("who knows")
+
+    job.cache.forget._shortcuts._compiled[1] = broken
+    again = texts_of(job, works)
+    assert told == ["warning: evictions cannot be compiled, going on without: who knows"]
+    assert {number: [token for token, _ in text] for number, text in again.items()} == {
+        number: [token for token, _ in text] for number, text in texts.items()
+    }
+    assert job.cache.audit().passed
 
 
 def test_auto_compiles_a_long_output_and_says_so(models):  # noqa: F811

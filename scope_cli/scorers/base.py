@@ -124,7 +124,7 @@ class SlotView:
         another length round differently.
         """
         used = layer.read_slots if cache.shape.lanes == 1 else layer.slots
-        self.layer = layer.index
+        self._layer = layer
         self.scale = layer.scale
         self.keys, self.values = layer.keys[:, :, :used], layer.values[:, :, :used]
         self.positions = layer.positions[:, :, :used]
@@ -147,6 +147,11 @@ class SlotView:
         self.is_candidate = self.is_held & ~self.is_recent & ~(self.is_prompt & (self.positions < sinks))
         self.keep = self.is_candidate.sum(-1, keepdim=True) - leaves
         self._most_candidates = min(used, cache.shape.evictable)
+
+    @property
+    def layer(self) -> int:
+        """Its number, asked late: whoever reads it is compiled for every layer by itself."""
+        return self._layer.index
 
     # Attention, computed again from the remembered queries
 
