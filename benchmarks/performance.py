@@ -20,7 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "performance"
-COMMON = "--prompt-file examples/report.txt --text examples/logbook.txt --offline --rounds 3"
+COMMON = "--prompt-file examples/report.txt --text examples/logbook.txt --offline --rounds 5"
 PLAIN = "--dtype float32"
 # What `scope generate` takes when nothing is said about weights.
 CHOSEN = "chosen=default decode.budget=512 model.dtype=auto"
