@@ -39,11 +39,11 @@ PARTS: dict[str, str] = {
     "lanes": f"{PLAIN} --prompt-tokens 500 --positions 1500 "
     '--profile "one=default decode.budget=512" --profile "eight=default decode.budget=512 lanes=8" '
     "--baseline one",
-    "llamacpp": '--prompt-tokens 700 --positions 1000,5000,8000 --peer "llama.cpp={llamacpp}" '
+    "llamacpp": '--rounds 3 --prompt-tokens 700 --positions 1000,5000,8000 --peer "llama.cpp={llamacpp}" '
     f'--profile "{CHOSEN}" --profile "float32=default decode.budget=512 model.dtype=float32" '
     "--baseline llama.cpp",
-    "llamacpp-lanes": '--prompt-tokens 1000 --positions 1300 --lanes 8 --peer "llama.cpp={llamacpp}" '
-    f'--profile "{CHOSEN}" --baseline llama.cpp',
+    "llamacpp-lanes": "--rounds 3 --prompt-tokens 1000 --positions 1300 --lanes 8 "
+    f'--peer "llama.cpp={{llamacpp}}" --profile "{CHOSEN}" --baseline llama.cpp',
     "kvpress": f'{PLAIN} --prompt-tokens 1000 --positions 2500 --peer "kvpress={{kvpress}} --budget 512" '
     f'--profile "{SLIDE}" --baseline kvpress',
 }
