@@ -263,23 +263,21 @@ def machine(rows: Sequence[Row]) -> str:
 def draw(rows: dict[str, list[Row]]) -> None:
     PICTURES.mkdir(exist_ok=True)
     by_policy = grouped(rows["fidelity"], "policy_name", "budget")
+    texts = max((len(those) for those in by_policy.values()), default=0)
+    by_policy = {key: those for key, those in by_policy.items() if len(those) == texts}  # else not comparable
     if by_policy:
-        shown = [name for name in ORDER if (name, 64) in by_policy][:8]
+        shown = [name for name in ORDER if (name, 64) in by_policy]
         plots.agreement(
             {name: by_policy[name, 64] for name in shown},
             PICTURES / "quality-agreement.png",
             "Agreement with the full cache, budget 64",
         )
         named = {}
-        for name in ORDER:
+        for name in shown:
             budgets = [budget for budget in BUDGETS if (name, budget) in by_policy]
-            if len(budgets) > 1:
-                means = [over_texts(by_policy[name, budget], "kl").mean for budget in budgets]
-                named[name] = (budgets, means)
-        if named:
-            plots.by_budget(
-                dict(list(named.items())[:8]), PICTURES / "quality-budget.png", "Fidelity by budget"
-            )
+            means = [over_texts(by_policy[name, budget], "kl").mean for budget in budgets]
+            named[name] = (budgets, means)
+        plots.by_budget(named, PICTURES / "quality-budget.png", "Fidelity by budget")
     if rows["drift"]:
         plots.drift({row["text"]: row["lags"] for row in rows["drift"]}, PICTURES / "quality-drift.png")
     probes = [row for row in rows["recall"] if row["output_length"] == RECALL_TOKENS]

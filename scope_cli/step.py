@@ -191,9 +191,8 @@ class GraphCall:
     is_all: bool  # the layer returns the one thing that its graph returns, or nothing as it does
 
 
-_graph_calls: list[tuple[Layer, tuple[Any, ...], Any]] | None = (
-    None  # graph, inputs, outputs; None: not noted
-)
+# Graph, inputs and outputs of the graphs that are called; None where nobody wants to know.
+_graph_calls: list[tuple[Layer, tuple[Any, ...], Any]] | None = None
 
 
 def noting_inductor(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Layer:
@@ -225,11 +224,11 @@ def noting(compiled: Layer, calls: list[GraphCall]) -> Layer:
             out = compiled(*args, **kwargs)
         finally:
             _graph_calls = None
-        ((graph, inputs, outputs),) = noted
+        graph, inputs, outputs = noted[-1] if noted else (compiled, (), ())
         found = {id(tensor): place for place, tensor in tensors_of(args, kwargs)}
         told = {number: found[id(one)] for number, one in enumerate(inputs) if id(one) in found}
         kept = [None if number in told else one for number, one in enumerate(inputs)]
-        is_all = out is (outputs[0] if outputs else None) and len(outputs) < 2
+        is_all = len(noted) == 1 and len(outputs) < 2 and out is (outputs[0] if outputs else None)
         calls.append(GraphCall(graph, kept, told, is_all))
         return out
 
