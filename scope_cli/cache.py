@@ -353,6 +353,7 @@ class ScopeCache:
         self.geometry, self.shape, self.policy = geometry, shape, policy
         self.inv_freq = inv_freq  # [rotated / 2], the policy layers' RoPE, for scorers that undo it
         self.dtype, self.device = dtype, torch.device(device)
+        self.fitted = 0  # how often the policy layers got other buffers
         self.rows = torch.arange(shape.lanes, device=device).unsqueeze(1)  # [lanes, 1]
         kinds = {"full": PolicyLayer, "window": WindowLayer}
         self.layers: list[SlotLayer] = [
@@ -482,6 +483,7 @@ class ScopeCache:
             fitting.queries, fitting.scale = layer.queries, layer.scale
             fitting.reset(0)
             self.layers[layer.index] = fitting
+        self.fitted += 1
         self.__dict__.pop("_alike", None)
 
     def make_room(self, prompt_slots: tuple[int, ...]) -> None:

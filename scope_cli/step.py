@@ -7,12 +7,10 @@ and an eviction read and write the cache's buffers alone, whose shapes and addre
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch._inductor.compile_fx import compile_fx
 from transformers import PreTrainedModel
 
 from scope_cli.cache import ScopeCache, forget_in
@@ -103,7 +101,7 @@ class CompiledStep:
             return self._plain(ids)  # writes again what the other has written
 
     def _run(self, ids: Tensor) -> Tensor:
-        layers = self._shortcuts.layers(tuple(layer.read_slots for layer in self.cache.layers))
+        layers = self._shortcuts.layers(self.cache)
         for layer, compiled in zip(self.layers, layers, strict=True):
             layer.self_attn.scope_slots = self.cache.layers[layer.self_attn.layer_idx]
             layer._compiled_call_impl = compiled
@@ -128,24 +126,24 @@ class CompiledForget:
         self._works = True
         self._forget = cache.forget
         compiled = torch.compile(forget_in, backend=noting_inductor, fullgraph=True, dynamic=False)
-        self._shortcuts = Shortcuts([partial(compiled, layer) for layer in cache.policy_layers])
+        self._shortcuts = Shortcuts([compiled] * len(cache.policy_layers))
         cache.forget = self  # type: ignore[method-assign]
 
     def __call__(self, facts: Tensor, most: int) -> None:
         if not (self._works and self.step.works) or most > FEW:
             self._forget(facts, most)
             return
-        layers = self._shortcuts.layers((most, *(layer.read_slots for layer in self.cache.layers)))
-        for number, layer in enumerate(layers):
+        layers = self.cache.policy_layers
+        for number, compiled in enumerate(self._shortcuts.layers(self.cache, most)):
             try:
-                layer(facts, most)
+                compiled(layers[number], facts, most)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
                 self._works = False
                 self._tell(f"warning: evictions cannot be compiled, going on without: {first_line(error)}")
-                for plain in self.cache.policy_layers[number:]:
-                    forget_in(plain, facts, most)
+                for layer in layers[number:]:
+                    forget_in(layer, facts, most)
                 break
         self.cache.count_gone(facts)
 
@@ -154,16 +152,23 @@ class Shortcuts:
     """Compiled functions; each calls its graph without dynamo, once two calls have shown that it may.
 
     Dynamo finds the graph of a function and the tensors that it reads. A tensor that was the same in two
-    calls is the same in all later ones: the buffers of weights and cache never change their place.
+    calls is the same in all later ones: the buffers of weights and cache stay in their places, until a prompt
+    needs layers of other sizes (`ScopeCache.fit_prompt`), and then all is found out again.
     """
 
     def __init__(self, compiled: Sequence[Layer]) -> None:
         self._compiled = compiled
         self._noted: dict[tuple[int, ...], list[list[GraphCall]]] = {}
         self._known: dict[tuple[int, ...], list[Layer]] = {}
+        self._fitted = 0
 
-    def layers(self, key: tuple[int, ...]) -> list[Layer]:
-        """What to call, each of them once; `key` is every number that would make another graph."""
+    def layers(self, cache: ScopeCache, *numbers: int) -> list[Layer]:
+        """What to call, each of them once; `numbers`: what makes another graph, as the slots read do."""
+        if cache.fitted != self._fitted:
+            self._noted.clear()
+            self._known.clear()
+            self._fitted = cache.fitted
+        key = (*numbers, *(layer.read_slots for layer in cache.layers))
         if (known := self._known.get(key)) is not None:
             return known
         rounds = self._noted.setdefault(key, [])
@@ -201,6 +206,8 @@ def noting_inductor(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Layer
     One function for all steps: with another backend dynamo would compile anew. On a CPU the code that calls
     the kernels is C++ too.
     """
+    from torch._inductor.compile_fx import compile_fx  # takes 1.5 s, which a plain run need not wait for
+
     patches = {"size_asserts": False, "cpp_wrapper": inputs[0].device.type == "cpu"}
     graph = cast(Layer, compile_fx(module, inputs, config_patches=patches))
 
@@ -302,7 +309,7 @@ class GraphStep:
         cache.forget = self.forget  # type: ignore[method-assign]
 
     def __call__(self, ids: Tensor) -> Tensor:
-        reads = tuple(layer.read_slots for layer in self.cache.layers)
+        reads = (self.cache.fitted, *(layer.read_slots for layer in self.cache.layers))
         if self._works and reads not in self._steps:
             with self.cache.at_rest():
                 captured = self._capture(lambda: self.step(self._ids))
@@ -317,7 +324,7 @@ class GraphStep:
 
     def forget(self, facts: Tensor, most: int) -> None:
         """The cache's own `forget`, replayed."""
-        key = (most, *(layer.read_slots for layer in self.cache.layers))
+        key = (most, self.cache.fitted, *(layer.read_slots for layer in self.cache.layers))
         if self._works and key not in self._evictions and len(self._evictions) < MOST_GRAPHS:
             self._facts.zero_()
             captured = self._capture(lambda: self._forget(self._facts, most))

@@ -99,6 +99,28 @@ def test_a_compiled_lane_is_bit_for_bit_the_same_with_other_neighbours(models, i
     assert {number: shuffled[place] for place, number in enumerate(order)} == texts
 
 
+def test_compiled_prompts_that_make_slots_of_their_own_size_follow_one_another(models):  # noqa: F811
+    """Each prompt has layers of its own; what was compiled for the last one's must not write there."""
+    loaded = models["llama"]
+    compressed = {
+        "prefill.method": "snapkv",
+        "prefill.budget": 30,
+        "prefill.window": 4,
+        "prefill.wrap": [{"name": "adakv"}],
+    }
+    chosen = settings_of(**compressed, **{"decode.interval": 1, "sampling.temperature": 0.0})
+    works = [work_of(loaded, chosen, seed, 90 - 20 * seed, 30, temperature=0.0) for seed in range(2)]
+
+    def texts_in(compiled):
+        shape = together([work.plan for work in works], 1)
+        job = Job(loaded, chosen.profile, shape, PeakMeter(loaded.device).start(), compiled)
+        texts = texts_of(job, works)
+        assert job.cache.audit().passed and job.cache.fitted
+        return {number: [token for token, _ in text] for number, text in texts.items()}
+
+    assert texts_in(True) == texts_in(False)
+
+
 def test_the_read_lengths_are_few_and_compiled_once_each(models):  # noqa: F811
     loaded = models["llama"]
     chosen = settings_of(**{"decode.strategy": "full"})
@@ -147,7 +169,7 @@ def test_evictions_that_cannot_be_compiled_are_one_warning_and_the_right_text(mo
     assert {number: [token for token, _ in text] for number, text in again.items()} == {
         number: [token for token, _ in text] for number, text in texts.items()
     }
-    assert job.cache.audit().passed
+    assert job.cache.audit().passed and job.cache.fitted
 
 
 def test_auto_compiles_a_long_output_and_says_so(models):  # noqa: F811
