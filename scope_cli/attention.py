@@ -49,7 +49,10 @@ def attend(
         layer.output_weight = output_weight(module)
     if scope_cache.chunk is not None:
         keys, values, visible = layer.read(scope_cache.chunk, key, value)
-        out = F.scaled_dot_product_attention(query, keys, values, visible, scale=layer.scale, enable_gqa=True)
+        causal = visible is None
+        out = F.scaled_dot_product_attention(
+            query, keys, values, visible, is_causal=causal, scale=layer.scale, enable_gqa=True
+        )
         if layer.counts_received and not scope_cache.chunk.known_output:
             layer.add_received(received(query[0], keys[0], scope_cache.chunk.start, layer.scale))
     else:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from scope_cli.events import Audit, Reading
 from scope_cli.geometry import Geometry, LayerGeometry
@@ -45,6 +44,20 @@ class Chunk:
 
 def whole_steps(slots: int) -> int:
     return -(-slots // READ_STEP) * READ_STEP
+
+
+def causal_mask(chunk: Chunk, device: torch.device) -> Any:
+    """Each of a chunk's queries sees the tokens up to its own, [tokens, end]; None where none came before.
+
+    For scaled_dot_product_attention, whose `is_causal` is this mask where it is square.
+    """
+    if chunk.start == 0:
+        return None
+    if device.type == "cuda":  # a mask that takes no memory, and whose import takes seconds
+        from torch.nn.attention.bias import causal_lower_right
+
+        return causal_lower_right(chunk.tokens, chunk.end)
+    return torch.ones(chunk.tokens, chunk.end, dtype=torch.bool, device=device).tril(chunk.start)
 
 
 def put(into: Tensor, at: tuple[Any, ...], new: Tensor, runs: Tensor) -> None:
@@ -193,7 +206,7 @@ class PolicyLayer(SlotLayer):
         self.positions[lane, :, new] = torch.arange(chunk.start, chunk.end, device=keys.device)
         self.bias[lane, :, :, new] = 0
         seen = (slice(lane, lane + 1), slice(None), slice(chunk.end))
-        return self.keys[seen], self.values[seen], causal_lower_right(chunk.tokens, chunk.end)
+        return self.keys[seen], self.values[seen], causal_mask(chunk, keys.device)
 
     def place(self, lane: int, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         """Hold what was kept of a prompt, in the first slots.

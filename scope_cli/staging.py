@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
-from scope_cli.cache import FREE, Chunk, PolicyLayer, ScopeCache, SlotLayer
+from scope_cli.cache import FREE, Chunk, PolicyLayer, ScopeCache, SlotLayer, causal_mask
 from scope_cli.plan import PromptPlan
 from scope_cli.prefills.base import PromptView, choose
 
@@ -41,7 +40,7 @@ class StagedLayer:
         self.keys[:, chunk.start : chunk.end] = keys[0]
         self.values[:, chunk.start : chunk.end] = values[0]
         seen = (slice(None), slice(chunk.end))
-        visible = causal_lower_right(chunk.tokens, chunk.end)
+        visible = causal_mask(chunk, keys.device)
         return self.keys[seen].unsqueeze(0), self.values[seen].unsqueeze(0), visible
 
     def remember(self, queries: Tensor, chunk: Chunk) -> None:

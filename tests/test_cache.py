@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch.nn.attention.bias import causal_lower_right
 
-from scope_cli.cache import FREE, PolicyLayer
+from scope_cli.cache import FREE, Chunk, PolicyLayer, causal_mask
 from scope_cli.generate import new_cache, policy_of
 from scope_cli.model import LoadedModel, OpenedModel, geometry_of
 from scope_cli.plan import plan_run
@@ -113,3 +114,19 @@ def test_the_audit_notices(tmp_path, damage, told):
     damage(next(layer for layer in cache.layers if isinstance(layer, PolicyLayer)))
     audit = cache.audit()
     assert not audit.passed and any(told in problem for problem in audit.problems)
+
+
+@pytest.mark.parametrize(("start", "tokens"), [(0, 1), (0, 7), (5, 1), (5, 8), (64, 64)])
+def test_a_chunks_query_sees_the_tokens_up_to_its_own(start, tokens):
+    """Bit for bit what torch's own lower-right mask gives."""
+    torch.manual_seed(0)
+    query = torch.randn(1, 4, tokens, 16)
+    keys, values = torch.randn(2, 1, 2, start + tokens, 16)
+    mask = causal_mask(Chunk(0, start, tokens), query.device)
+    if mask is not None:
+        rows = [[key <= start + row for key in range(start + tokens)] for row in range(tokens)]
+        assert mask.tolist() == rows and mask.dtype == torch.bool  # a byte for each pair
+    attend = torch.nn.functional.scaled_dot_product_attention
+    out = attend(query, keys, values, mask, is_causal=mask is None, enable_gqa=True)
+    reference = attend(query, keys, values, causal_lower_right(tokens, start + tokens), enable_gqa=True)
+    assert torch.equal(out, reference)
