@@ -1,5 +1,7 @@
 """What the user can put right: one line, a hint, an exit code."""
 
+import errno
+
 
 class ScopeError(Exception):
     """Something the user can put right; `hint` says how."""
@@ -35,3 +37,39 @@ class AuditError(ScopeError):
     """The cache did not do what the profile promised: our bug, told as a fact (docs/readings.md)."""
 
     exit_code = 5
+
+
+class OutOfMemoryError(ScopeError):
+    """Memory ended while something was running; what was written before is kept."""
+
+    @classmethod
+    def of(cls, error: BaseException) -> "OutOfMemoryError":
+        """The sentence for what `is_out_of_memory` recognised."""
+        said = next(iter(str(error).strip().splitlines()), "")
+        return cls(
+            f"memory ran out: {said}" if said else "memory ran out",
+            "what was written is kept; try a smaller --budget, --max-new-tokens or --lanes",
+        )
+
+
+OUT_OF_MEMORY = (  # what PyTorch and its libraries say in a plain RuntimeError
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "failed to allocate",
+    "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED
+    "bad_alloc",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Did memory end, of the device or of the process? PyTorch is not imported for it."""
+    if isinstance(error, ScopeError):
+        return isinstance(error, OutOfMemoryError)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in OUT_OF_MEMORY)

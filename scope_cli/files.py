@@ -1,15 +1,39 @@
 """A path and a text in, the file whole out."""
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
+from uuid import uuid4
+
+PARTIAL = ".scope-{}.new"  # a kill in the wrong moment leaves one
 
 
 def replace_file(path: Path, text: str) -> None:
     """A reader sees the old file or the new one, never a part; OSError leaves the old one."""
-    partial = path.with_name(f".{os.getpid()}.new")
+    with replacing(path) as file:
+        file.write(text)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """A file to write, which takes the place of `path` at the end; whatever is raised leaves the old one.
+
+    Its name is nobody else's: process ids are not enough where containers share a folder.
+    """
+    partial = path.with_name(PARTIAL.format(uuid4().hex))
     try:
-        partial.write_text(text, encoding="utf-8")
+        with partial.open("x", encoding="utf-8") as file:
+            yield file
         partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half written; nobody else may be writing there."""
+    for partial in folder.glob(PARTIAL.format("*")):
+        with suppress(OSError):
+            partial.unlink()

@@ -12,7 +12,7 @@ from scope_cli import plugins
 from tests.profiling.configs import LLAMA_8B
 
 PACKAGE = Path(__file__).parent.parent / "scope_cli"
-EVERYONE = {"errors", "units", "events", "names", "geometry", "rope", "files", "machine", "palette"}
+EVERYONE = {"errors", "units", "events", "names", "geometry", "rope", "files", "machine", "palette", "safe"}
 ABOVE = {  # what each module may import besides EVERYONE; a folder stands for its files
     "cli": {"commands"},
     "commands": {

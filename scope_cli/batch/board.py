@@ -15,6 +15,7 @@ from rich.text import Text
 from scope_cli.batch.desk import Running
 from scope_cli.batch.ledger import Ledger, Row
 from scope_cli.batch.progress import Progress
+from scope_cli.safe import printable
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
 
 REFRESH_S = 1 / 4
@@ -61,11 +62,11 @@ class LogBoard:
 
     def row_line(self, row: Row, text: str, bad: bool = False) -> None:
         if bad or not self._quiet:
-            self._print(Text.assemble(shown(row.id), ": ", (text, "red" if bad else "")))
+            self._print(Text.assemble(printable(row.id), ": ", (printable(text), "red" if bad else "")))
 
     def log(self, line: str) -> None:
         if not self._quiet:
-            self._print(Text(line))
+            self._print(Text(printable(line)))
 
     def _print(self, text: Text) -> None:
         stamp = time.strftime("%H:%M:%S")
@@ -115,7 +116,7 @@ class LiveBoard(LogBoard):
 
 def lane_cells(running: Running, token_bytes: int) -> Iterator[Text]:
     """Name, tokens, rate, memory held."""
-    yield Text(shortened(shown(running.row.id)), no_wrap=True)
+    yield Text(shortened(printable(running.row.id)), no_wrap=True)
     if running.first_token is None:
         yield Text(f"reading {running.read:,}/{running.task.work.plan.prompt_tokens:,}", "dim")
         return
@@ -147,11 +148,6 @@ def outcome(row: Row) -> str:
     rate = f", {as_rate(tokens / seconds)}" if seconds else ""
     state = "done" if row.state == "done" else row.state
     return f"{state} ({end.get('reason', '-')}): {tokens:,} tokens in {as_duration(seconds)}{rate}"
-
-
-def shown(name: str) -> str:
-    """A name on one line, whatever is in it."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
 
 
 def shortened(name: str) -> str:

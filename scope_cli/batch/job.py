@@ -21,6 +21,7 @@ from scope_cli.batch.work import encode, packed, seed_of, settings_of
 from scope_cli.batch.writer import publish
 from scope_cli.errors import UsageError
 from scope_cli.profile import LoadedProfile
+from scope_cli.safe import printable
 
 if TYPE_CHECKING:
     from scope_cli.model import OpenedModel
@@ -221,10 +222,12 @@ def refuse_foreign_files(out: Path, outputs: Iterable[str], sources: Iterable[Pa
     for output in outputs:
         path = out / output
         if os.path.realpath(path) in inputs:
-            raise UsageError(f"{path} is a prompt, and would be overwritten", "choose another --output-dir")
+            raise UsageError(
+                f"{printable(str(path))} is a prompt, and would be overwritten", "choose another --output-dir"
+            )
         if path.exists():
             raise UsageError(
-                f"{path} exists, and this job has not written it",
+                f"{printable(str(path))} exists, and this job has not written it",
                 "choose another --output-dir, or --restart to overwrite",
             )
 

@@ -10,10 +10,10 @@ import torch
 from scope_cli.batch.desk import Desk, reason_and_detail
 from scope_cli.batch.fit import Memory
 from scope_cli.batch.groups import Group
-from scope_cli.batch.runner import in_words, is_out_of_memory, run_group
+from scope_cli.batch.runner import in_words, run_group
 from scope_cli.batch.work import Task
 from scope_cli.batch.workspace import measure
-from scope_cli.errors import ModelError, ScopeError
+from scope_cli.errors import ModelError, ScopeError, is_out_of_memory
 from scope_cli.memory import free_bytes
 from scope_cli.profile import LoadedProfile
 from scope_cli.units import as_bytes

@@ -1,19 +1,19 @@
 """The ledger in, OUT/results.jsonl out: one JSON object per prompt, with its text."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from scope_cli.batch.ledger import Ledger, Row
 from scope_cli.batch.writer import told
+from scope_cli.files import replacing
+from scope_cli.safe import as_json
 
 NAME = "results.jsonl"
 
 
 def append_result(out: Path, row: Row) -> None:
     """One row has ended: one line more, in the order in which they end."""
-    line = json.dumps(as_result(out, row), ensure_ascii=False) + "\n"
+    line = as_json(as_result(out, row)) + "\n"
     try:
         with (out / NAME).open("ab", buffering=0) as file:
             file.write(line.encode())
@@ -23,14 +23,11 @@ def append_result(out: Path, row: Row) -> None:
 
 def write_results(ledger: Ledger, out: Path) -> None:
     """All of it anew, in the order of the inputs, from what the ledger knows."""
-    partial = out / f".{os.getpid()}.new"
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with replacing(out / NAME) as file:
             for row in ledger.rows():
-                file.write(json.dumps(as_result(out, row), ensure_ascii=False) + "\n")
-        partial.replace(out / NAME)
+                file.write(as_json(as_result(out, row)) + "\n")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise told(out / NAME, error) from error
 
 

@@ -9,6 +9,7 @@ import torch
 from scope_cli.batch.groups import Group
 from scope_cli.batch.work import Task
 from scope_cli.decode import Admission, decode
+from scope_cli.errors import is_out_of_memory
 from scope_cli.events import Event, Failed
 from scope_cli.generate import Job
 from scope_cli.memory import PeakMeter
@@ -56,9 +57,3 @@ def in_words(error: BaseException) -> str:
     said = str(error).strip().partition("\n")[0]
     first = f"{type(error).__name__}: {said}" if said else type(error).__name__
     return f"{first}\n{''.join(traceback.format_exception(error))}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
-from scope_cli.batch.board import LiveBoard, LogBoard, shown
+from scope_cli.batch.board import LiveBoard, LogBoard
 from scope_cli.batch.desk import Desk
 from scope_cli.batch.fit import Memory
 from scope_cli.batch.groups import Group, Order
@@ -38,6 +38,7 @@ from scope_cli.batch.status import dry_run_lines, summary_lines
 from scope_cli.batch.writer import OutputError
 from scope_cli.errors import AuditError, BusyError, ModelError, ScopeError, UsageError
 from scope_cli.profile import LoadedProfile
+from scope_cli.safe import printable
 from scope_cli.signals import Interruption
 from scope_cli.units import as_bytes
 
@@ -80,7 +81,7 @@ class Options:
 
     def say(self, line: str) -> None:
         if not self.quiet:
-            print(line, file=sys.stderr)
+            print(printable(line, lines=True), file=sys.stderr)
 
 
 def run(options: Options) -> int:
@@ -232,7 +233,7 @@ class Start:
             memory = now.as_dict()
         for row in planned.rows:
             if row.state == "failed":
-                print(f"failed: {shown(row.id)}: {row.error}", file=sys.stderr)
+                print(printable(f"failed: {row.id}: {row.error}"), file=sys.stderr)
         commit(ledger, self.job, changes, planned, groups, {"memory": memory})
 
     def _tokenise(self, changes: Changes) -> Planned:
@@ -339,6 +340,6 @@ def dry_run(options: Options, job: JobSettings, opened: "OpenedModel", inputs: I
         memory = Memory(free_bytes(opened.device), opened.weight_bytes)
         groups = new_groups(planned, opened, job, memory, first=0)
         for line in dry_run_lines(planned, groups, memory, ledger, changes):
-            print(line)
+            print(printable(line))
         ledger.close()
     return 0

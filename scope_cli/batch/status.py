@@ -1,6 +1,5 @@
 """A ledger in; a table, JSON, or the last lines of a run out."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scope_cli.batch.board import shown
 from scope_cli.batch.desk import Desk
 from scope_cli.batch.fit import Memory
 from scope_cli.batch.groups import Demand, Group
 from scope_cli.batch.job import Changes, Planned
 from scope_cli.batch.ledger import Ledger, Row
 from scope_cli.batch.results import as_result
+from scope_cli.safe import as_json, printable
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
 
 COLOURS = {"done": "green", "failed": "red", "running": "yellow", "interrupted": "yellow", "waiting": "dim"}
@@ -34,24 +33,24 @@ def print_status(ledger: Ledger, out: Path) -> None:
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in ledger.rows():
         table.add_row(
-            Text(shown(row.id)),
+            Text(printable(row.id)),
             Text(row.state, COLOURS[row.state]),
             str(row.attempts),
             _tokens(row),
-            Text(_remark(row)),
+            Text(printable(_remark(row))),
         )
     console = Console()
     console.print(table)
     console.print(", ".join(f"{count:,} {state}" for state, count in ledger.counts().items() if count))
 
 
-def as_json(ledger: Ledger, out: Path) -> str:
+def status_json(ledger: Ledger, out: Path) -> str:
     """The counts, the job's settings and every row, without its text."""
     rows = [as_result(out, row) for row in ledger.rows()]
     for row in rows:
         del row["text"]
     job: dict[str, Any] = {"counts": ledger.counts(), "settings": ledger.get("settings")}
-    return json.dumps({**job, "groups": ledger.groups(), "rows": rows}, ensure_ascii=False, indent=2)
+    return as_json({**job, "groups": ledger.groups(), "rows": rows}, indent=2)
 
 
 def _tokens(row: Row) -> str:
@@ -122,8 +121,8 @@ def dry_run_lines(
         for demand in demands:
             row = names[demand.number]
             size = f"{row.prompt_tokens:,} prompt tokens, up to {row.planned:,} new"
-            yield f"  {shown(row.id)}: {size} -> {shown(row.output)}"
+            yield f"  {row.id}: {size} -> {row.output}"
     for row in planned.rows:
         if row.state == "failed":
-            yield f"would fail: {shown(row.id)}: {row.error}"
+            yield f"would fail: {row.id}: {row.error}"
     yield f"free memory: {as_bytes(memory.free_bytes)}"

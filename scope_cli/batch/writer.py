@@ -1,7 +1,6 @@
 """A row's text in, NAME.part out, which becomes NAME once the ledger says `done`."""
 
 import errno
-import json
 import os
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from scope_cli.batch.outputs import PART, RECORD
 from scope_cli.errors import ScopeError
 from scope_cli.files import replace_file
+from scope_cli.safe import as_json, printable
 
 SYNC_INTERVAL_S = 5.0
 DISK_IS_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no other row will fare better
@@ -74,7 +74,7 @@ def publish(out: Path, output: str, record: dict[str, Any]) -> None:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    text = json.dumps(record, ensure_ascii=False, indent=2)
+    text = as_json(record, indent=2)
     write_whole(path.with_name(path.name + RECORD), f"{text}\n")
 
 
@@ -86,7 +86,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def told(path: Path, error: OSError) -> Exception:
-    said = f"cannot write {path}: {error.strerror}"
+    said = f"cannot write {printable(str(path))}: {error.strerror}"
     if error.errno in DISK_IS_GONE:
         return DiskError(said, "every finished prompt is kept; make room, and the same command goes on")
     return OutputError(said)

@@ -9,6 +9,7 @@ import typer
 from scope_cli.commands import options as o
 from scope_cli.commands.generate import read_text
 from scope_cli.errors import UsageError
+from scope_cli.safe import printable
 
 PROMPTS, JOB, CLUSTER, SHOWN = "Prompts", "Job", "Cluster", "What is shown"
 
@@ -219,7 +220,7 @@ def template_of(file: str | None) -> str | None:
 
 def show_status(out: Path, json: bool, report: bool) -> None:
     from scope_cli.batch.ledger import NAME, Ledger
-    from scope_cli.batch.status import as_json, print_status
+    from scope_cli.batch.status import print_status, status_json
 
     if not (out / NAME).is_file():
         raise UsageError(f"there is no job in {out}", f"looked for {out / NAME}")
@@ -227,8 +228,8 @@ def show_status(out: Path, json: bool, report: bool) -> None:
     if report:
         from scope_cli.batch.report import write_report
 
-        print(f"wrote {write_report(ledger, out)}", file=sys.stderr)
+        print(printable(f"wrote {write_report(ledger, out)}"), file=sys.stderr)
     if json:
-        print(as_json(ledger, out))
+        print(status_json(ledger, out))
     else:
         print_status(ledger, out)

@@ -7,7 +7,7 @@ import pyte
 import pytest
 from rich.console import Console
 
-from scope_cli.batch.board import LiveBoard, LogBoard, shortened, shown
+from scope_cli.batch.board import LiveBoard, LogBoard, shortened
 from scope_cli.batch.desk import Running
 from scope_cli.batch.ledger import Ledger, Row
 from scope_cli.batch.progress import Progress
@@ -136,6 +136,5 @@ def test_more_lanes_than_lines_are_counted(tmp_path, clock):
     assert "and 7 more" in file.getvalue()
 
 
-def test_names_stay_on_one_line():
-    assert shown("a\nb\x1b[31m ё") == "a\\nb\\x1b[31m ё"
+def test_of_a_long_name_the_end_is_shown():
     assert len(shortened("x" * 100)) == 40 and shortened("short") == "short"

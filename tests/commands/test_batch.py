@@ -531,6 +531,39 @@ def test_a_dry_run_says_what_would_be_run_and_writes_nothing(batch, prompts, tmp
     assert "would fail: empty: is empty" in result.stdout and "lanes of" in result.stdout
 
 
+@pytest.mark.parametrize("char", ["\x1b", "\x9b", "\x7f", "\x07", "\r", "\n", "\u202e", "\u2028"], ids=ascii)
+def test_no_control_character_of_an_id_or_a_name_reaches_a_log(batch, scope, tmp_path, char):
+    """Good and bad lines, ids that come twice, files in the way: in every way a name is shown."""
+    name = f"a{char}[2J{char}]0;x"
+    lines = [
+        {"id": name, "prompt": "hi", "meta": name, "sampling": {"max_new_tokens": 2}},
+        {"id": name, "prompt": "again"},
+        {"id": f"{name}2", "prompt": "hi", "sampling": {name: 1}},
+        {"id": f"{name}3", "prompt": "hi", name: 1},
+        {"id": f"{name}4", "messages": [{"role": name, "content": "a"}]},
+    ]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(json.dumps(line, ensure_ascii=True) for line in lines))
+    shown = [
+        batch(file, "--dry-run"),
+        batch(file, "--lanes", 1, "--log-every", 0.1),
+        batch(file, "--budget", 9),
+    ]
+    shown += [scope("batch", "--status", tmp_path / "out", *more) for more in ([], ["--json"])]
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / name).write_text("hi")
+    (folder / f"{name}2").write_bytes(b"\xff")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / name).write_text("precious")
+    shown += [batch(folder, out="taken"), batch(folder)]
+    for result in shown:
+        said = result.stdout + result.stderr
+        assert said and (char not in said if char != "\n" else "\n[2J" not in said)
+    for file in [*tmp_path.rglob("results.jsonl"), *tmp_path.rglob("*.run.json")]:
+        assert char not in file.read_text() or char in "\n"
+
+
 def test_a_log_says_what_begins_what_ends_and_how_it_stands(tiny_folder, prompts, tmp_path):
     process = Forked(
         tmp_path / "said", "batch", prompts, "-o", tmp_path / "out", "--model", tiny_folder, "--ignore-eos",
