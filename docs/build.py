@@ -15,11 +15,12 @@ DOCS = Path(__file__).parent
 MARK = "<!-- Written by docs/build.py: change the code it describes, then run `make docs`. -->"
 EXIT_CODES = {
     0: "It worked.",
-    1: "It broke off (a full disk, for example), or prompts of a batch failed. What was written is kept.",
+    1: "It broke off (full disk, no memory, a bug), or prompts of a batch failed. What was written is kept.",
     2: "Bad input: an option, prompt, file or profile; a model that is not found or does not fit in memory.",
     3: "Another process works on the same output folder (`scope batch`); `--join` helps it.",
     4: "It does not fit: `scope profile --plan` or `--fit` found that it needs more memory than is free.",
     5: "The audit failed: the cache did not do what the profile promised. A bug in scope; please report it.",
+    129: "SIGHUP: the terminal was closed. Otherwise like Ctrl-C; under `nohup` the run goes on.",
     130: "Ctrl-C. The run ended after the current token and its text is kept. A second Ctrl-C ends at once.",
     141: "The reader of a pipe went away, as in `scope generate ... | head`.",
     143: "SIGTERM, as from `kill` or a job scheduler. Otherwise like Ctrl-C.",
@@ -32,7 +33,11 @@ Generated text goes to stdout, everything else to stderr. The commands below are
 
 {codes}
 
-{commands}"""
+An error is one line on stderr that begins with `error:`, mostly with a `hint:` below it. What is a bug in scope says so
+and names a file in the cache folder with Python's traceback; please report it with that. The environment variable
+`SCOPE_TRACEBACK=1` prints the traceback of every error.
+
+{commands}"""  # noqa: E501
 PROFILES = """# Profiles
 
 A profile is a YAML file of settings. Every key has a default, so a profile says only what it changes:

@@ -1,5 +1,22 @@
-"""`python -m scope_cli` is `scope`."""
+"""`scope`, and `python -m scope_cli`: what is imported on the way may be interrupted without a traceback."""
 
-from scope_cli.cli import run
+import os
+import signal
 
-run()
+
+def run() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)  # until cli.run hears it
+
+    from scope_cli import cli
+
+    cli.run()
+
+
+def _leave(number: int, frame: object) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+if __name__ == "__main__":
+    run()

@@ -3,13 +3,16 @@
 Nothing here imports torch; a command does when it runs.
 """
 
+import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 import scope_cli
+from scope_cli import crash, streams
 from scope_cli.commands import (
     batch,
     bench,
@@ -22,7 +25,9 @@ from scope_cli.commands import (
     scorers,
     tune,
 )
-from scope_cli.errors import ScopeError
+from scope_cli.errors import OutOfMemoryError, ScopeError, is_out_of_memory
+from scope_cli.safe import printable
+from scope_cli.signals import ctrl_c
 
 app = typer.Typer(
     name="scope",
@@ -59,30 +64,97 @@ def _options(
     pass
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)  # of a stream that takes no more
+READER_LEFT = 141  # 128 + SIGPIPE
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit codes are listed in docs/cli.md."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return app(args=arguments, prog_name="scope", standalone_mode=False) or 0
-    except ScopeError as error:
-        return _tell(str(error), error.hint, error.exit_code)
-    except typer.TyperException as error:  # a command line that cannot be understood
-        said = error.format_message()
-        if not said:  # no command was named, and the help was the answer
-            return 2
-        return _tell(said[0].lower() + said[1:].rstrip("."), "scope --help, scope COMMAND --help", 2)
+        code = app(args=arguments, prog_name="scope", standalone_mode=False, obj=arguments) or 0
+        if ctrl_c.seen:
+            print("interrupted", file=sys.stderr)
+        return code
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return 130
+    except (Exception, SystemExit) as error:
+        if ctrl_c.seen:  # whatever the import that it came into made of it
+            print("interrupted", file=sys.stderr)
+            return 130
+        with suppress(BrokenPipeError):
+            return _told(error, arguments)
+        streams.leave_stdout()
+        return READER_LEFT
+
+
+def _told(error: Exception | SystemExit, argv: Sequence[str]) -> int:
+    """Say what went wrong, in one line and a hint; the exit code."""
+    if isinstance(error, BrokenPipeError):
+        raise error
+    if isinstance(error, SystemExit):  # typer and rich make one of a broken pipe
+        if any(isinstance(one, BrokenPipeError) for one in _chain(error)):
+            raise BrokenPipeError
+        return error.code if isinstance(error.code, int) else 1
+    if crash.wanted():
+        print(crash.traceback_of(error), end="", file=sys.stderr)
+    if isinstance(error, typer.TyperException):  # a command line that cannot be understood
+        said = error.format_message()
+        if not said:  # no command was named, and the help was the answer
+            return 2
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "scope"
+        return _tell(said[0].lower() + said[1:].rstrip("."), f"{command} --help", 2)
+    if is_out_of_memory(error) and not isinstance(error, ScopeError):
+        error = OutOfMemoryError.of(error)
+    elif isinstance(error, OSError) and error.filename is None and error.errno in FULL:
+        streams.leave_stdout()
+        error = streams.StdoutError(error)
+    if isinstance(error, ScopeError):
+        return _tell(str(error), error.hint, error.exit_code)
+    return _tell_of_a_bug(error, argv)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that it was raised from or beside."""
+    one: BaseException | None = error
+    while one is not None:
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+def _tell_of_a_bug(error: Exception, argv: Sequence[str]) -> int:
+    """Nobody foresaw it: the traceback goes into a file, or where no file can be written, to stderr."""
+    kind, said = type(error).__name__, next(iter(str(error).strip().splitlines()), "")
+    message = f"unexpected {kind}: {said}" if said else f"unexpected {kind}"
+    file = None if crash.wanted() else crash.write(error, argv)
+    if file is not None:
+        return _tell(message, f"this is a bug in scope; please report it with {file}", 1)
+    if not crash.wanted():
+        print(crash.traceback_of(error), end="", file=sys.stderr)
+    return _tell(message, "this is a bug in scope; please report it with the traceback above", 1)
 
 
 def _tell(message: str, hint: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message, lines=True)}", file=sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(f"hint: {printable(hint, lines=True)}", file=sys.stderr)
     return code
 
 
 def run() -> None:
-    """The `scope` command."""
-    sys.exit(main())
+    """One process's whole life: streams that may be closed, Ctrl-C at any time, what is still to flush."""
+    streams.mend()
+    ctrl_c.watch()
+    code = main()
+    ctrl_c.leave()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        streams.leave_stdout()
+        code = code or READER_LEFT
+    except OSError as error:
+        streams.leave_stdout()
+        code = code or _tell(str(streams.StdoutError(error)), "", 1)
+    sys.exit(code)

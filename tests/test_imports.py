@@ -14,7 +14,8 @@ from tests.profiling.configs import LLAMA_8B
 PACKAGE = Path(__file__).parent.parent / "scope_cli"
 EVERYONE = {"errors", "units", "events", "names", "geometry", "rope", "files", "machine", "palette", "safe"}
 ABOVE = {  # what each module may import besides EVERYONE; a folder stands for its files
-    "cli": {"commands"},
+    "cli": {"commands", "crash", "signals", "streams"},
+    "crash": {"registry"},
     "commands": {
         "profile",
         "model",
@@ -26,6 +27,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "roofline",
         "sinks",
         "signals",
+        "streams",
         "prefill",
         "calibrate",
         "evaluate",
@@ -111,7 +113,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
     "memory": set(),
     "sampling": {"profile"},
     "profile": {"plugins"},
-    "sinks": set(),
+    "sinks": {"streams"},
 }
 
 
