@@ -14,13 +14,10 @@ def list_command() -> None:
     """The profiles in ./profiles and those shipped, each with its purpose."""
     from pathlib import Path
 
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+    from scope_cli import tables
     from scope_cli.profile import find_profile, profile_names, read_yaml, shipped_folder
 
-    table = Table("profile", "from", "what for", box=None, pad_edge=False, header_style="bold")
+    rows = []
     seen = set()
     for folder in (Path("profiles"), shipped_folder()):
         for name in profile_names(folder):
@@ -28,8 +25,8 @@ def list_command() -> None:
                 seen.add(name)
                 own = folder != shipped_folder() and folder.resolve() != shipped_folder().resolve()
                 about = str(read_yaml(find_profile(name)).get("description", ""))
-                table.add_row(Text(name), "./profiles" if own else "shipped", Text(about))
-    Console().print(table)
+                rows.append([name, "./profiles" if own else "shipped", about])
+    tables.show_list(tables.Table(["profile", "from", "what for"], rows))
 
 
 @app.command("show")

@@ -14,17 +14,10 @@ def prefills_command() -> None:
 
 
 def _print_plugins(kind: str, one: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from scope_cli import plugins, tables
 
-    from scope_cli import plugins
-
-    table = Table(
-        one, "options", "needs", "cost", "what it does", box=None, pad_edge=False, header_style="bold"
-    )
+    rows = []
     for name in plugins.names(kind):
         cls = plugins.plugin_class(kind, name)
-        options = plugins.options_in_words(cls) or "-"
-        table.add_row(*map(Text, (name, options, cls.needs, cls.cost, plugins.purpose(cls))))
-    Console().print(table)
+        rows.append([name, plugins.purpose(cls), plugins.options_in_words(cls) or "-", cls.needs, cls.cost])
+    tables.show_list(tables.Table([one, "what it does", "options", "needs", "cost"], rows))
