@@ -4,7 +4,7 @@ from pathlib import Path
 
 from scope_cli.bench.report import Line
 from scope_cli.errors import UsageError
-from scope_cli.palette import COLOURS, DASHES, MARKERS
+from scope_cli.palette import styles
 
 
 def check_plot(file: Path) -> None:
@@ -27,7 +27,8 @@ def draw(lines: list[Line], file: Path, title: str) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
     last = {line.contender: line.step_ms for line in lines}  # lines come in the order of positions
     names = sorted(last, key=lambda name: -last[name])  # the legend's order is that of the curves' ends
-    for number, name in enumerate(names):
+    looks = styles(line.contender for line in lines)
+    for name in names:
         own = [line for line in lines if line.contender == name]
         at = [line.position for line in own]
         medians = [line.step_ms for line in own]
@@ -39,9 +40,9 @@ def draw(lines: list[Line], file: Path, title: str) -> None:
             medians,
             yerr=(below, above),
             label=name + lanes,
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
-            linestyle=DASHES[number % len(DASHES)],
+            color=looks[name].colour,
+            marker=looks[name].marker,
+            linestyle=looks[name].dashes,
             capsize=3,
         )
     axes.set_xlabel("position (tokens of prompt and output)")

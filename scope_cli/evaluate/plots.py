@@ -3,12 +3,12 @@
 Lines differ in colour, marker and dashes (palette.py).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.ticker
 
 matplotlib.use("Agg")  # files, no window
 from matplotlib import pyplot as plt
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from scope_cli.errors import ScopeError
 from scope_cli.evaluate.compare import METRICS, Line
-from scope_cli.palette import COLOURS, DASHES, MARKERS
+from scope_cli.palette import COLOURS, styles
 
 POINTS = 16  # of a line along the text: more would be noise
 MIB = 2**20
@@ -43,26 +43,31 @@ def save(drawn: Figure, path: Path) -> None:
         plt.close(drawn)
 
 
-def styles() -> Iterator[dict[str, Any]]:
-    """Colour, marker and dashes, one set for each line."""
-    many = len(COLOURS)
-    for line in count():
-        other = line + line // many  # past the last colour, the first one with the second marker
-        yield {
-            "color": COLOURS[line % many],
-            "marker": MARKERS[other % many],
-            "linestyle": DASHES[other % many],
-        }
-
-
 def lines(axes: Axes, named: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
-    for (name, (x, y)), style in zip(named.items(), styles(), strict=False):
-        axes.plot(x, y, label=name, linewidth=1.7, markersize=5, **style)
+    looks = styles(named)
+    for name, (x, y) in named.items():
+        look = looks[name]
+        axes.plot(
+            x, y, label=name, linewidth=1.7, markersize=5, color=look.colour, marker=look.marker,
+            linestyle=look.dashes,
+        )  # fmt: skip
     legend(axes)
 
 
 def legend(axes: Axes) -> None:
-    axes.legend(fontsize=9, framealpha=0.9)
+    """Below the picture, where it covers nothing; the figure grows by what that takes."""
+    handles, names = axes.get_legend_handles_labels()
+    columns = max(1, min(len(names), 100 // (max(map(len, names), default=1) + 8)))
+    drawn = axes.get_figure(root=True)
+    assert drawn is not None, "the axes were drawn by figure()"
+    width, height = drawn.get_size_inches()
+    drawn.set_size_inches(width, height + 0.22 * -(-len(names) // columns))
+    drawn.legend(handles, names, loc="outside lower left", ncols=columns, fontsize=9, frameon=False)
+
+
+def from_zero(axes: Axes, top: float | None = None) -> None:
+    """A distance on the axis is a difference of the same size: it begins at 0."""
+    axes.set_ylim(min(0.0, axes.get_ylim()[0]), top)
 
 
 def by_position(means: Sequence[float], block: int) -> tuple[list[float], list[float]]:
@@ -86,7 +91,7 @@ def agreement(rows: dict[str, list[dict[str, Any]]], path: Path, title: str = ""
         means = [sum(text["blocks"]["top1"][at] for text in texts) / len(texts) for at in range(shortest)]
         named[name] = by_position(means, texts[0]["block_tokens"])
     lines(axes, named)
-    axes.set_ylim(top=1.01)
+    from_zero(axes, 1.02)
     save(drawn, path)
 
 
@@ -115,6 +120,7 @@ def recall_by_gap(rows: dict[str, list[dict[str, Any]]], kind: str, path: Path, 
             [sum(logprob for _, logprob in part) / len(part) for part in parts],
         )
     lines(axes, named)
+    axes.set_ylim(top=0)  # certainty
     if facts:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
@@ -141,12 +147,14 @@ def with_intervals(
     for row, (_name, (mean, low, high)) in enumerate(named.items()):
         assert mean is not None
         if low is not None and high is not None:
-            axes.plot([low, high], [row, row], color=COLOURS[0], linewidth=2.2, solid_capstyle="butt")
+            axes.plot([low, high], [row, row], color=COLOURS[1], linewidth=2.2, solid_capstyle="butt")
         axes.plot([mean], [row], color="black", marker="o", markersize=6)
     axes.set_yticks(range(len(named)), list(named), fontsize=10)
     axes.invert_yaxis()
     if zero:
         axes.axvline(0, color="#000000", linewidth=0.9)
+    left, right = axes.get_xlim()
+    axes.set_xlim(min(0.0, left), max(0.0, right))
     save(drawn, path)
 
 
@@ -157,15 +165,20 @@ def against_bytes(lines_of_table: Sequence[Line], kind: str, metric: str, path: 
         f"{head} against memory", "keys and values held, average over the output (MiB)", head
     )
     chosen = [line for line in lines_of_table if line.metric == metric and line.held_mean_bytes is not None]
-    for line, style in zip(chosen, styles(), strict=False):
+    looks = styles(line.profile for line in chosen)
+    for line in chosen:
         held = (line.held_mean_bytes or 0) / MIB
         spread = None
         if line.low is not None and line.high is not None:
             spread = [[max(0.0, line.mean - line.low)], [max(0.0, line.high - line.mean)]]
-        style = {"color": style["color"], "marker": style["marker"]}
+        look = looks[line.profile]
         axes.errorbar(
-            [held], [line.mean], yerr=spread, label=line.profile, capsize=4, linestyle="none", **style
-        )
+            [held], [line.mean], yerr=spread, label=line.profile, capsize=4, linestyle="none",
+            color=look.colour, marker=look.marker,
+        )  # fmt: skip
+    from_zero(axes)
+    axes.set_ylim(top=max(0.0, axes.get_ylim()[1]))
+    axes.set_xlim(left=0)
     legend(axes)
     save(drawn, path)
 
