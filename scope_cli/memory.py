@@ -222,6 +222,13 @@ def _status_bytes(label: str) -> int:
     return 0
 
 
+def mapped_bytes() -> int:
+    """Of this process's resident set, the pages of files, which the system can drop and read again."""
+    with suppress(OSError):
+        return _status_bytes("RssFile:")
+    return 0
+
+
 def return_freed_memory() -> None:
     """From now on glibc gives blocks back as soon as they are freed: the resident set is what is in use.
 

@@ -27,7 +27,7 @@ def as_duration(seconds: float) -> str:
 
 
 def as_rate(tokens_per_s: float) -> str:
-    return f"{tokens_per_s:.1f} tokens/s" if tokens_per_s < 100 else f"{tokens_per_s:.0f} tokens/s"
+    return f"{tokens_per_s:.1f} tokens/s" if tokens_per_s < 100 else f"{tokens_per_s:,.0f} tokens/s"
 
 
 def as_ratio(part: float, whole: float) -> str:

@@ -12,7 +12,20 @@ from scope_cli import plugins
 from tests.profiling.configs import LLAMA_8B
 
 PACKAGE = Path(__file__).parent.parent / "scope_cli"
-EVERYONE = {"errors", "units", "events", "names", "geometry", "rope", "files", "machine", "palette", "safe"}
+EVERYONE = {
+    "errors",
+    "units",
+    "events",
+    "names",
+    "geometry",
+    "rope",
+    "files",
+    "machine",
+    "palette",
+    "tables",
+    "progress",
+    "safe",
+}
 ABOVE = {  # what each module may import besides EVERYONE; a folder stands for its files
     "cli": {"commands", "crash", "signals", "streams"},
     "crash": {"registry"},
@@ -109,6 +122,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "registry",
         "schedule",
         "shapes",
+        "step",
     },
     "memory": set(),
     "sampling": {"profile"},

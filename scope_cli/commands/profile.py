@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scope_cli.commands import options as o
-from scope_cli.commands.generate import read_text
+from scope_cli.commands.generate import read_text, tell
 from scope_cli.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scope_cli.profiling.footprint import Target
     from scope_cli.profiling.report import Planned
     from scope_cli.profiling.result import Result
+    from scope_cli.profiling.source import Source
     from scope_cli.shapes import ModelShape
 
     Cases = list[tuple[str, LoadedProfile]]  # label, profile
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 RUN, PLAN, SHOW = "What is run", "Planning", "Output"
 DOES_NOT_FIT = 4
 LONGEST_DEFAULT = 1024  # output tokens that are measured where no length was typed
+SMALLEST_MEMORY = 2**20  # fewer bytes are a number whose unit was forgotten
 
 app = typer.Typer(help="Plan and measure memory and speed of one or several profiles.")
 
@@ -31,9 +33,14 @@ app = typer.Typer(help="Plan and measure memory and speed of one or several prof
 def typed_memory(text: str | None) -> int | None:
     from scope_cli.units import parse_bytes
 
-    found = parse_bytes(text) if text is not None else None
-    if text is not None and not found:
+    if text is None:
+        return None
+    found = parse_bytes(text)
+    if not found:
         raise UsageError(f"--memory {text}: no size", "for example --memory 24GiB")
+    if found < SMALLEST_MEMORY:
+        unit = f"did you mean --memory {text.strip()}GiB?" if text.strip().isdecimal() else ""
+        raise UsageError(f"--memory {text}: that is {found:,} bytes, which no model fits", unit)
     return found
 
 
@@ -88,7 +95,8 @@ def profile_command(
         o.option("--fit", panel=PLAN, help="Print the profile with the largest budget that fits."),
     ] = False,
     config: Annotated[
-        Path | None, o.option("--config", panel=PLAN, help="Plan for this config.json, in place of --model.")
+        Path | None,
+        o.option("--config", panel=PLAN, help="Plan for this config.json, or its folder; not --model."),
     ] = None,
     memory: Annotated[
         str | None, o.option("--memory", panel=PLAN, help="What is free, e.g. 24GiB (default: what is).")
@@ -105,7 +113,7 @@ def profile_command(
             metavar="FILE",
             rich_help_panel=SHOW,
             show_default=False,
-            help="A picture: FILE.png, .svg or .html; - draws in the terminal. Repeatable.",
+            help="A picture: FILE.png, .svg or .html; - draws in the terminal. Repeatable. Also of a plan.",
         ),
     ] = [],  # noqa: B006
     quiet: Annotated[bool, o.option("--quiet", "-q", panel=SHOW, help="No table, no progress.")] = False,
@@ -118,20 +126,20 @@ def profile_command(
     """
     if context.invoked_subcommand is not None:
         return
-    if json and csv:
-        raise UsageError("--json and --csv exclude each other", "one of them goes to stdout")
+    if [json, csv, fit].count(True) > 1:
+        both = [name for name, given in (("--json", json), ("--csv", csv), ("--fit", fit)) if given]
+        raise UsageError(f"{' and '.join(both)} exclude each other", "one of them goes to stdout")
     given = typed_memory(memory)
     planning = plan or fit or config is not None
     text = prompt_text(prompt, prompt_file, prompt_tokens)
-    if planning and plot:
-        raise UsageError("--plot draws what was measured", "leave --plan away")
+    if config is not None and model is not None:
+        raise UsageError("--config and --model exclude each other", "both say which model is planned")
     if not planning and (given is not None or lanes > 1):
         raise UsageError(f"{'--memory' if given else '--lanes'} is for planning", "add --plan")
-    if not planning:
-        from scope_cli.profiling.plots import check_plot
+    from scope_cli.profiling.pages import check_plot
 
-        for one in plot:
-            check_plot(one)
+    for one in plot:
+        check_plot(one)
     overrides = o.overrides(
         set_, model=model, dtype=dtype, device=device, load_in=load_in, scorer=scorer, recent=recent,
         interval=interval, max_new_tokens=max_new_tokens, seed=seed, prefill=prefill,
@@ -143,7 +151,9 @@ def profile_command(
 
     console = Console(stderr=json or csv or fit)
     if planning:
-        code = show_plan(cases, text, prompt_tokens, config, given, lanes, fit, json, csv, quiet, console)
+        code = show_plan(
+            cases, text, prompt_tokens, config, given, lanes, fit, json, csv, plot, quiet, console
+        )
     else:
         code = show_measured(cases, text, prompt_tokens, offline, json, csv, plot, quiet, console)
     raise typer.Exit(code)
@@ -186,7 +196,7 @@ def side_by_side(
     for name in profiles:
         for strategy in strategies:
             for budget in budgets:
-                typed: dict[str, Any] = {**overrides, "sampling.ignore_eos": True}
+                typed = dict(overrides)
                 typed |= {} if budget is None else {"decode.budget": budget}
                 typed |= {} if strategy is None else {"decode.strategy": strategy}
                 settings = load_profile(name, typed)
@@ -196,18 +206,18 @@ def side_by_side(
                     for part in (
                         Path(name).stem if name.endswith(".yaml") else name,
                         strategy or "",
-                        "" if full and budget is not None else str(settings.profile.decode.budget),
+                        "" if full else str(settings.profile.decode.budget),
                     )
                     if part
                 )
-                label = label if not full or strategy else name
                 cases.setdefault(label, settings)  # full is the same with any budget
     return list(cases.items())
 
 
 def show_plan(
     cases: "Cases", text: str | None, prompt_tokens: int | None, config: Path | None,
-    given: int | None, lanes: int, fit: bool, json: bool, csv: bool, quiet: bool, console: "Console",
+    given: int | None, lanes: int, fit: bool, json: bool, csv: bool, plot: list[str], quiet: bool,
+    console: "Console",
 ) -> int:  # fmt: skip
     from scope_cli.profiling.report import as_csv, plan_table
     from scope_cli.profiling.source import free_bytes, source_of, target_of
@@ -218,15 +228,64 @@ def show_plan(
     free = given if given is not None else free_bytes(settings, target)
     tokens = count_tokens(text, source.config) if text is not None else prompt_tokens or 1000
     if fit:
-        return show_fit(cases, target, tokens, lanes, free, quiet, console)
-    planned = [plan_one(label, one, target, tokens, lanes, free) for label, one in cases]
+        planned, profile = fitted(cases, source, target, tokens, lanes, free)
+    else:
+        planned, profile = [plan_one(label, one, target, tokens, lanes, free) for label, one in cases], None
     if json:
         print(as_json_lines([one.as_dict(target) for one in planned]))
     elif csv:
         print(as_csv([flat(one.as_dict(target)) for one in planned]), end="")
+    elif profile is not None:
+        print(profile, end="")
     if not quiet:
-        print(plan_table(planned, target), file=console.file)
-    return 0 if all(one.fits for one in planned) else DOES_NOT_FIT
+        print(plan_table(planned, target, width_of(console)), file=console.file)
+    draw_plan(planned, target, plot, quiet, console)
+    if all(one.fits for one in planned):
+        return 0
+    if fit:
+        print("no budget fits: not even the smallest", file=sys.stderr)
+    if not quiet and (smaller := smaller_weights(cases[0][1], target, tokens, lanes)):
+        print(f"hint: {smaller}", file=sys.stderr)
+    return DOES_NOT_FIT
+
+
+def width_of(console: "Console") -> int | None:
+    return console.width if console.is_terminal else None
+
+
+def draw_plan(
+    planned: "list[Planned]", target: "Target", plot: list[str], quiet: bool, console: "Console"
+) -> None:
+    from scope_cli.profiling.pages import Page
+
+    page = Page.of_plans(planned, target, sys.argv[1:])
+    for file in plot:
+        if file == "-":
+            from scope_cli.profiling.terminal import draw_plans
+
+            for part in draw_plans(planned, console.width):
+                console.print(part)
+        else:
+            page.write(Path(file))
+            if not quiet:
+                print(f"wrote {file}", file=sys.stderr)
+
+
+def smaller_weights(settings: "LoadedProfile", target: "Target", tokens: int, lanes: int) -> str:
+    """What the same run takes with weights of another form, smallest first; '' where there is none."""
+    from dataclasses import replace
+
+    from scope_cli.profiling.footprint import total_bytes
+    from scope_cli.units import as_bytes
+
+    if target.load_in is not None:
+        return ""
+    small = "int4" if target.device == "cpu" else "4bit" if target.device == "cuda" else None
+    other = {f"--load-in {small}": replace(target, load_in=small)} if small else {}
+    if target.dtype in ("float32", "float64"):
+        other["--dtype bfloat16"] = replace(target, dtype="bfloat16")
+    takes = {option: total_bytes(settings, one, tokens, lanes) for option, one in other.items()}
+    return ", ".join(f"{option} takes {as_bytes(count)} in all" for option, count in takes.items())
 
 
 def plan_one(
@@ -241,6 +300,8 @@ def plan_one(
         label=label,
         footprint=made,
         full=f.footprint(f.full_cache(output), target, tokens, lanes),
+        held=f.held_by_token(settings, target, tokens, lanes),
+        full_held=f.held_by_token(f.full_cache(output), target, tokens, lanes),
         limits=f.limits(settings, target, tokens, lanes, free),
         free=free,
         runs_out_at=f.runs_out_at(settings, target, tokens, lanes, free),
@@ -248,40 +309,70 @@ def plan_one(
     )
 
 
-def show_fit(
-    cases: "Cases", target: "Target", tokens: int, lanes: int, free: int, quiet: bool,
-    console: "Console",
-) -> int:  # fmt: skip
-    """The profile with the largest budget that fits, as YAML on stdout."""
+def fitted(
+    cases: "Cases", source: "Source", target: "Target", tokens: int, lanes: int, free: int
+) -> "tuple[list[Planned], str | None]":
+    """The plan with the largest budget that fits, and its profile as YAML; None where none fits."""
     import yaml
 
     from scope_cli.profiling import footprint as f
-    from scope_cli.profiling.report import plan_table
+    from scope_cli.units import as_bytes
 
     if len(cases) > 1:
         raise UsageError(
             "--fit chooses the budget of one profile", "name one --profile, --strategy, --budget"
         )
     ((label, settings),) = cases
-    f.footprint(settings, target, tokens, lanes)  # says what is wrong with the lengths
+    output = f.footprint(settings, target, tokens, lanes).output_tokens  # or what is wrong with the lengths
     decode = settings.profile.decode
-    budget = f.largest_budget(settings, target, tokens, lanes, free)
+    budget = f.largest_budget(settings, target, tokens, lanes, free, f.worth(output))
     if budget is None:
         what = "total_budget" if decode.total_budget is not None else f"strategy {decode.strategy}"
         raise UsageError(f"--fit: {label} has no budget to choose ({what})", "try --strategy slide")
     if not budget:
-        if not quiet:
-            one = plan_one(label, settings, target, tokens, lanes, free)
-            print(plan_table([one], target), file=console.file)
-        print("no budget fits: not even the smallest", file=sys.stderr)
-        return DOES_NOT_FIT
-    chosen = f.changed(settings, budget=budget)
-    if not quiet:
-        name = f"{label.rsplit(' ', 1)[0]} {budget}"
-        one = plan_one(name, chosen, target, tokens, lanes, free)
-        print(plan_table([one], target), file=console.file)
-    print(yaml.safe_dump(chosen.profile.as_dict(), sort_keys=False, allow_unicode=True), end="")
-    return 0
+        return [plan_one(label, settings, target, tokens, lanes, free)], None
+    if budget == f.worth(output):
+        tell(
+            f"note: {budget:,} is half of the output, and no limit of the memory: from {output:,} on nothing "
+            "would be evicted"
+        )
+    chosen = f.changed(settings, output, budget=budget)
+    name, where = model_to_name(source, settings.profile.model.name)
+    if where:
+        tell(f"note: {where}")
+    profile = chosen.profile.model_copy(
+        update={
+            "description": f"{decode.strategy}, budget {budget:,}: {tokens:,} + {output:,} tokens of "
+            f"{source.name} in {as_bytes(free)}",
+            "model": chosen.profile.model.model_copy(update={"name": name}),
+        }
+    )
+    lines = [f"Written by scope profile --fit for {target.shape.name}, {target.dtype} on {target.device}."]
+    head = "".join(f"# {line}\n" for line in (*lines, *([where] if where else [])))
+    planned = plan_one(f"{label.rsplit(' ', 1)[0]} {budget}", chosen, target, tokens, lanes, free)
+    return [planned], head + yaml.safe_dump(profile.as_dict(), sort_keys=False, allow_unicode=True)
+
+
+def model_to_name(source: "Source", typed: str) -> tuple[str, str]:
+    """What `model.name` of a profile for that model is, and a remark where that is a guess."""
+    import json
+
+    from scope_cli.registry import HUB_NAME
+    from scope_cli.shapes import stored_shapes
+
+    if not source.from_config:
+        path = Path(typed).expanduser()
+        return (str(path.absolute()) if path.exists() else typed), ""
+    folder = source.config.absolute().parent
+    if dict(stored_shapes(folder)):
+        return str(folder), ""
+    said = json.loads(source.config.read_text(encoding="utf-8")).get("_name_or_path")
+    if isinstance(said, str) and HUB_NAME.fullmatch(said):
+        return said, f"model.name is what {source.config} says of itself: check it"
+    return str(folder), (
+        f"model.name is the folder of {source.config}, which holds no weights: "
+        "put the model's folder, file or hub name there"
+    )
 
 
 def count_tokens(text: str, config: Path) -> int:
@@ -312,7 +403,7 @@ def show_measured(
     cases: "Cases", text: str | None, prompt_tokens: int | None, offline: bool,
     json: bool, csv: bool, plot: list[str], quiet: bool, console: "Console",
 ) -> int:  # fmt: skip
-    from scope_cli.profiling.plots import write_plot
+    from scope_cli.profiling.pages import Page
     from scope_cli.profiling.report import as_csv, result_rows, result_table
     from scope_cli.profiling.result import as_json
 
@@ -322,7 +413,9 @@ def show_measured(
     elif csv:
         print(as_csv(result_rows(results)), end="")
     if not quiet:
-        print(result_table(results), file=console.file)
+        print(result_table(results, width_of(console)), file=console.file)
+        for note in dict.fromkeys(note for one in results for note in one.notes):
+            tell(f"note: {note}")
     for target in plot:
         if target == "-":
             from scope_cli.profiling.terminal import draw
@@ -330,7 +423,7 @@ def show_measured(
             for part in draw(results, console.width):
                 console.print(part)
         else:
-            write_plot(Path(target), results)
+            Page.of_results(results).write(Path(target))
             if not quiet:
                 print(f"wrote {target}", file=sys.stderr)
     return 5 if any(one.audit for one in results) else 0
@@ -346,34 +439,39 @@ def measure(
     from scope_cli.profiling.footprint import changed
     from scope_cli.profiling.runner import run_job
     from scope_cli.profiling.worker import Job
+    from scope_cli.progress import Progress
 
+    for _, settings in cases:
+        check_lengths(settings, text, prompt_tokens)
     jobs = []
     for label, settings in cases:
         asked = settings.profile.sampling.max_new_tokens
-        if "sampling.max_new_tokens" not in settings.typed:
-            short = min(asked or LONGEST_DEFAULT, LONGEST_DEFAULT)
-            settings = changed(settings, short)
+        typed = "sampling.max_new_tokens" in settings.typed
+        settings = changed(settings, None if typed else min(asked or LONGEST_DEFAULT, LONGEST_DEFAULT))
+        written = settings.profile.sampling.model_copy(update={"ignore_eos": True})
+        profile = settings.profile.model_copy(update={"sampling": written})
         jobs.append(
             Job(
-                label, settings.profile.as_dict(), settings.source, sorted(settings.typed), text,
-                prompt_tokens, offline,
+                label, profile.as_dict(), settings.source, sorted(settings.typed), text, prompt_tokens,
+                offline, sys.argv[1:],
             )
         )  # fmt: skip
-    for _, settings in cases:
-        check_lengths(settings, text, prompt_tokens)
     stderr = Console(stderr=True)
     watched = stderr.is_terminal and not quiet
+    progress = Progress(len(jobs))
     results = []
     with stderr.status("starting") if watched else nullcontext() as status:
         for number, job in enumerate(jobs, 1):
             if not quiet and not watched:
-                print(f"measuring {number} of {len(jobs)}: {job.label}", file=sys.stderr)
+                tell(f"measuring {number} of {len(jobs)}: {job.label}{progress.left(', {} left')}")
 
-            def say(line: str, number: int = number) -> None:
+            def say(line: str, part: float, number: int = number) -> None:
+                progress.at(number - 1 + part)
                 if status is not None:
-                    status.update(f"{number} of {len(jobs)}: {line}")
+                    status.update(f"{number} of {len(jobs)}: {line}{progress.left(', {} left in all')}")
 
             results.append(run_job(job, say))
+            progress.at(number)
     return results
 
 
@@ -402,14 +500,21 @@ def compare_command(
     ] = 10.0,
     everything: Annotated[bool, typer.Option("--all", help="Show also what did not change.")] = False,
 ) -> None:
-    """Compare two results; exit code 1 where something became worse than the thresholds allow."""
+    """Compare two results; exit code 1 where something became worse than the thresholds allow, or lacks."""
+    from rich.console import Console
+
     from scope_cli.profiling.compare import compare
     from scope_cli.profiling.report import change_table
     from scope_cli.profiling.result import read_results
 
-    changes = compare(read_results(before), read_results(after), threshold, speed_threshold)
-    print(change_table(changes, everything))
-    worse = sum(one.regression for one in changes)
-    if worse:
-        print(f"{worse} of {len(changes)} figures are worse than allowed", file=sys.stderr)
-    raise typer.Exit(1 if worse else 0)
+    found = compare(read_results(before), read_results(after), threshold, speed_threshold)
+    print(change_table(found.changes, everything, width_of(Console())))
+    for note in found.notes:
+        tell(f"note: {note}")
+    for label in found.only_after:
+        tell(f"note: {label} is only in {after}: it was not compared")
+    for label in found.only_before:
+        tell(f"missing: {label} is only in {before}: it was not compared")
+    if found.worse:
+        tell(f"{found.worse} of {len(found.changes)} figures are worse than allowed")
+    raise typer.Exit(1 if found.worse or found.only_before else 0)

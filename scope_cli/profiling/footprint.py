@@ -132,6 +132,12 @@ def held_series(plan: RunPlan, profile: Profile, target: Target) -> list[int]:
     ]
 
 
+def held_by_token(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int) -> list[int]:
+    """Keys and values of all lanes at each token of the output."""
+    plan = plan_of(settings, target.shape, prompt_tokens)
+    return [lanes * held for held in held_series(plan, settings.profile, target)]
+
+
 def full_series(plan: RunPlan, target: Target) -> list[int]:
     """What an uncompressed cache of one lane holds; sliding windows are bounded in it, too."""
     token = sum(
@@ -207,23 +213,30 @@ def limits(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: i
     )
 
 
+def worth(output: int) -> int:
+    """The largest budget that is worth choosing: half of the output's tokens stay, half are forgotten."""
+    return max(1, output // 2)
+
+
 def largest_budget(
-    settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int, memory: int
-) -> int | None:
-    """At most the output's length: from there on nothing is evicted. 0: none fits."""
+    settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int, memory: int,
+    most: int | None = None,
+) -> int | None:  # fmt: skip
+    """At most `most`, or the output's length: from there on nothing is evicted. 0: none fits."""
     decode = settings.profile.decode
     if decode.strategy in ("full", "rpc") or decode.total_budget is not None:
         return None
     least = (decode.recent_tokens if decode.recent != "auto" else 1) + (
         "discontinuous" in (decode.strategy, decode.interval)
     )
-    output = plan_of(settings, target.shape, prompt_tokens, 1).max_new_tokens
+    if most is None:
+        most = plan_of(settings, target.shape, prompt_tokens, 1).max_new_tokens
 
     def fits(extra: int) -> bool:
         one = changed(settings, budget=least - 1 + extra)
         return total_bytes(one, target, prompt_tokens, lanes) <= memory
 
-    found = largest(fits, max(1, output - least + 1))
+    found = largest(fits, max(1, most - least + 1))
     return least - 1 + found if found else 0
 
 

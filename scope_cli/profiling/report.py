@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import dataclass
+from math import isinf
 from typing import Any
 
-from rich.cells import cell_len
-
+from scope_cli import tables
 from scope_cli.profiling.compare import Change
 from scope_cli.profiling.footprint import Footprint, Limits, Target
-from scope_cli.profiling.result import Result, figures
+from scope_cli.profiling.result import WORDS, Result, figures, in_words
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
 
 
+@dataclass(frozen=True)
 class Planned:
     """One profile, planned: what it takes, and the most that would fit."""
 
-    def __init__(
-        self, label: str, footprint: Footprint, full: Footprint, limits: Limits, free: int, runs_out_at: int,
-        context: int,
-    ) -> None:  # fmt: skip
-        self.label, self.footprint, self.full, self.limits = label, footprint, full, limits
-        self.free, self.runs_out_at, self.context = free, runs_out_at, context
+    label: str
+    footprint: Footprint
+    full: Footprint  # the same run with nothing evicted
+    held: list[int]  # bytes of keys and values, at each token of the output
+    full_held: list[int]
+    limits: Limits
+    free: int
+    runs_out_at: int  # the output token at which the full cache fills the memory
+    context: int
 
     @property
     def fits(self) -> bool:
@@ -47,7 +52,16 @@ class Planned:
         }
 
 
-def plan_table(planned: list[Planned], target: Target) -> str:
+def plan_table(planned: list[Planned], target: Target, width: int | None = None) -> str:
+    return _table(plan_title(target), [one.label for one in planned], plan_rows(planned), width)
+
+
+def plan_title(target: Target) -> str:
+    weights = f", {target.load_in} weights" if target.load_in else ""
+    return f"{target.shape.name}, {target.dtype} on {target.device}{weights}: planned, nothing was loaded"
+
+
+def plan_rows(planned: list[Planned]) -> list[tuple[str, list[str]]]:
     rows: list[tuple[str, list[str]]] = []
 
     def row(label: str, values: list[str]) -> None:
@@ -75,9 +89,7 @@ def plan_table(planned: list[Planned], target: Target) -> str:
     row("longest output", [_longest(one) for one in planned])
     row("largest budget", [_budget(one.limits) for one in planned])
     row("most lanes", [_most(one.limits.lanes, "") for one in planned])
-    weights = f", {target.load_in} weights" if target.load_in else ""
-    title = f"{target.shape.name}, {target.dtype} on {target.device}{weights}: planned, nothing was loaded"
-    return _table(title, [one.label for one in planned], rows)
+    return rows
 
 
 def _of_full(held: float, full: float) -> str:
@@ -107,14 +119,14 @@ def _budget(limits: Limits) -> str:
     return _most(limits.budget, "tokens") + (" (nothing is evicted)" if limits.budget_is_output else "")
 
 
-def result_table(results: list[Result]) -> str:
+def result_table(results: list[Result], width: int | None = None) -> str:
     rows: list[tuple[str, list[str]]] = []
 
     def row(label: str, values: list[str]) -> None:
         rows.append((label, values))
 
     row("prompt + output", [f"{r.prompt_tokens:,} + {r.output_tokens:,} tokens" for r in results])
-    row("loaded and warm", [as_bytes(r.peaks.baseline_bytes) for r in results])
+    row("loaded and warm", [_baseline(r) for r in results])
     for label, key in (("prefill peak", "prefill"), ("decode peak", "decode")):
         row(label, [_against(r, f"{key}_peak", getattr(r.peaks, f"{key}_bytes")) for r in results])
     row("KV allocated", [_against(r, "kv_allocated", r.kv.allocated_bytes) for r in results])
@@ -141,7 +153,14 @@ def result_table(results: list[Result]) -> str:
     model = results[0].model
     weights = f", {model['load_in']} weights" if model.get("load_in") else ""
     title = f"{model['name']}, {model['dtype']} on {model['device']}{weights}: measured, (planned), error"
-    return _table(title, [one.label for one in results], rows)
+    return _table(title, [one.label for one in results], rows, width)
+
+
+def _baseline(result: Result) -> str:
+    """What is the process's own; the pages of mapped files are not taken from anybody."""
+    peaks = result.peaks
+    mapped = f" (and {as_bytes(peaks.mapped_bytes)} of mapped files)" if peaks.mapped_bytes else ""
+    return as_bytes(peaks.baseline_bytes - peaks.mapped_bytes) + mapped
 
 
 def _against(result: Result, key: str, measured: float) -> str:
@@ -165,41 +184,31 @@ def _tenths(result: Result) -> str:
     return f"{as_rate(first)}, {as_rate(last)}"
 
 
-def change_table(changes: list[Change], everything: bool) -> str:
+def change_table(changes: list[Change], everything: bool, width: int | None = None) -> str:
+    """A block for each profile: what changed, by how much."""
     shown = [one for one in changes if everything or one.regression or abs(one.worse_percent) >= 0.05]
-    rows = [
-        (
-            f"{one.label}: {one.figure}",
-            [f"{one.before:,.1f}", f"{one.after:,.1f}", _worse(one.worse_percent),
-             "REGRESSION" if one.regression else ""],
-        )
-        for one in shown
-    ]  # fmt: skip
-    return _table("", ["before", "after", "change", ""], rows) if rows else "nothing changed"
+    blocks = []
+    for label in dict.fromkeys(one.label for one in shown):
+        rows = [
+            (
+                WORDS[one.figure],
+                [in_words(one.figure, one.before), in_words(one.figure, one.after), _worse(one.worse_percent),
+                 "REGRESSION" if one.regression else ""],
+            )
+            for one in shown if one.label == label
+        ]  # fmt: skip
+        blocks.append(_table(label, ["before", "after", "change", ""], rows, width))
+    return "\n\n".join(blocks) or "nothing changed"
 
 
 def _worse(percent: float) -> str:
-    return f"{percent:.1f}% worse" if percent > 0 else f"{-percent:.1f}% better" if percent < 0 else "same"
+    size = "much" if isinf(percent) else f"{abs(percent):.1f}%"
+    return f"{size} worse" if percent > 0 else f"{size} better" if percent < 0 else "same"
 
 
-def _table(title: str, columns: list[str], rows: list[tuple[str, list[str]]]) -> str:
-    """Labels to the left, values to the right, each column as wide as it needs to be."""
-    lines = [("", columns), *rows]
-    first = max(len(label) for label, _ in lines)
-    widths = [max(cell_len(values[at]) for _, values in lines) for at in range(len(columns))]
-    drawn = [
-        "  ".join(
-            [
-                label.ljust(first),
-                *(
-                    " " * (width - cell_len(value)) + value
-                    for value, width in zip(values, widths, strict=True)
-                ),
-            ]
-        ).rstrip()
-        for label, values in lines
-    ]
-    return "\n".join([title, *drawn] if title else drawn)
+def _table(title: str, columns: list[str], rows: list[tuple[str, list[str]]], width: int | None) -> str:
+    table = tables.columns(columns, rows, width)
+    return f"{title}\n{table}" if title else table
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:

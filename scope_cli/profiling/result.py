@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from scope_cli.errors import UsageError
+from scope_cli.units import as_bytes, as_duration, as_rate
 
 FORMAT = 1
 UNWRITTEN = 255  # in a memory map
@@ -25,6 +26,7 @@ class Peaks:
     prefill_bytes: int
     decode_bytes: int
     how: str  # in words: what was read
+    mapped_bytes: int = 0  # of the baseline: pages of files, which the system can drop and read again
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,8 @@ class Result:
     map: MemoryMap | None
     audit: list[str] = field(default_factory=list)  # problems
     notes: list[str] = field(default_factory=list)
+    measured_at: str = ""
+    command: list[str] = field(default_factory=list)  # as it was typed
 
     def errors(self) -> dict[str, float]:
         """Plan against measurement: (measured - planned) / planned, in percent."""
@@ -145,6 +149,55 @@ class Result:
         return {**asdict(self), "errors_percent": self.errors()}
 
 
+WORDS = {  # of the figures below, in the order of a table
+    "prompt_tokens": "prompt, tokens",
+    "output_tokens": "output, tokens",
+    "weight_bytes": "weights",
+    "baseline_bytes": "loaded and warm",
+    "baseline_mapped_bytes": "of that, mapped files",
+    "prefill_peak_bytes": "prefill peak",
+    "prefill_peak_planned_bytes": "prefill peak, planned",
+    "decode_peak_bytes": "decode peak",
+    "decode_peak_planned_bytes": "decode peak, planned",
+    "kv_allocated_bytes": "KV allocated",
+    "kv_held_peak_bytes": "KV held, peak",
+    "kv_held_mean_bytes": "KV held, average",
+    "kv_held_end_bytes": "KV held, at the end",
+    "full_end_bytes": "full cache, at the end",
+    "full_mean_bytes": "full cache, average",
+    "read_bytes_per_1000": "read per 1,000 tokens",
+    "moved_bytes_per_1000": "moved per 1,000 tokens",
+    "reference_moved_bytes_per_1000": "gathering would move, per 1,000",
+    "host_bytes": "host transfers",
+    "evictions": "evictions",
+    "evicted_tokens": "evicted tokens",
+    "prefill_tokens_per_s": "prefill",
+    "decode_tokens_per_s": "decode",
+    "prefill_s": "time, prefill",
+    "decode_s": "time, decode",
+    "attention_s": "of that, attention",
+    "eviction_s": "of that, eviction",
+    "rest_s": "of that, the rest",
+    "kv_allocated_error_percent": "KV allocated, measured against planned",
+    "kv_held_peak_error_percent": "KV held, peak, measured against planned",
+    "kv_held_mean_error_percent": "KV held, average, measured against planned",
+    "kv_held_end_error_percent": "KV held, at the end, measured against planned",
+    "prefill_peak_error_percent": "prefill peak, measured against planned",
+    "decode_peak_error_percent": "decode peak, measured against planned",
+}
+
+
+def in_words(figure: str, value: float) -> str:
+    """A figure's value with its unit, which the end of its name tells."""
+    if figure.endswith(("_bytes", "_bytes_per_1000")):
+        return as_bytes(value)
+    if figure.endswith("_tokens_per_s"):
+        return as_rate(value)
+    if figure.endswith("_s"):
+        return as_duration(value)
+    return f"{value:+.1f}%" if figure.endswith("_percent") else f"{value:,}"
+
+
 def figures(result: Result) -> dict[str, Any]:
     """One flat row: for CSV and for comparing."""
     errors = {f"{key}_error_percent": value for key, value in result.errors().items()}
@@ -154,6 +207,7 @@ def figures(result: Result) -> dict[str, Any]:
         "output_tokens": result.output_tokens,
         "weight_bytes": result.plan["weight_bytes"],
         "baseline_bytes": result.peaks.baseline_bytes,
+        "baseline_mapped_bytes": result.peaks.mapped_bytes,
         "prefill_peak_bytes": result.peaks.prefill_bytes,
         "prefill_peak_planned_bytes": result.plan["prefill_peak_bytes"],
         "decode_peak_bytes": result.peaks.decode_bytes,

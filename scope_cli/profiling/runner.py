@@ -20,8 +20,11 @@ from scope_cli.profiling.worker import Job
 LAST_WORDS = 4000  # characters of a crashed worker's stderr that are shown
 
 
-def run_job(job: Job, say: Callable[[str], None]) -> Result:
-    """Measure in a process of its own; what the user can put right there is raised here as well."""
+def run_job(job: Job, say: Callable[[str, float], None]) -> Result:
+    """Measure in a process of its own; what the user can put right there is raised here as well.
+
+    `say` is told what goes on, and which share of the output is written.
+    """
     folder = str(Path(scope_cli.__file__).parent.parent)
     paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -52,7 +55,9 @@ def run_job(job: Job, say: Callable[[str], None]) -> Result:
     )
 
 
-def _listen(process: subprocess.Popen[str], job: Job, say: Callable[[str], None]) -> dict[str, Any] | None:
+def _listen(
+    process: subprocess.Popen[str], job: Job, say: Callable[[str, float], None]
+) -> dict[str, Any] | None:
     """The result that the worker tells; None where it ends without one."""
     assert process.stdin is not None and process.stdout is not None
     try:
@@ -64,7 +69,7 @@ def _listen(process: subprocess.Popen[str], job: Job, say: Callable[[str], None]
     for line in process.stdout:
         told = json.loads(line)
         if "progress" in told:
-            say(told["progress"])
+            say(told["progress"], told.get("part", 0.0))
         elif "error" in told:
             raise WorkerError(told["error"], told["hint"], told["exit_code"])
         else:

@@ -26,6 +26,7 @@ class Source:
     name: str
     config: Path
     quantised: str | None = None
+    from_config: bool = False  # named by its config.json, which may have no weights beside it
 
     @property
     def shape(self) -> ModelShape:
@@ -35,12 +36,12 @@ class Source:
 def source_of(name: str, config: Path | None = None) -> Source:
     """A model that is on this machine."""
     if config is not None:
-        return Source(config.parent.name if config.name == "config.json" else config.stem, config)
+        return _from_config(config)
     path = Path(name).expanduser()
     if path.is_dir() and (path / "config.json").is_file():  # the weights need not be there
         return Source(name, path / "config.json")
     if path.suffix == ".json" and path.is_file():
-        return Source(name, path)
+        return Source(name, path, from_config=True)
     if name not in EMBEDDED and not path.exists() and HUB_NAME.fullmatch(name):
         from huggingface_hub import try_to_load_from_cache
 
@@ -58,6 +59,16 @@ def source_of(name: str, config: Path | None = None) -> Source:
             str(error), f"{error.hint}; --config FILE plans from a config.json alone".removeprefix("; ")
         ) from error
     return Source(name, folder.path / "config.json", folder.quantised)
+
+
+def _from_config(config: Path) -> Source:
+    """A config.json, or the folder that it lies in."""
+    folder = config.is_dir()
+    file = config / "config.json" if folder else config
+    if folder and not file.is_file():
+        raise ModelError(f"there is no config.json in {config}", "give a model's folder or config.json")
+    name = file.absolute().parent.name if file.name == "config.json" else file.stem
+    return Source(name, file, from_config=True)
 
 
 def target_of(source: Source, settings: ModelSettings, memory_given: bool) -> Target:

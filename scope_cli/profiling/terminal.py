@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from bisect import bisect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.text import Text
 
-from scope_cli.profiling.plots import scale_of, smoothed, with_maps
+from scope_cli.palette import styles
+from scope_cli.profiling.plots import Curve, measured_curve, planned_curve, scale_of, smoothed, with_maps
+from scope_cli.profiling.report import Planned
 from scope_cli.profiling.result import UNWRITTEN, MemoryMap, Result
 
 SHADES = " ░▒▓█"  # nobody; up to a quarter, half, three quarters, all of the KV heads
-MARKERS = "●▲◆■○△"  # told apart without colour
-COLOURS = ("blue", "yellow", "green", "magenta", "cyan", "white")
+MARKERS = "○●▲◆■△▼◇□▽★☆"  # told apart without colour; the places are the palette's
+COLOURS = ("white", "blue", "red", "green", "magenta", "yellow", "cyan")
 WIDEST, HEIGHT, MARGIN = 100, 12, 10
 
 
 @dataclass(frozen=True)
 class Line:
     label: str
-    x: list[int]
+    x: Sequence[int]
     y: list[float]
     marker: str
     colour: str
@@ -27,24 +31,38 @@ class Line:
 def draw(results: list[Result], width: int) -> list[Text]:
     """KV memory, speed, and a memory map of each result."""
     width = min(width, WIDEST)
-    scale, unit = scale_of(max(max(*one.series.held_bytes, *one.series.full_bytes) for one in results))
-    longest = max(results, key=lambda one: one.series.full_bytes[-1])
-    full = Line(
-        "full cache", longest.series.n, [b / scale for b in longest.series.full_bytes], "·", "bright_black"
-    )
-    held = [(one.series.n, [b / scale for b in one.series.held_bytes]) for one in results]
-    speed = [(one.speed.positions, smoothed(one.speed.tokens_per_s)) for one in results]
+    speed = {one.label: (one.speed.positions, smoothed(one.speed.tokens_per_s)) for one in results}
     parts = [
-        chart(f"Keys and values held, {unit}", [full, *lines_of(results, held)], width),
-        chart("Speed, tokens/s", lines_of(results, speed), width),
+        cache_chart([measured_curve(one) for one in results], width),
+        chart("Speed of the uncompiled step, tokens/s", lines_of(speed), width),
     ]
     return parts + [memory_map(one, one.map, width) for one in with_maps(results) if one.map is not None]
 
 
-def lines_of(results: list[Result], points: list[tuple[list[int], list[float]]]) -> list[Line]:
+def draw_plans(planned: list[Planned], width: int) -> list[Text]:
+    """KV memory of what would be run."""
+    return [cache_chart([planned_curve(one) for one in planned], min(width, WIDEST))]
+
+
+def cache_chart(curves: list[Curve], width: int) -> Text:
+    scale, unit = scale_of(max(max(*one.held_bytes, *one.full_bytes) for one in curves))
+    longest = max(curves, key=lambda one: one.full_bytes[-1])
+    full = Line(
+        "a cache that forgets nothing",
+        longest.n,
+        [b / scale for b in longest.full_bytes],
+        "·",
+        "bright_black",
+    )
+    held = {one.label: (one.n, [count / scale for count in one.held_bytes]) for one in curves}
+    return chart(f"Keys and values held, {unit}", [full, *lines_of(held)], width)
+
+
+def lines_of(points: Mapping[str, tuple[Sequence[int], list[float]]]) -> list[Line]:
+    places = {name: look.place for name, look in styles(points).items()}
     return [
-        Line(one.label, x, y, MARKERS[index % len(MARKERS)], COLOURS[index % len(COLOURS)])
-        for index, (one, (x, y)) in enumerate(zip(results, points, strict=True))
+        Line(name, x, y, MARKERS[places[name] % len(MARKERS)], COLOURS[places[name] % len(COLOURS)])
+        for name, (x, y) in points.items()
     ]
 
 
@@ -58,7 +76,7 @@ def chart(title: str, lines: list[Line], width: int) -> Text:
     for line in drawn:
         for column in range(columns):
             at = last * (column + 0.5) / columns
-            nearest = min(range(len(line.x)), key=lambda i: abs(line.x[i] - at))
+            nearest = min(max(0, bisect(line.x, at) - 1), len(line.x) - 1)
             row = HEIGHT - 1 - round(line.y[nearest] / most * (HEIGHT - 1))
             cells[row][column] = (line.marker, line.colour)
     text = Text(f"{title}\n")

@@ -1,7 +1,7 @@
 """A job as JSON on standard input, one measured run in this process, JSON lines on standard output.
 
 Every run has a process of its own, so that peaks do not mix: `python -m scope_cli.profiling.worker`. A line
-is {"progress": ...}, {"result": ...} or {"error": ..., "hint": ..., "exit_code": ...}.
+is {"progress": ..., "part": ...}, {"result": ...} or {"error": ..., "hint": ..., "exit_code": ...}.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import random
 import signal
 import sys
 from dataclasses import dataclass
+from datetime import datetime
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ class Job:
     prompt: str | None  # a text; else a synthetic prompt of
     prompt_tokens: int
     offline: bool
+    command: list[str]  # as it was typed
 
 
 def main() -> None:
@@ -101,8 +103,20 @@ def measure(job: Job, tell: Any) -> Result:
         run = Run(loaded, settings.profile, together([plan], 1), peak)
         watch.made(run.cache)
         for event in run.run([work]):
-            watch.receive(event, lambda line: tell(progress=f"{job.label}: {line}"))
+            watch.receive(event, lambda line, part: tell(progress=f"{job.label}: {line}", part=part))
     return watch.result(job, {**planned.as_dict(), **full})
+
+
+def compile_note(profile: Profile, plan: RunPlan, device: Any) -> list[str]:
+    """Where a run of this length would be compiled, its speed is not the one that was measured."""
+    from scope_cli.step import compiles
+
+    if not compiles(profile.model.compile, device, plan.max_new_tokens):
+        return []
+    return [
+        "the step was measured uncompiled; scope generate compiles it for an output of "
+        f"{plan.max_new_tokens:,} tokens, and its speed is another then (scope bench measures it)"
+    ]
 
 
 def ids_of(job: Job, opened: OpenedModel, settings: LoadedProfile) -> list[int]:
@@ -185,6 +199,7 @@ class Watch:
         self.filled = memory.fill_holes()
         self.gauge = memory.gauge(self.device)
         self.baseline = self.gauge.now()
+        self.mapped = memory.mapped_bytes() if self.device.type == "cpu" else 0
         self.gauge.reset()
 
     def made(self, cache: ScopeCache) -> None:
@@ -198,7 +213,7 @@ class Watch:
         match event:
             case PromptProgress():
                 memory.release_freed()
-                say(f"prompt {event.read:,} of {event.prompt_tokens:,} tokens")
+                say(f"prompt {event.read:,} of {event.prompt_tokens:,} tokens", 0.0)
             case PromptRead():
                 self.prefill_peak = self.gauge.peak() - self.baseline
                 memory.release_freed()
@@ -208,7 +223,8 @@ class Watch:
             case Token():
                 self._token(event)
                 if event.n % 64 == 0:
-                    say(f"output {event.n:,} of {self.plan.max_new_tokens:,} tokens")
+                    most = self.plan.max_new_tokens
+                    say(f"output {event.n:,} of {most:,} tokens", event.n / most)
             case Finished():
                 self.finished = event
         self.own_s += perf_counter() - since
@@ -274,7 +290,7 @@ class Watch:
             versions=versions(),
             profile=self.profile.as_dict(),
             plan=planned,
-            peaks=Peaks(self.baseline, self.prefill_peak, self.decode_peak, self.gauge.how),
+            peaks=Peaks(self.baseline, self.prefill_peak, self.decode_peak, self.gauge.how, self.mapped),
             kv=KV(
                 allocated_bytes=reading.allocated_bytes,
                 overhead_bytes=reading.overhead_bytes,
@@ -309,7 +325,9 @@ class Watch:
             ),
             map=memory_map,
             audit=list(end.audit.problems),
-            notes=list(self.plan.notes),
+            notes=[*self.plan.notes, *compile_note(self.profile, self.plan, self.device)],
+            measured_at=datetime.now().astimezone().isoformat(timespec="seconds"),
+            command=job.command,
         )
 
 

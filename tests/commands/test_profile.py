@@ -71,6 +71,82 @@ def test_fit_prints_a_profile_with_the_largest_budget(scope, llama, tmp_path):
     assert scope("profile", "--plan", *argv, "--budget", budget + 1).code == 4
 
 
+def test_fit_names_the_model_it_planned_for_and_lets_it_end(scope, llama, tmp_path):
+    argv = ["--config", llama, "--prompt-tokens", 8000, "--max-new-tokens", 32000, "--memory", "24GiB"]
+    result = scope("profile", "--fit", *argv)
+    tree = yaml.safe_load(result.stdout)
+    assert tree["model"]["name"] == str(llama.parent), "not the model of the profile that was changed"
+    assert "holds no weights: put the model's folder, file or hub name there" in result.stderr
+    assert "holds no weights" in result.stdout, "the file says it as well"
+    assert tree["sampling"]["ignore_eos"] is False
+    assert tree["description"] == "slide, budget 16,000: 8,000 + 32,000 tokens of llama in 24.00 GiB"
+    assert tree["decode"]["budget"] == 16000, "half of the output: with all of it nothing would be evicted"
+    assert "16,000 is half of the output" in result.stderr
+
+
+def test_fit_takes_the_hub_name_that_a_config_gives_itself(scope, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**LLAMA_8B, "_name_or_path": "meta-llama/Llama-3.1-8B"}))
+    result = scope("profile", "--fit", "--config", tmp_path, "--memory", "24GiB")
+    assert yaml.safe_load(result.stdout)["model"]["name"] == "meta-llama/Llama-3.1-8B"
+    assert "check it" in result.stderr
+
+
+@pytest.mark.parametrize("way", ["--model", "--config"])
+def test_a_fitted_profile_is_one_that_generate_runs(scope, tiny_folder, tmp_path, way):
+    argv = ["--prompt-tokens", 40, "--max-new-tokens", 120, "--memory", "600MiB", "--device", "cpu"]
+    result = scope("profile", "--fit", way, tiny_folder, *argv)
+    assert result.code == 0
+    (tmp_path / "fits.yaml").write_text(result.stdout)
+    assert scope("profiles", "check", tmp_path / "fits.yaml").code == 0
+    ran = scope("generate", "-p", tmp_path / "fits.yaml", "--set", "sampling.ignore_eos=true", "x" * 40)
+    assert ran.code == 0 and "budget 60" in ran.stderr and "64 tokens" not in ran.stdout
+
+
+def test_a_plan_says_what_smaller_weights_would_take(scope, llama):
+    argv = ["profile", "--plan", "--config", llama, "--memory", "8GiB"]
+    on_cpu = scope(*argv, "--device", "cpu")
+    assert on_cpu.code == 4 and "none fits" in on_cpu.stdout
+    (hint,) = on_cpu.stderr.splitlines()
+    assert hint.startswith("hint: --load-in int4 takes ") and "--dtype bfloat16 takes" in hint
+    said = float(hint.split("int4 takes ")[1].split(" GiB")[0])
+    packed = scope(*argv, "--device", "cpu", "--load-in", "int4", "--json", "-q")
+    (plan,) = json.loads(packed.stdout)["plans"]
+    assert plan["plan"]["total_bytes"] / 2**30 == pytest.approx(said, abs=0.01)
+    assert "hint: --load-in 4bit takes" in scope(*argv, "--device", "cuda").stderr
+    assert "hint" not in scope(*argv, "--load-in", "4bit").stderr
+
+
+@pytest.mark.parametrize("size", ["24", "1000000", " 24", "512KiB"])
+def test_a_memory_without_a_unit_is_asked_back(scope, llama, size):
+    result = scope("profile", "--plan", "--config", llama, "--memory", size)
+    assert (result.code, result.stdout) == (2, "") and "bytes, which no model fits" in result.stderr
+    assert ("did you mean --memory" in result.stderr) == size.strip().isdecimal()
+
+
+def test_a_config_may_be_given_as_its_folder(scope, llama, tmp_path):
+    (tmp_path / "config.json").write_text(llama.read_text())
+    argv = ["--memory", "24GiB", "--json", "-q"]
+    by_file = scope("profile", "--plan", "--config", tmp_path / "config.json", *argv)
+    by_folder = scope("profile", "--plan", "--config", tmp_path, *argv)
+    assert by_folder == by_file and by_file.code == 0
+    (tmp_path / "empty").mkdir()
+    nothing = scope("profile", "--plan", "--config", tmp_path / "empty", *argv)
+    assert nothing.code == 2 and "there is no config.json in" in nothing.stderr
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "html"])
+def test_a_plan_is_drawn(scope, llama, tmp_path, kind):
+    file = tmp_path / f"plan.{kind}"
+    argv = ["--config", llama, "--memory", "24GiB", "--max-new-tokens", 5000, "--strategy", "slide,full"]
+    result = scope("profile", "--plan", *argv, "--plot", file, "--plot", "-")
+    assert result.code == 0 and f"wrote {file}" in result.stderr
+    assert "Keys and values held, " in result.stdout and "a cache that forgets nothing" in result.stdout
+    if kind != "png":
+        for text in ("default slide 2048", "default full", "What has to be free; the line: 24.00 GiB are"):
+            assert text in file.read_text()
+
+
 def test_fit_ends_with_4_where_no_budget_fits(scope, llama):
     result = scope("profile", "--fit", "--config", llama, "--memory", "4GiB")
     assert (result.code, result.stdout) == (4, "")
@@ -117,7 +193,6 @@ BAD = {
     "measured: an output beyond the context": (["--max-new-tokens", "999999"], "exceed the model's context"),
     "a plot nobody knows": (["--plot", "map.pdf"], "--plot map.pdf: no such format"),
     "a plot in no folder": (["--plot", "no/such/map.png"], "there is no folder"),
-    "a plot of a plan": (["--plan", "--plot", "map.png"], "draws what was measured"),
     "no size": (["--plan", "--memory", "lots"], "--memory lots: no size"),
     "no numbers": (["--budget", "256,many"], "--budget 256,many: not numbers"),
     "a budget of nothing": (["--plan", "--budget", "0"], "decode.budget"),
@@ -170,6 +245,20 @@ def test_measuring_ends_well_and_says_what_it_does(measured):
     assert "measuring 2 of 2" in stderr and "KV held, average" in stderr
 
 
+def test_anonymous_memory_and_mapped_files_are_told_apart(measured):
+    _, tree, stderr, _ = measured
+    for one in tree["results"]:
+        assert 0 < one["peaks"]["mapped_bytes"] < one["peaks"]["baseline_bytes"]
+    assert re.search(r"loaded and warm .* MiB \(and .* MiB of mapped files\)", stderr)
+
+
+def test_an_uncompiled_measurement_of_what_would_be_compiled_is_told(scope, tiny_folder):
+    argv = ["--model", tiny_folder, "--budget", 16, "--prompt-tokens", 5, "--max-new-tokens", 12]
+    result = scope("profile", *argv, "--set", "model.compile=on")
+    assert "note: the step was measured uncompiled" in result.stderr
+    assert "note:" not in scope("profile", *argv).stderr, "12 tokens are not compiled by themselves"
+
+
 def test_measured_kv_bytes_are_planned_to_the_byte(measured):
     for one in measured[1]["results"]:
         errors = one["errors_percent"]
@@ -214,8 +303,11 @@ def test_pictures_are_pictures(measured):
     for text in ("output tokens", "tokens/s", "full cache", "Memory map, default slide 16", "position"):
         assert text in svg
     page = (folder / "plot.html").read_text()
-    assert page.startswith("<!doctype html>") and "<svg" in page and "kv_held_mean_bytes" in page
+    assert page.startswith("<!doctype html>") and "<svg" in page and "<th>KV held, average</th>" in page
     assert not re.search(r"(src|href)=\"http", page), "one file that needs no other"
+    for what in ("model", "machine", "measured", "command"):
+        assert f"<tr><th>{what}</th><td>" in page
+    assert "scope profile --model" in page and "_bytes" not in page and "_tokens" not in page
 
 
 def test_the_same_result_is_not_worse_than_itself(scope, measured):
@@ -230,10 +322,36 @@ def test_a_regression_ends_with_1_and_is_named(scope, measured, tmp_path):
     (tmp_path / "after.json").write_text(json.dumps(tree))
     result = scope("profile", "compare", measured[3] / "out.json", tmp_path / "after.json")
     assert result.code == 1
-    (line,) = result.stdout.strip().splitlines()[1:]
-    assert "default slide 16: kv_held_mean_bytes" in line and "5.0% worse" in line and "REGRESSION" in line
+    label, _, line = result.stdout.strip().splitlines()
+    assert label == "default slide 16"
+    assert line.startswith("KV held, average") and "5.0% worse" in line and "REGRESSION" in line
     lenient = scope("profile", "compare", measured[3] / "out.json", tmp_path / "after.json", "--threshold", 6)
     assert lenient.code == 0
+
+
+def test_a_profile_that_one_file_lacks_is_told(scope, measured, tmp_path):
+    tree = json.loads((measured[3] / "out.json").read_text())
+    del tree["results"][1]
+    (tmp_path / "one.json").write_text(json.dumps(tree))
+    both = measured[3] / "out.json"
+    lost = scope("profile", "compare", both, tmp_path / "one.json")
+    assert lost.code == 1 and "missing: default full is only in" in lost.stderr
+    new = scope("profile", "compare", tmp_path / "one.json", both)
+    assert new.code == 0 and "note: default full is only in" in new.stderr
+    tree["results"] *= 2
+    (tmp_path / "twice.json").write_text(json.dumps(tree))
+    twice = scope("profile", "compare", both, tmp_path / "twice.json")
+    assert twice.code == 2 and "stands twice" in twice.stderr
+
+
+def test_results_of_another_model_or_form_are_compared_with_a_note(scope, measured, tmp_path):
+    tree = json.loads((measured[3] / "out.json").read_text())
+    tree["results"][0]["model"]["load_in"] = "int4"
+    tree["results"][0]["profile"]["decode"]["recent"] = 3
+    (tmp_path / "after.json").write_text(json.dumps(tree))
+    result = scope("profile", "compare", measured[3] / "out.json", tmp_path / "after.json")
+    assert "note: the weights' form was None and is int4" in result.stderr
+    assert "note: default slide 16 has other settings than before" in result.stderr
 
 
 def test_slower_is_a_regression_by_a_threshold_of_its_own(scope, measured, tmp_path):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scope_cli.profiling import plots, terminal
+from scope_cli.profiling import pages, plots, terminal
 from scope_cli.profiling.report import result_table
 from scope_cli.profiling.result import (
     KV,
@@ -73,7 +73,7 @@ def texts_of(figure):
 
 
 def test_every_axis_has_a_label_and_the_end_of_memory_is_marked():
-    figure = plots.draw([made_up(), made_up("full", evictions=0)])
+    figure = plots.draw([made_up(), made_up("full", evictions=0)], "tiny")
     texts = texts_of(figure)
     for text in ("memory ends here", "MiB", "tokens/s", "output tokens", "Where the time went", "layer"):
         assert text in texts
@@ -81,28 +81,28 @@ def test_every_axis_has_a_label_and_the_end_of_memory_is_marked():
 
 
 def test_memory_that_lasts_longer_than_the_run_is_said_in_words():
-    texts = texts_of(plots.draw([made_up(runs_out=5000)]))
-    assert "full cache: 20.00 MiB are full after 5,000 output tokens (beyond the context)" in texts
+    texts = texts_of(plots.draw([made_up(runs_out=5000)], "tiny"))
+    assert "a full cache fills 20.00 MiB after 5,000 output tokens,\nbeyond the model's context" in texts
     assert "memory ends here" not in texts
 
 
 def test_lines_are_told_apart_without_colour():
-    figure = plots.draw([made_up(f"p{i}") for i in range(4)])
+    figure = plots.draw([made_up(f"p{'abcd'[i]}") for i in range(4)], "tiny")
     lines = [line for line in figure.axes[0].lines if line.get_label().startswith("p")]
     assert len({str(line._unscaled_dash_pattern) for line in lines}) == 4
 
 
-@pytest.mark.parametrize("kind", plots.FORMATS)
+@pytest.mark.parametrize("kind", pages.FORMATS)
 def test_the_same_result_is_the_same_file(tmp_path, kind):
     for name in ("a", "b"):
-        plots.write_plot(tmp_path / f"{name}.{kind}", [made_up()])
+        pages.Page.of_results([made_up()]).write(tmp_path / f"{name}.{kind}")
     assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
 
 
 def test_a_terminal_shows_the_same_in_characters():
     cache, speed, what = (part.plain for part in terminal.draw([made_up()], 70))
     assert "Keys and values held, MiB" in cache and "●" in cache and "·" in cache and "slide 128" in cache
-    assert "Speed, tokens/s" in speed and "100" in speed
+    assert "Speed of the uncompiled step, tokens/s" in speed and "100" in speed
     rows = [line for line in what.splitlines() if "│" in line]
     assert rows[0].endswith("█") and len(rows[0]) < len(rows[1]), "what is not written yet is empty"
     assert "▒" in rows[-1], "half of the layers have forgotten position 7"
@@ -111,4 +111,4 @@ def test_a_terminal_shows_the_same_in_characters():
 
 def test_a_label_is_text_and_not_markup():
     assert "[bold]odd" in result_table([made_up("[bold]odd")])
-    assert "&lt;b&gt;" in plots.page("<svg></svg>", [made_up("<b>")])
+    assert "&lt;b&gt;" in pages.Page.of_results([made_up("<b>")]).html("<svg></svg>")
