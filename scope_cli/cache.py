@@ -98,6 +98,10 @@ class SlotLayer:
         self.positions[lane] = FREE
         self.bias[lane] = -INF
 
+    def wipe(self, lane: int) -> None:
+        """Zeros again, after numbers that were none."""
+        self.keys[lane] = self.values[lane] = 0
+
     def read(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Store a chunk of a prompt; what its queries see: keys, values, mask."""
         raise NotImplementedError
@@ -186,6 +190,10 @@ class PolicyLayer(SlotLayer):
     @property
     def counts_received(self) -> bool:
         return self.cache.policy.scorer.counts_prompt and not self.cache.policy.protect_prompt
+
+    def wipe(self, lane: int) -> None:
+        super().wipe(lane)
+        self.queries[lane] = 0
 
     def reset(self, lane: int) -> None:
         super().reset(lane)
@@ -560,6 +568,12 @@ class ScopeCache:
         self.running[lane] = 0
         if (count := self.lanes[lane]) is not None:
             count.active = False
+
+    def abandon(self, lane: int) -> None:
+        """Finish a lane that failed: what it holds may be no numbers, which the next prompt must not see."""
+        self.finish(lane)
+        for layer in self.layers:
+            layer.wipe(lane)
 
     def _set_read_slots(self) -> None:
         for layers in self._alike:

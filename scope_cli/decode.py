@@ -6,16 +6,23 @@ a chunk at a time between two steps. The step itself is whoever is called: plain
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from math import isfinite
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from scope_cli.cache import ScopeCache
+from scope_cli.errors import ScopeError
 from scope_cli.events import Event, FinishReason, Loop, PromptProgress, Token
 from scope_cli.loops import LoopWatch
 from scope_cli.sampling import Sampler
 from scope_cli.text import TextStream
+
+NO_NUMBERS = (
+    "float16 overflows in some models: try --dtype bfloat16 or float32; "
+    "otherwise the checkpoint is damaged: fetch the model again"
+)
 
 
 @dataclass
@@ -59,8 +66,17 @@ class Lane:
         self.written += 1
         return torch.cat([chosen.double(), logprob.double()])
 
-    def receive(self, token_id: int) -> str:
-        """Take the id that was chosen, and notice whether it ends the lane; printable text."""
+    def receive(self, token_id: int, logprob: float) -> str:
+        """Take the id that was chosen, and notice whether it ends the lane; printable text.
+
+        Raises ScopeError where the model gave no numbers to choose by.
+        """
+        if not isfinite(logprob):
+            raise ScopeError(
+                f"the model computed no numbers for token {self.written:,} of the output: "
+                f"its log-probability is {logprob}",
+                NO_NUMBERS,
+            )
         text = self.text.feed(token_id)
         looping = self.watch.feed(token_id)
         if token_id in self.eos_ids or self.text.stopped is not None:
@@ -110,8 +126,8 @@ def decode(
     reading: Admission | None = None
     row = 0
 
-    def leave(lane: Lane) -> None:
-        cache.finish(lane.row)
+    def leave(lane: Lane, failed: bool = False) -> None:
+        (cache.abandon if failed else cache.finish)(lane.row)
         lanes[lane.row] = None
 
     while True:
@@ -141,7 +157,7 @@ def decode(
                 chosen.append(lane.choose())
                 running.append(lane)
             except Exception as error:
-                leave(lane)
+                leave(lane, failed=True)
                 yield fail(lane.row, error)
         if not running:
             continue
@@ -154,9 +170,9 @@ def decode(
         state = cache.reading()
         for lane, (token_id, logprob) in zip(running, now, strict=True):
             try:
-                text = lane.receive(int(token_id))
+                text = lane.receive(int(token_id), logprob)
             except Exception as error:
-                leave(lane)
+                leave(lane, failed=True)
                 yield fail(lane.row, error)
                 continue
             if lane.reason is None and interrupted():

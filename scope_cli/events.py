@@ -122,11 +122,12 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """A prompt that could not be read or continued, while others go on; for jobs of many prompts."""
+    """A prompt that could not be read or continued, while others go on."""
 
     lane: int
     error: str
     prompt: int = 0
+    hint: str = ""
 
 
 Event = Started | PromptProgress | PromptRead | Token | Finished | Failed

@@ -12,7 +12,8 @@ import scope_cli
 from scope_cli import plugins
 from scope_cli.cache import ScopeCache
 from scope_cli.decode import Admission, Lane, decode, raise_again
-from scope_cli.events import Event, Finished, PromptRead, Started
+from scope_cli.errors import ScopeError
+from scope_cli.events import Event, Failed, Finished, PromptRead, Started
 from scope_cli.geometry import Geometry
 from scope_cli.memory import PeakMeter
 from scope_cli.model import LoadedModel, rope_frequencies
@@ -43,11 +44,13 @@ def generate(
     shape: CacheShape | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     tell: Tell = lambda line: None,
+    each_alone: bool = False,
 ) -> Iterator[Event]:
     """Read the prompts, write the outputs; the caller decides where the events go.
 
     shape: of the cache; its lanes run side by side, and a finished one takes the next prompt. One lane for
         each prompt where there is none.
+    each_alone: a ScopeError of one prompt becomes `Failed` and the others go on; else it is raised
     `interrupted` is asked between chunks and between tokens; once it says yes, what runs ends as
     `interrupted` with everything that was written so far, and what waits is not begun.
     """
@@ -68,7 +71,8 @@ def generate(
         notes=tuple(dict.fromkeys([*(note for plan in plans for note in plan.notes), *notes])),
     )
     with PeakMeter(loaded.device) as peak:
-        yield from Job(loaded, profile, shape, peak, compiled, tell).run(works, interrupted)
+        job = Job(loaded, profile, shape, peak, compiled, tell)
+        yield from job.run(works, interrupted, job.failed if each_alone else raise_again)
 
 
 class Job:
@@ -89,6 +93,7 @@ class Job:
         self._phases: dict[int, tuple[float, int]] = {}  # by number: when it began, peak bytes since
         self._prefill: dict[int, tuple[float, int]] = {}  # by number: seconds and peak bytes of reading
         self._newest: tuple[Work, Lane] | None = None  # the prompt that was read last
+        self._in_row: dict[int, int] = {}  # by row of the cache: the number of its prompt
 
     def run(
         self,
@@ -109,6 +114,7 @@ class Job:
         """Read a prompt into a row, or copy it from the lane that has just read the same."""
         prompt = torch.tensor([work.prompt_ids], device=self.loaded.device)
         self._open(number)
+        self._in_row[row] = number
         source = self._source_of(work)
         if source is not None:
             self.cache.copy_prompt(source.row, row, work.seed)
@@ -141,6 +147,12 @@ class Job:
     def finish(self, lane: Lane) -> Finished:
         """What there is to say of a lane that has ended, while its row is still its own."""
         return self._finished(lane.prompt, lane.row, lane.prompt_ids.shape[1], lane)
+
+    def failed(self, row: int, error: Exception) -> Failed:
+        """What there is to say of a prompt that cannot be continued; whatever is our bug is raised."""
+        if not isinstance(error, ScopeError):
+            raise error
+        return Failed(row, str(error), self._in_row[row], error.hint)
 
     def _source_of(self, work: Work) -> Lane | None:
         """The lane that has just read the same prompt, and not yet written after it."""

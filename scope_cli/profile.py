@@ -31,9 +31,11 @@ from scope_cli.names import did_you_mean
 Strategy = Literal["full", "slide", "adaptive", "discontinuous", "rpc"]
 DEFAULT_PROFILE = "default"
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+COLDEST = 1e-6  # a lower temperature but 0: logits divided by it may leave float32
 PARSING = {  # pydantic's kinds of errors, by how they begin
     "int_": "a whole number",
     "float_": "a number",
+    "finite_number": "a number that is not infinite",
     "bool_": "true or false",
     "string_type": "a text",
     "string_too_short": "a text that is not empty",
@@ -44,7 +46,7 @@ PARSING = {  # pydantic's kinds of errors, by how they begin
 class Settings(BaseModel):
     """One section of a profile."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, what is wrong) for settings that are fine alone and not together."""
@@ -280,7 +282,7 @@ class SamplingSettings(Settings):
         None, description="sample among those at least min_p times as probable as the best"
     )
     repetition_penalty: float = Field(
-        1.0, gt=0, description="above 1: tokens written before lose; the prompt's do not"
+        1.0, ge=1e-3, description="above 1: tokens written before lose; the prompt's do not"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="same seed, same text")
     max_new_tokens: Annotated[int, Field(ge=1)] | None = Field(
@@ -296,6 +298,11 @@ class SamplingSettings(Settings):
     )
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        if 0 < self.temperature < COLDEST:
+            yield (
+                "temperature",
+                f"is {self.temperature:g}, and has to be 0 (the most probable token) or at least {COLDEST:g}",
+            )
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             yield (
                 "min_new_tokens",

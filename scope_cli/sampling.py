@@ -36,21 +36,34 @@ class Sampler:
     def pick(self, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The next id, [1], and its log-probability under the model's own distribution, [1].
 
+        The log-probability is no number where anything was none that the choice was made by: then the id says
+        nothing. Nobody waits here to find out; whoever reads the two sees it.
+
         logits: [1, vocab]
         ids: [1, prompt + output], all there is before the next one
         """
         logits = logits.float()
         scores = self._processors(ids, logits)  # [1, vocab]
-        picked = scores.argmax(-1, keepdim=True) if self._greedy else self._draw(scores, ids)  # [1, 1]
-        return picked[0], logits.log_softmax(-1).gather(1, picked)[0]
+        if self._greedy:
+            picked = scores.argmax(-1, keepdim=True)  # [1, 1]
+            weight = scores.gather(1, picked)
+        else:
+            picked, weight = self._draw(scores, ids)
+        logprob = logits.log_softmax(-1).gather(1, picked)
+        return picked[0], (logprob + (weight - weight))[0]  # adds 0, or NaN
 
-    def _draw(self, scores: Tensor, ids: Tensor) -> Tensor:
-        """[1, 1]; after top_k only k scores are looked at: the same, and the vocabulary is not sorted."""
-        if self._top_k is None:
-            return torch.multinomial(self._warpers(ids, scores).softmax(-1), 1, generator=self._generator)
-        best, at = scores.topk(min(self._top_k, scores.shape[-1]))
-        drawn = torch.multinomial(self._warpers(ids, best).softmax(-1), 1, generator=self._generator)
-        return at.gather(1, drawn)
+    def _draw(self, scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """An id and its probability, [1, 1] both.
+
+        After top_k only k scores are looked at: the same, and the vocabulary is not sorted.
+        """
+        at = None
+        if self._top_k is not None:
+            scores, at = scores.topk(min(self._top_k, scores.shape[-1]))
+        probabilities = self._warpers(ids, scores).softmax(-1)
+        # one NaN makes all of them NaN; multinomial would raise, or on a GPU end the process
+        drawn = torch.multinomial(probabilities.nan_to_num(nan=1.0), 1, generator=self._generator)
+        return drawn if at is None else at.gather(1, drawn), probabilities.gather(1, drawn)
 
 
 def _processors(

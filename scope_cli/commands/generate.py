@@ -10,8 +10,8 @@ import typer
 
 from scope_cli import utf8
 from scope_cli.commands import options as o
-from scope_cli.errors import AuditError, ModelError, UsageError
-from scope_cli.events import Finished
+from scope_cli.errors import AuditError, ModelError, ScopeError, UsageError
+from scope_cli.events import Failed, Finished
 from scope_cli.signals import Interruption
 
 if TYPE_CHECKING:
@@ -249,8 +249,9 @@ def run(
     check_memory(opened, plans, shape.lanes)
     loaded = opened.load()
     ends: list[Finished] = []
+    failures: list[Failed] = []
     with Interruption() as interruption:
-        for event in generate(loaded, profile, works, shape, interruption, say):
+        for event in generate(loaded, profile, works, shape, interruption, say, each_alone=True):
             for sink in list(sinks):
                 try:
                     sink.receive(event)
@@ -262,6 +263,12 @@ def run(
                 if not event.audit.passed:
                     raise AuditError("the audit failed: " + "; ".join(event.audit.problems), AUDIT_HINT)
                 ends.append(event)
+            elif isinstance(event, Failed):
+                failures.append(event)
+    if failures and not interruption.exit_code:
+        first = failures[0]
+        which = f"output {first.prompt + 1} of {len(works)}: " if len(works) > 1 else ""
+        raise ScopeError(f"{which}{first.error}", first.hint)
     if verbose and ends:
         tell(limit_of(loaded, ends, shape.lanes))
     return interruption.exit_code

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from scope_cli.events import Event, Finished, PromptProgress, PromptRead, Started, Token
+from scope_cli.events import Event, Failed, Finished, PromptProgress, PromptRead, Started, Token
 
 RATE_WINDOW_S = 5.0
 
@@ -50,6 +50,8 @@ class Meter:
                     self._finished += 1
                     self._phase = "finished"
                     self._reading = asdict(event.reading)
+                case Failed():
+                    self._phase = "failed"
 
     def snapshot(self) -> dict[str, Any]:
         with self._lock:

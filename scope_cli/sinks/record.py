@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from scope_cli.errors import ScopeError
-from scope_cli.events import Event, Finished, Started
+from scope_cli.events import Event, Failed, Finished, Started
 from scope_cli.files import replace_file
 
 
 class RunRecord:
-    """Written whole at the start ("running") and when every prompt is through ("finished"), never in between.
+    """Written whole at the start ("running") and when every prompt is through ("finished" or "failed"), never
+    in between.
 
     A run that was killed leaves the first version.
     """
@@ -26,12 +27,13 @@ class RunRecord:
             self._record = {"status": "running", "started_at": _now(), "finished_at": None}
             self._record |= asdict(event) | {"results": []}
             self._write()
-        elif isinstance(event, Finished):
+        elif isinstance(event, Finished | Failed):
             result = asdict(event)
-            del result["text"]  # the end of the text, and the text is in FILE
-            self._record["results"].append(result)
-            if len(self._record["results"]) == len(self._record["prompt_tokens"]):
-                self._record |= {"status": "finished", "finished_at": _now()}
+            result.pop("text", None)  # the end of the text, and the text is in FILE
+            results = self._record["results"] = [*self._record["results"], result]
+            if len(results) == len(self._record["prompt_tokens"]):
+                status = "failed" if any("error" in one for one in results) else "finished"
+                self._record |= {"status": status, "finished_at": _now()}
                 self._write()
 
     def close(self) -> None:

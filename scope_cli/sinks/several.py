@@ -3,7 +3,7 @@
 from collections import defaultdict
 from dataclasses import replace
 
-from scope_cli.events import Event, Finished, PromptProgress, Started
+from scope_cli.events import Event, Failed, Finished, PromptProgress, Started
 from scope_cli.sinks.base import Sink
 
 BETWEEN = "\n\n"  # two outputs on one stream
@@ -47,8 +47,10 @@ class InOrder:
         elif event.prompt != self._turn:
             if not isinstance(event, PromptProgress):
                 self._held[event.prompt].append(event)
-        elif isinstance(event, Finished) and event.prompt < self._last:
-            self._sink.receive(replace(event, text=event.text + BETWEEN))
+        elif isinstance(event, Finished | Failed) and event.prompt < self._last:
+            if isinstance(event, Finished):
+                event = replace(event, text=event.text + BETWEEN)
+            self._sink.receive(event)
             self._turn += 1
             for held in self._held.pop(self._turn, []):
                 self.receive(held)

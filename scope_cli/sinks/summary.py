@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from scope_cli.events import Audit, Event, Finished, Loop, Started
+from scope_cli.events import Audit, Event, Failed, Finished, Loop, Started
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
 
 
@@ -22,6 +22,10 @@ class Summary:
                 self._print("note:", note, "yellow")
             model = event.model
             self._print("", f"{model['name']}, {_machine(model)}, {event.policy}", "")
+        elif isinstance(event, Failed):
+            if self._outputs > 1:  # the only one is told at the end, as the run's error
+                self._print("", f"output {event.prompt + 1} of {self._outputs}", "")
+                self._print("failed:   ", event.error, "bold red")
         elif isinstance(event, Finished):
             if self._outputs > 1:
                 self._print("", f"output {event.prompt + 1} of {self._outputs}", "")

@@ -14,7 +14,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from scope_cli.events import Event, Finished, PromptProgress, Started, Token
+from scope_cli.events import Event, Failed, Finished, PromptProgress, Started, Token
 from scope_cli.sinks.base import text_of
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
 
@@ -60,7 +60,7 @@ class Terminal:
                 parts = meter(event, self._planned, self._rate.tokens_per_s)
                 self._status = fitting(parts, self._console.width)
                 self._draw()
-            case Finished():
+            case Finished() | Failed():
                 self.close()
                 self._rate = RecentRate()
 
