@@ -143,8 +143,8 @@ def _read_file(found: Input, path: Path) -> Input:
     found = replace(found, content_hash=_hash(content))
     try:
         text = utf8.decode(content)
-    except UnicodeDecodeError as error:
-        return replace(found, problem=f"is not UTF-8: {utf8.place_of(error)}")
+    except utf8.NotText as error:
+        return replace(found, problem=f"{error}; {error.hint(path.name)}" if error.encoding else str(error))
     if not text.strip():
         return replace(found, problem="is empty" if not text else "holds nothing but white space")
     return replace(found, text=text)
@@ -173,8 +173,8 @@ def _read_line(line: bytes, default_id: str, source: str) -> Input:
     found = Input(default_id, source, content_hash=_hash(line))
     try:
         fields = json.loads(utf8.decode(line))
-    except UnicodeDecodeError as error:
-        return replace(found, problem=f"is not UTF-8: byte 0x{line[error.start]:02x} in column {error.start}")
+    except utf8.NotText as error:
+        return replace(found, problem=str(error).removesuffix(", line 1"))
     except ValueError as error:
         return replace(found, problem=f"is not JSON: {error}")
     if not isinstance(fields, dict):

@@ -177,11 +177,8 @@ def read_text(file: str, option: str) -> str:
         ) from error
     try:
         return utf8.decode(content)
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{option}: {name} is not UTF-8: {utf8.place_of(error)}",
-            f"convert it, for example: iconv -f latin1 -t utf-8 {file}" if file != "-" else "",
-        ) from error
+    except utf8.NotText as error:
+        raise UsageError(f"{option}: {name} {error}", error.hint("" if file == "-" else file)) from error
 
 
 def open_sinks(output: Path | None, mode: "FileMode", json: bool, quiet: bool, outputs: int) -> "list[Sink]":

@@ -81,8 +81,9 @@ def test_each_bad_file_has_its_own_reason(tmp_path):
     assert problems == {
         "empty": "is empty",
         "blank": "holds nothing but white space",
-        "latin": "is not UTF-8: byte 0xe9 at offset 8, line 2",
-        "utf16": "is not UTF-8: byte 0xff at offset 0, line 1",
+        "latin": "is not UTF-8: byte 0xe9 at offset 8, line 2; "
+        "convert it, for example: iconv -f latin1 -t utf-8 latin",
+        "utf16": "is not UTF-8: it is UTF-16; convert it, for example: iconv -f utf-16 -t utf-8 utf16",
         "nowhere": "cannot be read: No such file or directory",
         "itself": "cannot be read: Too many levels of symbolic links",
         "sub/loop": "is a link back to a folder that it lies in",
@@ -135,7 +136,7 @@ def test_a_line_is_the_same_prompt_whatever_it_is_called_and_however_it_is_spelt
     ("line", "problem"),
     [
         (b"{", "is not JSON"),
-        (b'{"prompt": "caf\xe9"}', "is not UTF-8: byte 0xe9 in column 15"),
+        (b'{"prompt": "caf\xe9"}', "is not UTF-8: byte 0xe9 at offset 15"),
         (b"[1]", "is a JSON list"),
         ({"promt": "hi"}, "unknown key 'promt'; did you mean prompt?"),
         ({"prompt": "hi", "temperature": 1}, 'write "sampling": {"temperature": ...}'),
