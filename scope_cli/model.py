@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from scope_cli.errors import ModelError, UsageError
 from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.packed import BITS, Bits, bfloat16_is_fast, pack, packed_bytes
 from scope_cli.profile import ModelSettings, PromptSettings
+from scope_cli.random_weights import random_model
 from scope_cli.registry import ModelFolder, Say, find, first_line, hushed
 from scope_cli.shapes import bytes_of, stored_shapes
 from scope_cli.threads import set_threads
@@ -64,9 +64,9 @@ def open_model(
         geometry=geometry_of(config),
         device=device,
         dtype=dtype,
-        weight_bytes=weight_bytes(folder.path, config, dtype, load_in),
+        weight_bytes=weight_bytes(folder, config, dtype, load_in),
         load_in=load_in,
-        loading_bytes=weight_bytes(folder.path, config, dtype) if load_in in BITS else 0,
+        loading_bytes=weight_bytes(folder, config, dtype) if load_in in BITS else 0,
     )
 
 
@@ -163,7 +163,7 @@ def _refusal(config: PreTrainedConfig, text: PreTrainedConfig) -> str:
 
 
 def weight_bytes(
-    folder: Path, config: PreTrainedConfig, dtype: torch.dtype, load_in: str | None = None
+    folder: ModelFolder, config: PreTrainedConfig, dtype: torch.dtype, load_in: str | None = None
 ) -> int:
     """Bytes of the weights once loaded, from the headers of the safetensors files.
 
@@ -171,7 +171,9 @@ def weight_bytes(
     """
     if load_in in BITS:
         return packed_bytes(_skeleton(config, dtype), BITS[load_in])
-    return bytes_of(stored_shapes(folder), dtype.itemsize, load_in)
+    if folder.random:
+        return sum(weight.nbytes for weight in _skeleton(config, dtype).parameters())
+    return bytes_of(stored_shapes(folder.path), dtype.itemsize, load_in)
 
 
 def _skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -240,6 +242,8 @@ class OpenedModel:
         if attention is None:
             from scope_cli.attention import ATTENTION as attention  # importing it registers it
         bits: Bits | None = BITS.get(self.load_in or "")
+        if self.folder.random:
+            return self._ready(random_model(self.config, self.dtype, self.device, str(attention)), bits)
         options: dict[str, Any] = {}
         if self.load_in and bits is None:
             options["quantization_config"] = self._quantisation()
@@ -259,6 +263,9 @@ class OpenedModel:
             raise ModelError(
                 f"the weights of {self.name} are incomplete: {len(lacking)} lack, {lacking[0]} first"
             )
+        return self._ready(model, bits)
+
+    def _ready(self, model: PreTrainedModel, bits: Bits | None) -> "LoadedModel":
         if not model.is_backend_compatible():
             raise ModelError(
                 f"{self.config.model_type} models compute their attention by themselves",

@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 from scope_cli import __version__
 from scope_cli.errors import ModelError
 from scope_cli.names import did_you_mean
+from scope_cli.random_weights import PREFIX, random_folder
 
 HUB = "Hugging Face hub"
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -75,6 +76,7 @@ class ModelFolder:
     path: Path
     source: str  # in words: "local folder", "Hugging Face hub, revision 1a2b3c4"
     quantised: str | None = None  # the type that the layers' matrices had in a GGUF file: "Q4_1"
+    random: bool = False  # no weights: they are drawn when the model is loaded
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def find(name: str, offline: bool = False, say: Say = lambda line: None) -> Mode
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, when it is imported
     path = Path(name).expanduser()
+    if name.startswith(PREFIX):
+        return ModelFolder(name, random_folder(name, _models_folder()), "random weights", random=True)
     if name in EMBEDDED:
         tried = [f"{name} in {_models_folder()}: not there"]
         found = _embedded_from_cache(name) or _from_hub(name, EMBEDDED[name].hub, offline, say, tried)
