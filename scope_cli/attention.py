@@ -5,6 +5,8 @@ with no change to model code. No mask function is registered, so `attention_mask
 seen is decided here, by the slots. The cache arrives as a keyword argument of the model call.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 ATTENTION = "scope"
 QUERY_BLOCK = 128
+KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def attend(
@@ -66,9 +69,26 @@ def attend_step(layer: "SlotLayer", query: Tensor, key: Tensor, value: Tensor) -
     keys, values, bias = layer.write(key, value)
     lanes, heads, _tokens, head_dim = query.shape
     grouped = query.view(lanes, keys.shape[1], -1, head_dim)  # a group shares its KV head
-    out = F.scaled_dot_product_attention(grouped, keys, values, bias, scale=layer.scale)
+    out = attend_slots(grouped, keys, values, bias, layer.scale)
     layer.remember(query, None)
     return out.view(lanes, heads, 1, head_dim).transpose(1, 2).contiguous()
+
+
+def attend_slots(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """One query of each head over a prefix of the slots; query: [lanes, kv_heads, group, head_dim]."""
+    if query.is_cuda and (kernel := triton_kernel()) is not None and query.dtype in KERNEL_DTYPES:
+        return kernel(query, keys, values, bias, scale)
+    return F.scaled_dot_product_attention(query, keys, values, bias, scale=scale)
+
+
+@cache
+def triton_kernel() -> Callable[..., Tensor] | None:
+    """The attention of a step on a GPU; None where Triton is not installed, and SDPA takes its place."""
+    try:
+        from scope_cli.slot_attention import attend_plain_slots
+    except ImportError:
+        return None
+    return attend_plain_slots
 
 
 def attend_bound(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

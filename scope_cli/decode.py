@@ -166,7 +166,7 @@ def decode(
                 if lane.written == lane.max_new_tokens:
                     cache.finish(lane.row)
             step_on(step, cache, [lane for lane in running if lane.written < lane.max_new_tokens], ids)
-        now = torch.stack(chosen).tolist()  # the one time that the host waits for the device
+        now = received(chosen)
         state = cache.reading()
         for lane, (token_id, logprob) in zip(running, now, strict=True):
             try:
@@ -192,6 +192,12 @@ def decode(
                 yield finish(lane)
         if not ahead:
             step_on(step, cache, [lane for lane in lanes if lane is not None], ids)
+
+
+def received(chosen: list[Tensor]) -> list[list[float]]:
+    """Each lane's id and log-probability on the host: the one time that it waits for the device."""
+    told: list[list[float]] = torch.stack(chosen).tolist()
+    return told
 
 
 def step_on(step: Callable[[Tensor], Tensor], cache: ScopeCache, lanes: list[Lane], ids: Tensor) -> None:

@@ -11,6 +11,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anybody imports triton
+
 from scope_cli import cli
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -1,0 +1,208 @@
+"""On a card: the float32 CPU oracle's text, for every family and policy, from graphs, and nobody waits."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from scope_cli import decode as decode_module
+from scope_cli import plugins
+from scope_cli.cache import FREE, PolicyLayer
+from scope_cli.events import Token
+from scope_cli.generate import Job
+from scope_cli.memory import PeakMeter
+from scope_cli.plan import together
+from scope_cli.step import EagerStep, GraphStep
+from tests.test_cache import loaded_tiny
+from tests.test_lanes import settings_of, work_of
+from tests.tiny import FAMILIES
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+GREEDY = {"sampling.temperature": 0.0}
+COMPRESSED = {"prefill.method": "snapkv", "prefill.budget": 30, "prefill.window": 4}
+SCORERS = [name for name in plugins.names("scorers") if name != "tri"]  # tri needs a file of its own
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return {family: loaded_tiny(tmp_path_factory.mktemp(family), family) for family in FAMILIES}
+
+
+def on_the_card(loaded):
+    opened = replace(loaded.opened, device=torch.device("cuda", 0))
+    return replace(loaded, model=copy.deepcopy(loaded.model).to("cuda"), opened=opened)
+
+
+def written(loaded, chosen, works, lanes, compiled=False, told=None):
+    """By prompt: ids and log-probabilities; by lane and layer: the positions that are held; the job."""
+    shape = together([work.plan for work in works], lanes)
+    tell = (told if told is not None else []).append
+    with PeakMeter(loaded.device) as peak:
+        job = Job(loaded, chosen.profile, shape, peak, compiled, tell)
+        texts: dict[int, list[tuple[int, float]]] = {}
+        for event in job.run(works):
+            if isinstance(event, Token):
+                texts.setdefault(event.prompt, []).append((event.token_id, event.logprob))
+    audit = job.cache.audit()
+    assert audit.passed, audit.problems
+    return texts, held(job.cache), job
+
+
+def held(cache) -> list[list[list[int]]]:
+    return [
+        [sorted(head[head != FREE].tolist()) for head in lane]
+        for layer in cache.layers
+        for lane in layer.positions.cpu()
+    ]
+
+
+def agree(ours, theirs, tolerance=2e-3):
+    assert ours.keys() == theirs.keys()
+    for number, text in theirs.items():
+        assert [token for token, _ in ours[number]] == [token for token, _ in text], number
+        for (_, logprob), (_, other) in zip(ours[number], text, strict=True):
+            assert abs(logprob - other) < tolerance
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_writes_what_the_cpu_writes_and_keeps_what_it_keeps(models, family):
+    chosen = settings_of(**GREEDY)
+    works = [work_of(models[family], chosen, seed, 10 + 31 * seed, 120, temperature=0.0) for seed in range(3)]
+    oracle, kept, _ = written(models[family], chosen, works, 3)
+    told = []
+    for compiled in (False, True):
+        texts, also_kept, job = written(on_the_card(models[family]), chosen, works, 3, compiled, told)
+        assert isinstance(job.step, GraphStep if compiled else EagerStep) and not told
+        agree(texts, oracle)
+        assert also_kept == kept
+    assert job.cache.reading().evictions > 0 or family == "mistral-window"
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+@pytest.mark.parametrize("interval", [1, 5])
+def test_every_scorer_is_captured_and_gives_the_plain_text(models, scorer, interval):
+    chosen = settings_of(**GREEDY, **{"decode.scorer": scorer, "decode.interval": interval})
+    works = [work_of(models["llama"], chosen, seed, 20 + 7 * seed, 60, temperature=0.0) for seed in range(2)]
+    card, told = on_the_card(models["llama"]), []
+    plain, kept, _ = written(card, chosen, works, 2)
+    graphs, also_kept, job = written(card, chosen, works, 2, True, told)
+    assert not told, told
+    assert job.step._evictions, "no eviction was captured"
+    agree(graphs, plain)
+    assert also_kept == kept
+
+
+@pytest.mark.parametrize("strategy", ["slide", "adaptive", "discontinuous", "full"])
+@pytest.mark.parametrize("protect", [True, False])
+def test_every_strategy_reads_every_length_and_lanes_take_turns(models, strategy, protect):
+    """Seven prompts of other lengths through three lanes: graphs of every read length and eviction size."""
+    chosen = settings_of(
+        **GREEDY,
+        **{
+            "decode.strategy": strategy,
+            "decode.protect_prompt": protect,
+            "decode.budget": 150,
+            "decode.recent": 30,
+            "decode.interval": "auto" if strategy == "discontinuous" else 20,
+        },
+    )
+    works = [
+        work_of(models["llama"], chosen, seed, 5 + 40 * seed, 220 - 25 * seed, temperature=0.0)
+        for seed in range(7)
+    ]
+    card, told = on_the_card(models["llama"]), []
+    plain, _, _ = written(card, chosen, works, 3)
+    graphs, _, job = written(card, chosen, works, 3, True, told)
+    assert not told
+    assert (job.cache.reading().evictions > 0) == (strategy != "full")
+    assert len(job.step._steps) > 1
+    agree(graphs, plain)
+
+
+@pytest.mark.parametrize("wrap", [[], [{"name": "adakv"}], [{"name": "mass"}]])
+def test_prompts_that_need_other_sizes_follow_one_another(models, wrap):
+    chosen = settings_of(**GREEDY, **COMPRESSED, **{"prefill.wrap": wrap})
+    works = [work_of(models["llama"], chosen, seed, 90 - 20 * seed, 40, temperature=0.0) for seed in range(3)]
+    oracle, _, _ = written(models["llama"], chosen, works, 1)
+    told = []
+    graphs, _, _ = written(on_the_card(models["llama"]), chosen, works, 1, True, told)
+    assert not told
+    agree(graphs, oracle)
+
+
+def test_sampled_text_is_the_same_plain_and_captured(models):
+    chosen = settings_of()
+    works = [work_of(models["llama"], chosen, seed, 20, 80) for seed in range(3)]
+    card = on_the_card(models["llama"])
+    agree(written(card, chosen, works, 3, True)[0], written(card, chosen, works, 3)[0])
+
+
+@pytest.mark.parametrize("scorer", ["attention", "accumulated", "random", "recency"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_hundred_steps_wait_for_the_device_at_nothing_but_their_tokens(
+    models, monkeypatch, scorer, temperature, compiled
+):
+    chosen = settings_of(**{"decode.scorer": scorer, "sampling.top_k": 50, "sampling.top_p": 0.9})
+    card = on_the_card(models["llama"])
+    works = [work_of(card, chosen, seed, 20, 150, temperature=temperature) for seed in range(2)]
+    reads = []
+
+    def received(chosen):
+        torch.cuda.set_sync_debug_mode("default")
+        told = torch.stack(chosen).tolist()
+        reads.append(len(told))
+        if 40 < len(reads) < 140:  # everything is captured, and no lane has ended
+            torch.cuda.set_sync_debug_mode("error")
+        return told
+
+    monkeypatch.setattr(decode_module, "received", received)
+    try:
+        _, _, job = written(card, chosen, works, 2, compiled)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(reads) == 150 and job.cache.reading().evictions > 40
+
+
+@pytest.mark.parametrize("load_in", ["8bit", "4bit"])
+def test_weights_of_bitsandbytes_write_on_a_card(scope, tiny_folder, load_in):
+    pytest.importorskip("bitsandbytes")
+    argv = [
+        "generate", "hello", "-m", tiny_folder, "--raw", "--load-in", load_in, "--budget", 24, "--recent", 8,
+        "--max-new-tokens", 60, "--ignore-eos", "--temperature", 0, "--dtype", "bfloat16", "-q",
+    ]  # fmt: skip
+    texts = []
+    for compiled in ("off", "on"):
+        result = scope(*argv, "--device", "cuda", "--compile", compiled)
+        assert result.code == 0, result.stderr
+        texts.append(result.stdout)
+    assert texts[0] == texts[1]
+
+
+def test_memory_that_ends_in_mid_run_keeps_the_text(models):
+    """A step meets the end of the card's memory: what was written is there, the error is the card's own."""
+    card, chosen = on_the_card(models["llama"]), settings_of(**GREEDY)
+    work = work_of(card, chosen, 1, 20, 60, temperature=0.0)
+    shape = together([work.plan], 1)
+    texts = []
+    with PeakMeter(card.device) as peak:
+        job = Job(card, chosen.profile, shape, peak)
+        plain, hog = job.step, []
+
+        def step(ids):
+            if len(texts) == 20:
+                free, _ = torch.cuda.mem_get_info()
+                hog.append(torch.empty(2 * free, dtype=torch.uint8, device="cuda"))
+            return plain(ids)
+
+        job.step = step
+        with pytest.raises(torch.OutOfMemoryError):
+            for event in job.run([work]):
+                if isinstance(event, Token):
+                    texts.append(event.token_id)
+    assert 20 <= len(texts) <= 21
+    assert not any(isinstance(layer, PolicyLayer) and layer.keys.isnan().any() for layer in job.cache.layers)
