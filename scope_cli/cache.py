@@ -19,12 +19,13 @@ from torch import Tensor
 
 from scope_cli.events import Audit, Reading
 from scope_cli.geometry import Geometry, LayerGeometry
-from scope_cli.plan import CacheShape
+from scope_cli.plan import STEP, CacheShape, whole_steps
 from scope_cli.schedule import Schedule
 from scope_cli.scorers.base import Policy, SlotView
 
 FREE = -1  # the position of a slot that holds nothing
-READ_STEP = 64  # a step reads the used slots, rounded up: few different shapes
+BLOCK = 512  # keys that SDPA looks at together on a CPU
+ALL = 2**40  # slots: more than there are
 INF = float("inf")
 
 
@@ -40,10 +41,6 @@ class Chunk:
     @property
     def end(self) -> int:
         return self.start + self.tokens
-
-
-def whole_steps(slots: int) -> int:
-    return -(-slots // READ_STEP) * READ_STEP
 
 
 def causal_mask(chunk: Chunk, device: torch.device) -> Any:
@@ -74,10 +71,13 @@ class SlotLayer:
     keys, values: [lanes, kv_heads, slots, head_dim]
     positions: [lanes, kv_heads, slots], FREE where nothing is held
     bias: [lanes, kv_heads, 1, slots], 0 where a token is held, else -inf
+    most_held: tokens; the slots are as many in whole steps, and those beyond stay free
     """
 
-    def __init__(self, cache: "ScopeCache", index: int, geometry: LayerGeometry, slots: int) -> None:
-        self.cache, self.index, self.geometry, self.slots = cache, index, geometry, slots
+    def __init__(self, cache: "ScopeCache", index: int, geometry: LayerGeometry) -> None:
+        self.cache, self.index, self.geometry = cache, index, geometry
+        self.slots = slots = cache.shape.layer_slots(index, geometry)
+        self.most_held = cache.shape.most_held(index, geometry)
         self.scale = geometry.head_dim**-0.5  # the model's own, told with the first call
         self.output_weight: Tensor | None = None  # [hidden, heads * head_dim], told where the policy weighs
         self.read_slots = slots  # the prefix of the slots that a step reads
@@ -133,7 +133,7 @@ class SlotLayer:
         prompt = self.cache.shape.prompt_slots[self.index]
         lengths = [self.slots]
         for parts in (2, 4):
-            shorter = whole_steps(prompt + (self.slots - prompt) // parts)
+            shorter = whole_steps(prompt + (self.slots - prompt) // parts, self.cache.read_step)
             if shorter <= 0.8 * lengths[0]:
                 lengths.insert(0, shorter)
         return lengths
@@ -143,7 +143,7 @@ class SlotLayer:
         if self.cache.fixed_reads:
             self.read_slots = next(length for length in self.read_lengths if length >= used)
         else:
-            self.read_slots = min(self.slots, whole_steps(used))
+            self.read_slots = min(self.slots, whole_steps(used, self.cache.read_step))
 
     def _fill(self, slot: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Put each lane's current token into `slot`, [lanes, kv_heads]; lanes that only ride along write
@@ -168,10 +168,10 @@ class PolicyLayer(SlotLayer):
     """
 
     def __init__(self, cache: "ScopeCache", index: int, geometry: LayerGeometry) -> None:
+        super().__init__(cache, index, geometry)
         shape = cache.shape
-        super().__init__(cache, index, geometry, shape.layer_slots(index, geometry))
         self.first_evictable = shape.prompt_slots[index]
-        every = torch.arange(self.first_evictable, self.slots, dtype=torch.int32, device=cache.device)
+        every = torch.arange(self.first_evictable, self.most_held, dtype=torch.int32, device=cache.device)
         self.vacant = every.repeat(shape.lanes, geometry.kv_heads, 1)
         self.queries = torch.zeros(
             shape.lanes, geometry.heads, shape.ring, geometry.head_dim, dtype=cache.dtype, device=cache.device
@@ -201,13 +201,13 @@ class PolicyLayer(SlotLayer):
         for memo in self.memos.values():
             memo[lane] = 0
         self.vacant[lane] = torch.arange(
-            self.first_evictable, self.slots, dtype=torch.int32, device=self.vacant.device
+            self.first_evictable, self.most_held, dtype=torch.int32, device=self.vacant.device
         )
 
     def read(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Any]:
         if chunk.known_output:
             return self._feed(chunk, keys, values)
-        assert chunk.end <= (self.first_evictable or self.slots), "a longer prompt than was planned"
+        assert chunk.end <= (self.first_evictable or self.most_held), "a longer prompt than was planned"
         lane, new = chunk.lane, slice(chunk.start, chunk.end)
         self.keys[lane, :, new] = keys[0]
         self.values[lane, :, new] = values[0]
@@ -307,21 +307,18 @@ def forget_in(layer: PolicyLayer, facts: Tensor, most: int) -> None:
 
 
 class WindowLayer(SlotLayer):
-    """A sliding window: position p lies in slot p mod window, where it overwrites the one that left."""
-
-    def __init__(self, cache: "ScopeCache", index: int, geometry: LayerGeometry) -> None:
-        super().__init__(cache, index, geometry, cache.shape.layer_slots(index, geometry))
+    """A sliding window: position p lies in slot p mod `most_held`, where it overwrites the one that left."""
 
     def read(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Any]:
         lane, window, device = chunk.lane, self.geometry.window, keys.device
         before = torch.arange(max(0, chunk.start - window + 1), chunk.start, device=device)
-        past = before % self.slots
+        past = before % self.most_held
         seen_keys = torch.cat([self.keys[lane : lane + 1, :, past], keys], 2)
         seen_values = torch.cat([self.values[lane : lane + 1, :, past], values], 2)
         newest = torch.arange(chunk.start, chunk.end, device=device)
         distance = newest[:, None] - torch.cat([before, newest])[None]
-        stays = newest[-self.slots :]  # what a later token can still see
-        slot = stays % self.slots
+        stays = newest[-self.most_held :]  # what a later token can still see
+        slot = stays % self.most_held
         self.keys[lane, :, slot] = keys[0, :, stays - chunk.start]
         self.values[lane, :, slot] = values[0, :, stays - chunk.start]
         self.positions[lane, :, slot] = stays.to(torch.int32)
@@ -329,7 +326,7 @@ class WindowLayer(SlotLayer):
         return seen_keys, seen_values, (distance >= 0) & (distance < window)
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        slot = (self.cache.next_position % self.slots).unsqueeze(1).expand(-1, self.geometry.kv_heads)
+        slot = (self.cache.next_position % self.most_held).unsqueeze(1).expand(-1, self.geometry.kv_heads)
         return self._fill(slot, keys, values)
 
 
@@ -581,12 +578,24 @@ class ScopeCache:
             for layer in layers:
                 layer.set_read_slots(used)
 
+    @property
+    def read_step(self) -> int:
+        """A step reads the used slots, rounded up to a multiple of this.
+
+        How many are used depends on all lanes, and what one of them computes must not: a block more of masked
+        keys adds exact zeros to attention, a part of a block may round the whole block otherwise. On a GPU
+        the number of slots decides how they are divided between its units.
+        """
+        if self.shape.lanes == 1:
+            return STEP
+        return BLOCK if self.device.type == "cpu" else ALL
+
     @cached_property
     def _alike(self) -> list[list[SlotLayer]]:
         """Layers of one size, which fill at one pace."""
         groups: dict[tuple[type, int], list[SlotLayer]] = {}
         for layer in self.layers:
-            groups.setdefault((type(layer), layer.slots), []).append(layer)
+            groups.setdefault((type(layer), layer.most_held), []).append(layer)
         return list(groups.values())
 
     def facts(self, excess: Sequence[int] | None = None, wrote: Sequence[bool] | None = None) -> Tensor:
@@ -668,9 +677,10 @@ class ScopeCache:
         """One more than the highest slot that any lane has ever filled, the token being written included."""
         counts = [count for count in self.lanes if count is not None]
         if isinstance(layer, WindowLayer):
-            return min(layer.slots, max((count.prompt + count.written + 1 for count in counts), default=0))
+            seen = max((count.prompt + count.written + 1 for count in counts), default=0)
+            return min(layer.most_held, seen)
         taken = max((max(count.most_held, count.held + 1) for count in counts), default=0)
-        return min(layer.slots, taken + self.shape.prompt_slots[layer.index])
+        return min(layer.most_held, taken + self.shape.prompt_slots[layer.index])
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole state, flat: with the lanes' counts, all that a lane's future depends on."""
@@ -773,7 +783,7 @@ class ScopeCache:
 
     def _window_bytes(self, seen: int) -> int:
         return sum(
-            min(seen, layer.slots) * layer.geometry.slot_bytes(self.dtype.itemsize)
+            min(seen, layer.most_held) * layer.geometry.slot_bytes(self.dtype.itemsize)
             for layer in self.layers
             if isinstance(layer, WindowLayer)
         )

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 POSITION_BYTES = 4  # positions and slot lists are int32
 MEMO_BYTES = 4  # float32
 COUNTER_BYTES = 8  # per-lane counters are int64
+STEP = 64  # slots come, and are read, in whole steps: few lengths, none odd (float32 rounds those apart)
+
+
+def whole_steps(slots: int, step: int = STEP) -> int:
+    return -(-slots // step) * step
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,10 @@ class CacheShape:
     memos: int = 0  # float32 values beside each slot of a policy layer
 
     def layer_slots(self, index: int, layer: LayerGeometry) -> int:
+        """What is allocated: what can ever be held, in whole steps."""
+        return whole_steps(self.most_held(index, layer))
+
+    def most_held(self, index: int, layer: LayerGeometry) -> int:
         if layer.kind == "full":
             return self.prompt_slots[index] + self.evictable
         return min(layer.window, self.context)

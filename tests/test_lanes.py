@@ -7,23 +7,50 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
+from scope_cli import plugins
+from scope_cli.attention import attend_step
+from scope_cli.cache import ScopeCache
 from scope_cli.decode import decode
 from scope_cli.events import Finished, PromptRead, Token
-from scope_cli.generate import Job, Work, generate, make_plan, new_work
+from scope_cli.generate import Job, Work, generate, make_plan, new_work, policy_of
+from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.memory import PeakMeter
-from scope_cli.plan import together
+from scope_cli.plan import STEP, CacheShape, together
 from scope_cli.profile import load_profile
 from scope_cli.sampling import Sampler
 from tests.test_cache import loaded_tiny
 
 LANES = 3
+SCORERS = plugins.names("scorers")
 BUDGET = {"decode.budget": 12, "decode.recent": 4, "decode.interval": 5}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    return {family: loaded_tiny(tmp_path_factory.mktemp(family), family) for family in ("llama", "gemma3")}
+    families = ("llama", "gemma3", "llama-mqa")
+    return {family: loaded_tiny(tmp_path_factory.mktemp(family), family) for family in families}
+
+
+@pytest.fixture(scope="session")
+def named(tmp_path_factory):
+    """A scorer by name, with what it cannot do without for a model of so many layers and heads."""
+
+    def named(name, geometry):
+        if name != "tri":
+            return name
+        file = tmp_path_factory.mktemp("tri") / "tri.safetensors"
+        chance = torch.Generator().manual_seed(0)
+        means = {}
+        for number, layer in enumerate(geometry.layers):
+            half = layer.head_dim // 2
+            means[f"{number}.mean"] = torch.rand(layer.heads, half, 2, generator=chance)
+            means[f"{number}.size"] = torch.rand(layer.heads, half, generator=chance)
+        save_file(means, file)
+        return {"name": "tri", "calibration": str(file)}
+
+    return named
 
 
 def settings_of(**overrides):
@@ -65,25 +92,28 @@ def written(loaded, settings, works, shape, **decode_more):
     return texts, events, job.cache
 
 
-@settings(max_examples=12, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=20, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(data=st.data())
-def test_a_lane_is_bit_for_bit_the_same_whatever_the_others_hold_and_in_any_row(models, data):
-    loaded = models[data.draw(st.sampled_from(["llama", "gemma3"]), "family")]
+def test_a_lane_is_bit_for_bit_the_same_whatever_the_others_hold_and_in_any_row(models, named, data):
+    loaded = models[data.draw(st.sampled_from(["llama", "gemma3", "llama-mqa"]), "family")]
+    budget = data.draw(st.integers(2, 40), "budget")
     chosen = settings_of(
         **{
             "decode.strategy": data.draw(st.sampled_from(["slide", "adaptive", "full"]), "strategy"),
-            "decode.scorer": data.draw(
-                st.sampled_from(["attention", "random", "accumulated", "rkv"]), "scorer"
-            ),
+            "decode.scorer": named(data.draw(st.sampled_from(SCORERS), "scorer"), loaded.geometry),
             "decode.protect_prompt": data.draw(st.booleans(), "protect"),
+            "decode.budget": budget,
+            "decode.recent": data.draw(st.integers(1, budget), "recent"),
+            "decode.interval": data.draw(st.integers(1, 9), "interval"),
         }
     )
+    longest = data.draw(st.sampled_from([20, 90, 700]), "longest")
     works = [
         work_of(
             loaded,
             chosen,
             seed=data.draw(st.integers(0, 99), "seed"),
-            prompt_tokens=data.draw(st.integers(1, 90), "prompt"),
+            prompt_tokens=data.draw(st.integers(1, longest), "prompt"),
             new_tokens=data.draw(st.integers(1, 50), "output"),
             temperature=data.draw(st.sampled_from([0.0, 1.0]), "temperature"),
         )
@@ -100,6 +130,36 @@ def test_a_lane_is_bit_for_bit_the_same_whatever_the_others_hold_and_in_any_row(
     assert alone[0] == texts[0], "with the other rows empty"
     ahead, _, _ = written(loaded, chosen, works, shape, ahead=True)
     assert ahead == texts, "launched before the host knew the token"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("group", [1, 2, 7, 8])
+def test_attention_is_bit_for_bit_the_same_through_every_prefix_that_lanes_read(group, dtype):
+    """Masked keys add exact zeros; but where a block of keys ends must not depend on the other lanes."""
+    chance = torch.Generator().manual_seed(group)
+    layer_geometry = LayerGeometry("full", heads=group, kv_heads=1, head_dim=64)
+    geometry = Geometry((layer_geometry,), 10_000, 64, 64)
+    policy = policy_of(settings_of().profile.decode)
+    for slots in (100, 333, 576, 1_151, 1_700):
+        shape = CacheShape(LANES, (slots - 20,), 20, slots)
+        cache = ScopeCache(geometry, shape, policy, dtype=dtype)
+        layer = cache.layers[0]
+        for buffer in (layer.keys, layer.values):
+            buffer.normal_(generator=chance)
+        for held in (slots // 7, slots // 2, slots - 50):
+            layer.bias.fill_(-torch.inf)
+            layer.bias[..., torch.randperm(held, generator=chance)[: held * 3 // 4]] = 0
+            query = torch.randn(LANES, group, 1, 64, generator=chance).to(dtype)
+            seen = {}
+            for cache.fixed_reads in (False, True):  # plain and compiled
+                for used in range(held, slots + 1):
+                    layer.set_read_slots(used)
+                    assert used <= layer.read_slots <= layer.slots and layer.read_slots % STEP == 0
+                    if layer.read_slots not in seen:
+                        seen[layer.read_slots] = attend_step(layer, query, query[:, :1], query[:, :1])
+            first, *others = seen.values()
+            for other in others:
+                assert torch.equal(first, other), sorted(seen)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

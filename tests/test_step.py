@@ -13,7 +13,7 @@ from scope_cli.generate import Job, generate
 from scope_cli.memory import PeakMeter
 from scope_cli.plan import together
 from scope_cli.step import FEW, EagerStep, GraphStep, compiles
-from tests.test_lanes import models, settings_of, work_of  # noqa: F401  models is a fixture
+from tests.test_lanes import SCORERS, models, named, settings_of, work_of  # noqa: F401  some are fixtures
 
 LANES = 2
 
@@ -88,11 +88,31 @@ def test_only_a_layer_that_is_its_graph_is_called_without_dynamo():
         assert step.without_dynamo(noted, other) is None
 
 
-@pytest.mark.parametrize("interval", [1, 5])
-def test_a_compiled_lane_is_bit_for_bit_the_same_with_other_neighbours(models, interval):  # noqa: F811
-    loaded = models["llama"]
-    chosen = settings_of(**{"decode.interval": interval})
-    works = [work_of(loaded, chosen, seed, 10 + 7 * seed, 60) for seed in range(4)]
+@pytest.mark.parametrize(
+    ("family", "scorer", "budget", "interval"),
+    [
+        *(("llama", scorer, 11 + number % 2, 1) for number, scorer in enumerate(SCORERS)),
+        ("gemma3", "knorm", 12, 5),
+        ("llama-mqa", "attention", 13, 5),
+    ],
+)
+def test_a_compiled_lane_is_bit_for_bit_the_same_with_other_neighbours(
+    models,  # noqa: F811
+    named,  # noqa: F811
+    family,
+    scorer,
+    budget,
+    interval,
+):
+    loaded = models[family]
+    chosen = settings_of(
+        **{
+            "decode.interval": interval,
+            "decode.budget": budget,
+            "decode.scorer": named(scorer, loaded.geometry),
+        }
+    )
+    works = [work_of(loaded, chosen, seed, 10 + 7 * seed, 30) for seed in range(4)]
     texts = texts_of(job_of(loaded, chosen, works, compiled=True), works)
     order = [3, 1, 0, 2]
     shuffled = texts_of(job_of(loaded, chosen, works, compiled=True), [works[number] for number in order])

@@ -32,6 +32,7 @@ SHAPE = {
 FAMILIES: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SHAPE),
     "llama-mha": LlamaConfig(**{**SHAPE, "num_key_value_heads": 4}),
+    "llama-mqa": LlamaConfig(**{**SHAPE, "num_attention_heads": 8, "num_key_value_heads": 1}),
     "qwen2": Qwen2Config(**SHAPE),
     "qwen3": Qwen3Config(**SHAPE),
     "mistral": MistralConfig(**SHAPE, sliding_window=None),

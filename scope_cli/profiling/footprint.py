@@ -149,7 +149,7 @@ def full_series(plan: RunPlan, target: Target) -> list[int]:
 
 def window_bytes(plan: RunPlan, target: Target, seen: int) -> int:
     return sum(
-        min(seen, plan.shape.layer_slots(index, layer)) * layer.slot_bytes(target.dtype_bytes)
+        min(seen, plan.shape.most_held(index, layer)) * layer.slot_bytes(target.dtype_bytes)
         for index, layer in enumerate(target.shape.geometry.layers)
         if layer.kind == "window"
     )
@@ -260,15 +260,20 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
 def runs_out_at(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int, memory: int) -> int:
     """The last output token for which a cache that keeps everything has room, whatever the model's context.
 
-    -1 where not even the prompt has. Such a cache grows by a slot a token; sliding windows are full by then.
+    -1 where not even the prompt has. Such a cache grows with every token; sliding windows are full by then.
     """
     start, geometry, dtype_bytes = changed(full_cache(settings), 1), target.shape.geometry, target.dtype_bytes
     needed = total_bytes(start, target, prompt_tokens, lanes)
     if needed > memory:
         return -1
     shape = plan_of(start, target.shape, prompt_tokens, lanes).shape
-    grown = replace(shape, context=geometry.context)
-    needed += grown.cache_bytes(geometry, dtype_bytes) - shape.cache_bytes(geometry, dtype_bytes)
-    longer = replace(grown, evictable=grown.evictable + 1)
-    slot = longer.cache_bytes(geometry, dtype_bytes) - grown.cache_bytes(geometry, dtype_bytes)
-    return max(1, 1 + (memory - needed) // slot) if slot else geometry.context
+    room = memory - needed + shape.cache_bytes(geometry, dtype_bytes)
+    token = lanes * sum(layer.slot_bytes(dtype_bytes) for layer in geometry.layers if layer.kind == "full")
+    if not token:
+        return geometry.context
+
+    def fits(more: int) -> bool:
+        longer = replace(shape, context=geometry.context, evictable=shape.evictable + more)
+        return longer.cache_bytes(geometry, dtype_bytes) <= room
+
+    return 1 + largest(fits, room // token)

@@ -33,11 +33,12 @@ def planned(config, prompt_tokens, lanes=1, **keys):
 
 
 def test_llama_8b_by_hand():
-    """8,000 + 4,096 tokens, budget 2,048: 8,000 + 2,049 slots in 32 layers of 8 KV heads of 128."""
+    """8,000 + 4,096 tokens, budget 2,048: 8,000 + 2,049 slots, in whole steps of 64, in 32 layers of 8 KV
+    heads of 128."""
     made = f.footprint(
         settings(decode__budget=2048, sampling__max_new_tokens=4096), published(LLAMA_8B), 8000
     )
-    slots = 8000 + 2049
+    slots = 10112  # 158 * 64, the least that 8,000 + 2,049 fit into
     per_slot = 8 * 128 * 2 * 2 + 8 * (4 + 2)  # key and value; position and bias of each KV head
     per_layer = slots * per_slot + 8 * 2049 * 4 + 32 * 128 * 2  # list of free slots; ring of one query
     assert made.cache_bytes == made.lane_bytes == 32 * per_layer + 5 * 8
@@ -48,28 +49,30 @@ def test_llama_8b_by_hand():
 
 
 def test_llama_70b_by_hand():
+    """2,000 + 513 slots: 40 steps of 64."""
     made = f.footprint(
         settings(decode__budget=512, sampling__max_new_tokens=1000), published(LLAMA_70B), 2000, 4
     )
-    lane = 80 * ((2000 + 513) * (8 * 128 * 4 + 8 * 6) + 8 * 513 * 4 + 64 * 128 * 2) + 5 * 8
+    lane = 80 * (2560 * (8 * 128 * 4 + 8 * 6) + 8 * 513 * 4 + 64 * 128 * 2) + 5 * 8
     assert (made.lane_bytes, made.cache_bytes) == (lane, 4 * lane)
     assert made.weight_bytes == 141_107_412_992
 
 
 def test_qwen3_8b_by_hand():
+    """900 + 100 slots: 16 steps of 64."""
     made = f.footprint(
         settings(decode__strategy="full", sampling__max_new_tokens=100), published(QWEN3_8B), 900
     )
-    assert made.cache_bytes == 36 * (1000 * (8 * 128 * 4 + 8 * 6) + 8 * 100 * 4 + 32 * 128 * 2) + 5 * 8
+    assert made.cache_bytes == 36 * (1024 * (8 * 128 * 4 + 8 * 6) + 8 * 100 * 4 + 32 * 128 * 2) + 5 * 8
 
 
 def test_gemma3_27b_by_hand():
-    """52 of 62 layers have a window of 1,024 tokens; the budget governs the other ten."""
+    """52 of 62 layers have a window of 1,024 tokens; the budget governs the other ten: 3,000 + 513 slots."""
     made = f.footprint(
         settings(decode__budget=512, sampling__max_new_tokens=2000), published(GEMMA3_27B), 3000
     )
     per_slot = 16 * 128 * 4 + 16 * 6
-    full = 10 * ((3000 + 513) * per_slot + 16 * 513 * 4 + 32 * 128 * 2)
+    full = 10 * (3520 * per_slot + 16 * 513 * 4 + 32 * 128 * 2)
     assert made.cache_bytes == full + 52 * 1024 * per_slot + 5 * 8
     assert made.full_end_bytes == 4999 * 10 * 16 * 128 * 4 + 52 * 1024 * 16 * 128 * 4
 
