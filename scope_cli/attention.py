@@ -6,7 +6,6 @@ seen is decided here, by the slots. The cache arrives as a keyword argument of t
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,14 +75,15 @@ def attend_step(layer: "SlotLayer", query: Tensor, key: Tensor, value: Tensor) -
 
 def attend_slots(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
     """One query of each head over a prefix of the slots; query: [lanes, kv_heads, group, head_dim]."""
-    if query.is_cuda and (kernel := triton_kernel()) is not None and query.dtype in KERNEL_DTYPES:
-        return kernel(query, keys, values, bias, scale)
+    if query.is_cuda and KERNEL is not None and query.dtype in KERNEL_DTYPES:
+        return KERNEL(query, keys, values, bias, scale)
     return F.scaled_dot_product_attention(query, keys, values, bias, scale=scale)
 
 
-@cache
 def triton_kernel() -> Callable[..., Tensor] | None:
     """The attention of a step on a GPU; None where Triton is not installed, and SDPA takes its place."""
+    if not torch.cuda.is_available():
+        return None
     try:
         from scope_cli.slot_attention import attend_plain_slots
     except ImportError:
@@ -141,4 +141,5 @@ def received(queries: Tensor, keys: Tensor, start: int, scale: float) -> Tensor:
     return total
 
 
+KERNEL = triton_kernel()
 AttentionInterface.register(ATTENTION, attend)

@@ -105,14 +105,14 @@ def replay(
 
 @torch.no_grad()
 def feed_known(
-    model: PreTrainedModel, cache: ScopeCache, lane: int, output_ids: list[int]
+    model: PreTrainedModel, cache: ScopeCache, lane: int, output_ids: list[int], most: int = MOST_AT_ONCE
 ) -> Iterator[Tensor]:
-    """Put known output into a lane, with every eviction where it falls; the logits after each token, some
-    tokens at a time, [tokens, vocab]."""
+    """Put known output into a lane, with every eviction where it falls; the logits after each token, at most
+    `most` tokens at a time, [tokens, vocab]."""
     ids = torch.tensor([output_ids], device=cache.device)
     fed = 0
     while fed < ids.shape[1]:
-        tokens = min(cache.tokens_to_eviction(lane), ids.shape[1] - fed, MOST_AT_ONCE)
+        tokens = min(cache.tokens_to_eviction(lane), ids.shape[1] - fed, most)
         positions = cache.start_known(lane, tokens)
         logits = model(
             input_ids=ids[:, fed : fed + tokens], position_ids=positions, use_cache=False, scope_cache=cache

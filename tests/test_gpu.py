@@ -118,13 +118,13 @@ def test_every_strategy_reads_every_length_and_lanes_take_turns(models, strategy
         **{
             "decode.strategy": strategy,
             "decode.protect_prompt": protect,
-            "decode.budget": 150,
+            "decode.budget": 200,
             "decode.recent": 30,
             "decode.interval": "auto" if strategy == "discontinuous" else 20,
         },
     )
     works = [
-        work_of(models["llama"], chosen, seed, 5 + 40 * seed, 220 - 25 * seed, temperature=0.0)
+        work_of(models["llama"], chosen, seed, 5 + 10 * seed, 320 - 25 * seed, temperature=0.0)
         for seed in range(7)
     ]
     card, told = on_the_card(models["llama"]), []

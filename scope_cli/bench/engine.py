@@ -13,7 +13,7 @@ from scope_cli.events import Token
 from scope_cli.generate import Job as Run
 from scope_cli.generate import Work, make_plan, new_lane, policy_in_words, policy_of, versions
 from scope_cli.memory import PeakMeter
-from scope_cli.model import open_model, resolve_device
+from scope_cli.model import LoadedModel, open_model, resolve_device
 from scope_cli.plan import together
 from scope_cli.prefill import read_prompt, read_to_end
 from scope_cli.profile import load_profile
@@ -21,6 +21,7 @@ from scope_cli.replay import MOST_AT_ONCE, feed_known
 from scope_cli.roofline import step_weight_bytes
 from scope_cli.step import compiles
 
+GPU_AT_ONCE = 512  # known tokens that go through a model on a GPU together
 SETTLE = 2 * MOST_AT_ONCE  # tokens before a position that are fed with the profile's own interval
 GREEDY = {"sampling.temperature": 0.0, "sampling.repetition_penalty": 1.0, "sampling.stop": []}
 
@@ -28,15 +29,16 @@ GREEDY = {"sampling.temperature": 0.0, "sampling.repetition_penalty": 1.0, "samp
 class ScopeEngine:
     """What `scope generate` does with a profile, stopped and timed."""
 
-    def __init__(self, profile: str, overrides: dict[str, Any]) -> None:
-        self.profile, self.overrides = profile, overrides
+    def __init__(self, profile: str, overrides: dict[str, Any], loaded: LoadedModel | None = None) -> None:
+        """loaded: a model that is there already; else it is read for this contender alone."""
+        self.profile, self.overrides, self.given = profile, overrides, loaded
         self.device = resolve_device(load_profile(profile, overrides).profile.model.device)
 
     def load(self, job: Job) -> Loaded:
         self.job = job
         planned = {"sampling.max_new_tokens": job.most_tokens - job.prompt_tokens}
         self.settings = load_profile(self.profile, {**self.overrides, **GREEDY, **planned})
-        self.loaded = open_model(self.settings.profile.model, offline=True).load()
+        self.loaded = self.given or open_model(self.settings.profile.model, offline=True).load()
         if job.threads:
             torch.set_num_threads(job.threads)
         scorer = policy_of(self.settings.profile.decode).scorer
@@ -81,7 +83,8 @@ class ScopeEngine:
 
     @torch.no_grad()
     def advance(self, ids: Ids) -> list[int]:
-        """On the way evictions come every 64 tokens at least, and as the profile says in the last stretch.
+        """On the way evictions come every 64 tokens at least, on a GPU 512, and as the profile says in the
+        last stretch.
 
         Which tokens are held is not quite what it would be, how many is, and so is the time of a step.
         """
@@ -92,16 +95,17 @@ class ScopeEngine:
             early, late = known[:-SETTLE], known[-SETTLE:]
             count = self.run.cache.count(lane)
             own = count.schedule
-            count.schedule = replace(own, interval=max(own.interval, MOST_AT_ONCE))
-            self._feed(lane, early)
+            most = MOST_AT_ONCE if cpu else GPU_AT_ONCE
+            count.schedule = replace(own, interval=max(own.interval, most))
+            self._feed(lane, early, most)
             count.schedule = own
             self._feed(lane, late)
         self.tokens = None
         return self._following()
 
-    def _feed(self, lane: int, known: list[int]) -> None:
+    def _feed(self, lane: int, known: list[int], most: int = MOST_AT_ONCE) -> None:
         assert self.run is not None
-        for logits in feed_known(self.loaded.model, self.run.cache, lane, known):
+        for logits in feed_known(self.loaded.model, self.run.cache, lane, known, most):
             self.logits[lane] = logits[-1:]
         self.fed[lane] += known
 

@@ -19,7 +19,7 @@ from transformers import (
 
 from scope_cli.bench.engine import touch
 from scope_cli.bench.protocol import Account, Ids, Job, Loaded
-from scope_cli.model import open_model, resolve_device
+from scope_cli.model import LoadedModel, open_model, resolve_device
 from scope_cli.profile import load_profile
 from scope_cli.roofline import step_weight_bytes
 
@@ -36,21 +36,22 @@ CACHES["generate"] = ("generate() with DynamicCache", CACHES["dynamic"][1])
 class TransformersPeer:
     """The model called as `generate` calls it, a token at a time; the kind `generate` is generate itself."""
 
-    def __init__(self, kind: str, overrides: dict[str, Any]) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, overrides: dict[str, Any], loaded: LoadedModel | None = None) -> None:
+        """loaded: a model that is there already, and attends as transformers does."""
+        self.kind, self.given = kind, loaded
         self.settings = load_profile("full", overrides).profile.model
         self.device = resolve_device(self.settings.device)
 
     def load(self, job: Job) -> Loaded:
         self.job = job
-        opened = open_model(self.settings, offline=True)
-        self.model = opened.load(attention="sdpa").model
+        loaded = self.given or open_model(self.settings, offline=True).load(attention="sdpa")
+        self.model = loaded.model
         if job.threads:
             torch.set_num_threads(job.threads)
         self.name, self.make = CACHES[self.kind]
         self.make(self.model.config, job)  # a package that is missing is told now
         touch(self.model)
-        plain = opened.load_in is None
+        plain = loaded.opened.load_in is None
         return Loaded(
             policy=f"transformers, {self.name}",
             exact=plain and self.kind != "quantized",

@@ -1,0 +1,292 @@
+"""One model on one card: milliseconds a token and memory, against transformers' caches, in one process.
+
+    python benchmarks/gpu.py random:llama-3.1-8b     # measures what is not there yet, at most eight minutes
+    python benchmarks/gpu.py --table                 # what was measured, as markdown
+    python benchmarks/gpu.py --plot docs/images/gpu.png
+
+The weights are read, or drawn (`random:`), once, and every contender uses them. A contender reads a prompt,
+is fed what is known up to a position and writes some bursts of 64 tokens there; the first warms up. Who
+forgets nothing reads everything up to the position as its prompt, which leaves the same cache. A row is
+written as soon as it is measured, to benchmarks/results/gpu/MODEL.jsonl, and is not measured again.
+"""
+
+import argparse
+import gc
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "gpu"
+PROMPT, BURST, SPARE = 4096, 64, 2
+POSITIONS = (8192, 32_768, 65_536)
+MINUTES = 8.0
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Who is measured, and where."""
+
+    name: str
+    profile: str | None = None  # ours; None: transformers' cache of that name
+    overrides: tuple[tuple[str, Any], ...] = ()
+    keeps_all: bool = True
+    lanes: tuple[int, ...] = (1,)
+    positions: tuple[int, ...] = POSITIONS
+
+
+def ours(name: str, profile: str, lanes: tuple[int, ...] = (1,), **overrides: Any) -> Contender:
+    keys = tuple((key.replace("__", "."), value) for key, value in overrides.items())
+    return Contender(name, profile, keys, keeps_all=profile == "full", lanes=lanes)
+
+
+SHORT = (8192,)  # with many lanes
+CONTENDERS = [
+    ours("slide 2048", "default", (1, 8, 32), decode__budget=2048, model__compile="on"),
+    Contender("DynamicCache", None, lanes=(1, 8, 32)),
+    ours("full", "full", (1, 8, 32), model__compile="on"),
+    ours("slide 512", "default", decode__budget=512, model__compile="on"),
+    ours("slide 4096", "default", decode__budget=4096, model__compile="on"),
+    ours("slide 1024", "default", decode__budget=1024, model__compile="on"),
+    ours("slide 2048, no graphs", "default", decode__budget=2048, model__compile="off"),
+    Contender("StaticCache", None),
+    Contender("QuantizedCache", None),
+]
+PEERS = {"DynamicCache": "dynamic", "StaticCache": "static", "QuantizedCache": "quantized"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("models", nargs="*", help="hub names, folders, or random:llama-3.1-8b and the like")
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="begin nothing after so many")
+    parser.add_argument("--lanes", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--prompt", type=int, default=PROMPT)
+    parser.add_argument("--positions", type=int, nargs="+", default=list(POSITIONS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--only", nargs="+", help="names of contenders", default=[one.name for one in CONTENDERS]
+    )
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+    until = time.monotonic() + 60 * args.minutes
+    for model in args.models:
+        measure(model, args, until)
+    if args.table or not args.models:
+        print(table(rows()))
+    if args.plot:
+        draw(rows(), args.plot)
+
+
+def measure(model: str, args: argparse.Namespace, until: float) -> None:
+    """Every contender that has no row yet."""
+    import torch
+
+    from scope_cli.model import open_model
+    from scope_cli.profile import load_profile
+    from scope_cli.roofline import bandwidth
+
+    file = RESULTS / f"{model.rpartition('/')[2].replace(':', '-')}.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    there = {key_of(row) for row in read(file)}
+    device = torch.device(args.device)
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    todo = [
+        (one, lanes)
+        for one in CONTENDERS
+        for lanes in one.lanes
+        if one.name in args.only and lanes in args.lanes
+    ]
+    todo.sort(key=lambda pair: pair[1])
+    gives = bandwidth(device)
+    settings = load_profile("full", {"model.name": model, "model.device": args.device})
+    loaded = open_model(settings.profile.model).load()
+    print(f"{model} on {card}, {gives / 1e9:.0f} GB/s", file=sys.stderr, flush=True)
+    for one, lanes in todo:
+        positions = args.positions if lanes == 1 else args.positions[:1]
+        context = loaded.geometry.context
+        positions = [at for at in positions if at + SPARE <= context]
+        if all((card, one.name, lanes, at) in there for at in positions):
+            continue
+        if time.monotonic() > until:
+            print("the time is over; the same command goes on from here", file=sys.stderr)
+            return
+        known = {"model": model, "card": card, "contender": one.name, "lanes": lanes, "bandwidth": gives}
+        for row in measured(loaded, one, lanes, positions, args):
+            with file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(known | row) + "\n")
+            print(line_of(known | row), file=sys.stderr, flush=True)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def measured(
+    loaded: Any, one: Contender, lanes: int, positions: list[int], args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """A row for each position; a row that says why where one cannot be measured."""
+    import torch
+
+    from scope_cli.attention import ATTENTION
+    from scope_cli.bench.engine import ScopeEngine
+    from scope_cli.bench.peers import TransformersPeer
+    from scope_cli.bench.protocol import Job
+
+    model = {"model.name": loaded.name, "model.device": args.device}
+    contender: Any
+    if one.profile is None:
+        loaded.model.set_attn_implementation("sdpa")
+        contender = TransformersPeer(PEERS[one.name], model, loaded)
+    else:
+        loaded.model.set_attn_implementation(ATTENTION)
+        contender = ScopeEngine(one.profile, model | dict(one.overrides), loaded)
+    cuda = torch.device(args.device).type == "cuda"
+    # those that forget begin again for each position too: on a GPU the loop is a step ahead of what it told
+    for position in positions:
+        start = position - BURST * (args.rounds + 1)
+        prompt = start if one.keeps_all else args.prompt
+        job = Job(loaded.name, "", prompt, position + SPARE, lanes, device=args.device)
+        row: dict[str, Any] = {"position": position}
+        try:
+            weights = contender.load(job).weight_bytes
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            ids = torch.randint(
+                0, 256, (lanes, position), generator=torch.Generator().manual_seed(0)
+            ).tolist()
+            began = time.perf_counter()
+            contender.read([lane[:prompt] for lane in ids])
+            row["read_s"] = time.perf_counter() - began
+            row["prompt"] = prompt
+            if start > prompt:
+                contender.advance([lane[prompt:start] for lane in ids])
+            reading_peak = torch.cuda.max_memory_allocated() if cuda else 0
+            if cuda:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            began = time.perf_counter()
+            contender.step(BURST)
+            row["first_burst_s"] = time.perf_counter() - began
+            row["step_ms"] = [1000 * contender.step(BURST)[0] / BURST for _ in range(args.rounds)]
+            account = contender.account()
+            row |= {
+                "weight_bytes": weights,
+                "held_bytes": account.held_bytes,
+                "read_bytes": account.read_bytes,
+                "reading_peak_bytes": reading_peak,
+                "writing_peak_bytes": torch.cuda.max_memory_allocated() if cuda else 0,
+            }
+        except Exception as error:  # a contender that cannot is a row that says why
+            row["failed"] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        contender.run = contender.cache = contender.tokens = None
+        gc.collect()
+        if cuda:
+            torch.cuda.empty_cache()
+        yield row
+        if "failed" in row:
+            return
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def rows() -> list[dict[str, Any]]:
+    return [row for file in sorted(RESULTS.glob("*.jsonl")) for row in read(file)]
+
+
+def key_of(row: dict[str, Any]) -> tuple[str, str, int, int]:
+    return row["card"], row["contender"], row["lanes"], row["position"]
+
+
+HEAD = (
+    "model", "lanes", "position", "contender", "ms/step", "tokens/s", "of limit", "held", "peak",
+    "x DynamicCache",
+)  # fmt: skip
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Grouped by model, lanes and position; ratios are of tokens/s."""
+    lines = ["| " + " | ".join(HEAD) + " |", "|---|---:|---:|---|" + "---:|" * (len(HEAD) - 4)]
+    order = {one.name: place for place, one in enumerate(CONTENDERS)}
+    base = {
+        (row["model"], row["lanes"], row["position"]): median(row["step_ms"])
+        for row in found
+        if row["contender"] == "DynamicCache" and "step_ms" in row
+    }
+    key = ("model", "lanes", "position")
+    for row in sorted(found, key=lambda row: (*(row[name] for name in key), order[row["contender"]])):
+        cells = [str(row["model"]), str(row["lanes"]), f"{row['position']:,}", row["contender"]]
+        if "failed" in row:
+            cells += [f"failed: {row['failed']}", *[""] * 5]
+        else:
+            step_ms = median(row["step_ms"])
+            against = base.get((row["model"], row["lanes"], row["position"]))
+            share = (row["weight_bytes"] + row["read_bytes"]) / row["bandwidth"] / (step_ms / 1000)
+            cells += [
+                f"{step_ms:.2f} ({min(row['step_ms']):.2f}-{max(row['step_ms']):.2f})",
+                f"{1000 * row['lanes'] / step_ms:,.0f}",
+                f"{100 * share:.0f}%",
+                f"{row['held_bytes'] / 2**30:.2f} GiB",
+                f"{row['writing_peak_bytes'] / 2**30:.1f} GiB",
+                f"{against / step_ms:.2f}" if against else "-",
+            ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def line_of(row: dict[str, Any]) -> str:
+    where = f"{row['contender']}, lanes {row['lanes']}, {row['position']:,}"
+    if "failed" in row:
+        return f"{where}: {row['failed']}"
+    return (
+        f"{where}: {median(row['step_ms']):.2f} ms, first burst {row['first_burst_s']:.1f} s, "
+        f"read {row['lanes'] * row['prompt'] / row['read_s']:,.0f} tokens/s, "
+        f"peak {row['writing_peak_bytes'] / 2**30:.1f} GiB"
+    )
+
+
+def draw(found: list[dict[str, Any]], file: Path) -> None:
+    """Milliseconds a token against position, one lane, a panel for each model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from scope_cli.palette import styles
+
+    found = [row for row in found if row["lanes"] == 1 and "step_ms" in row]
+    models = sorted({row["model"] for row in found})
+    looks = styles(one.name for one in CONTENDERS)
+    figure, axes = plt.subplots(1, len(models), figsize=(4 * len(models), 4), squeeze=False, sharey=True)
+    for axis, model in zip(axes[0], models, strict=True):
+        for one in CONTENDERS:
+            points = sorted(
+                (row["position"], median(row["step_ms"]))
+                for row in found
+                if (row["model"], row["contender"]) == (model, one.name)
+            )
+            if points:
+                style = looks[one.name]
+                axis.plot(
+                    *zip(*points, strict=True),
+                    linestyle=style.dashes,
+                    marker=style.marker,
+                    color=style.colour,
+                    label=one.name,
+                )
+        axis.set(title=model.removeprefix("random:"), xlabel="position (tokens)", ylim=(0, None))
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("ms a token, one lane")
+    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
