@@ -290,6 +290,15 @@ class OpenedModel:
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=self.dtype
         )
 
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """By name, from the headers of the files; of random weights, from the modules."""
+        if not self.folder.random:
+            return dict(stored_shapes(self.folder.path))
+        return {
+            name: tuple(weight.shape)
+            for name, weight in _skeleton(self.config, self.dtype).named_parameters()
+        }
+
     def describe(self) -> dict[str, Any]:
         """What a run's record says of its model."""
         layer = self.geometry.layers[0]

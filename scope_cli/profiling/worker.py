@@ -23,7 +23,7 @@ from scope_cli.errors import ModelError, ScopeError
 from scope_cli.machine import machine
 from scope_cli.profiling.footprint import Footprint, Target, changed, footprint, runs_out_at
 from scope_cli.profiling.result import UNWRITTEN
-from scope_cli.shapes import ModelShape, stored_shapes
+from scope_cli.shapes import ModelShape
 from scope_cli.units import as_bytes
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def target_of(opened: OpenedModel) -> Target:
         geometry=opened.geometry,
         intermediate=text.intermediate_size,
         dtype=dtype,
-        weights=dict(stored_shapes(opened.folder.path)),
+        weights=opened.weight_shapes(),
     )
     return Target(shape, opened.device.type, dtype, opened.load_in)
 
