@@ -52,7 +52,7 @@ def test_the_sizes_are_those_of_the_model(name, tmp_path, monkeypatch):
 
 
 def test_a_shape_that_is_not_known_names_those_that_are():
-    with pytest.raises(ModelError, match="did you mean llama-3.1-8b"):
+    with pytest.raises(ModelError, match=r"did you mean llama-3\.1-8b"):
         opened("random:llama-3.1-8")
 
 
