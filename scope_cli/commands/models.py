@@ -1,11 +1,11 @@
-"""scope models list | pull | show: names in, a table or JSON on stdout."""
+"""scope models list | pull | show | rm: names in, a table or JSON on stdout."""
 
 import json
 from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="List, fetch and describe models.", no_args_is_help=True)
+app = typer.Typer(help="List, fetch, describe and remove models.", no_args_is_help=True)
 
 Name = Annotated[
     str, typer.Argument(help="A name from `scope models list`, a folder, a GGUF file, or a hub name.")
@@ -28,9 +28,13 @@ def list_models(as_json: Json = False) -> None:
     _print_table(
         ["name", "state", "on disk", "source", ""],
         [
-            [row.name, "ready", as_bytes(row.disk_bytes), row.source, row.description]
-            if row.ready
-            else [row.name, "not pulled", "-", row.source, row.description]
+            [
+                row.name,
+                "ready" if row.ready else "outdated" if row.disk_bytes else "not pulled",
+                as_bytes(row.disk_bytes) if row.disk_bytes else "-",
+                row.source,
+                row.description,
+            ]
             for row in rows
         ],
     )
@@ -38,11 +42,38 @@ def list_models(as_json: Json = False) -> None:
 
 @app.command()
 def pull(name: Name) -> None:
-    """Fetch a model, so that later starts need no network."""
+    """Fetch or convert a model, so that later starts need no network and no time."""
     from scope_cli.registry import find
 
-    found = find(name, say=_say)
+    found = find(name, say=_say).ready()
     _say(f"{name} is ready: {found.source}, {found.path}")
+
+
+@app.command()
+def rm(
+    name: Annotated[str, typer.Argument(help="A name from `scope models list`, or a GGUF file.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove what scope fetched or converted for a model; the model's own file stays."""
+    import sys
+
+    from scope_cli.errors import UsageError
+    from scope_cli.registry import kept_copies, remove
+    from scope_cli.units import as_bytes
+
+    copies = kept_copies(name)
+    if not copies:
+        hint = "`scope models list` shows what there is; `hf cache rm` removes what lies in the hub's cache"
+        raise UsageError(f"scope keeps nothing of {name!r}", hint)
+    frees = as_bytes(sum(copies.values()))
+    if not yes:
+        if not (sys.stdin and sys.stdin.isatty()):
+            raise UsageError(f"removing {name} frees {frees}: not without being asked", "--yes says so")
+        if not typer.confirm(f"Remove {', '.join(map(str, copies))}? This frees {frees}.", err=True):
+            return
+    for folder in copies:
+        remove(folder, _say)
+    _say(f"removed {name}: {frees} are free again")
 
 
 @app.command()
@@ -66,6 +97,8 @@ def show(
         "kv_bytes_per_token": geometry.token_bytes(opened.dtype.itemsize),
         "chat_template": opened.tokenizer.chat_template is not None,
     }
+    if opened.folder.pending:
+        facts["conversion_bytes"] = opened.folder.pending.gguf.disk_bytes
     if as_json:
         print(json.dumps(facts, indent=2))
         return
@@ -83,6 +116,11 @@ def show(
             ["weights", f"{as_bytes(facts['weight_bytes'])} as {facts['dtype']} on {facts['device']}"],
             ["KV cache", f"{as_bytes(facts['kv_bytes_per_token'])} per token"],
             ["chat template", "yes" if facts["chat_template"] else "no"],
+            *(
+                [["conversion", f"{as_bytes(facts['conversion_bytes'])} on disk, at the first run"]]
+                if "conversion_bytes" in facts
+                else []
+            ),
         ],
     )
 
