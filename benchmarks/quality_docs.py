@@ -21,8 +21,7 @@ from quality import (
 )
 
 from scope_cli.evaluate import plots
-from scope_cli.evaluate.fidelity import blocks_of, over_texts
-from scope_cli.evaluate.statistics import Blocks, as_text, estimate, paired_difference
+from scope_cli.evaluate.statistics import Blocks, as_text, blocks_of, estimate, over_texts, paired_difference
 from scope_cli.units import as_bytes
 
 PAGE = Path(__file__).parent.parent / "docs/quality.md"

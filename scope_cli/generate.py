@@ -35,6 +35,7 @@ class Work:
     sampling: SamplingSettings
     seed: int  # of sampling, and of policies that draw
     max_seconds: float | None = None  # for writing
+    notes: tuple[str, ...] = ()  # what the user should know of the prompt
 
 
 def generate(
@@ -68,7 +69,9 @@ def generate(
         model=loaded.opened.describe(),
         versions=versions(),
         seeds=tuple(work.seed for work in works),
-        notes=tuple(dict.fromkeys([*(note for plan in plans for note in plan.notes), *notes])),
+        notes=tuple(
+            dict.fromkeys([*(note for work in works for note in (*work.notes, *work.plan.notes)), *notes])
+        ),
     )
     with PeakMeter(loaded.device) as peak:
         job = Job(loaded, profile, shape, peak, compiled, tell)
@@ -207,10 +210,17 @@ def make_plan(settings: LoadedProfile, geometry: Geometry, prompt_tokens: int, r
     return plan_run(settings, geometry, prompt_tokens, ring=ring, memos=len(scorer.memos))
 
 
-def new_work(settings: LoadedProfile, geometry: Geometry, prompt_ids: list[int], nth: int = 0) -> Work:
+def new_work(
+    settings: LoadedProfile,
+    geometry: Geometry,
+    prompt_ids: list[int],
+    nth: int = 0,
+    notes: tuple[str, ...] = (),
+) -> Work:
     """A prompt as the profile says; `nth` of several samples draws with a seed of its own."""
     sampling = settings.profile.sampling
-    return Work(prompt_ids, make_plan(settings, geometry, len(prompt_ids)), sampling, sampling.seed + nth)
+    plan = make_plan(settings, geometry, len(prompt_ids))
+    return Work(prompt_ids, plan, sampling, sampling.seed + nth, notes=notes)
 
 
 def new_cache(loaded: LoadedModel, profile: Profile, shape: CacheShape) -> ScopeCache:

@@ -24,8 +24,9 @@ from transformers import (
 )
 from transformers.cache_utils import get_layer_types_and_kwargs
 
+from scope_cli.chat import Chat, Message
 from scope_cli.ends import named_ends
-from scope_cli.errors import ModelError, UsageError
+from scope_cli.errors import ModelError
 from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.packed import BITS, Bits, bfloat16_is_fast, pack, packed_bytes
 from scope_cli.profile import ModelSettings, PromptSettings
@@ -203,48 +204,32 @@ class OpenedModel:
     load_in: str | None = None
     loading_bytes: int = 0  # what the weights take before they are packed, where that is more
 
+    @cached_property
+    def chat(self) -> Chat:
+        return Chat(self.tokenizer, self.name)
+
     def encode(self, prompt: str, settings: PromptSettings) -> list[int]:
         """Token ids of a prompt, in the model's chat template where it has one."""
-        templated = self.tokenizer.chat_template is not None and not settings.raw
-        if settings.system is not None and not templated:
-            why = "--raw was given" if settings.raw else f"{self.name} has no chat template"
-            raise UsageError(f"there is no place for a system message: {why}", "put it into the prompt")
-        messages = [{"role": "user", "content": prompt}]
-        if settings.system is not None:
-            messages.insert(0, {"role": "system", "content": settings.system})
-        ids = self.encode_messages(messages) if templated else self.tokenizer(prompt)["input_ids"]
-        if not ids:
-            raise UsageError("the prompt is empty")
-        return list(ids)
+        return self.chat.prompt(prompt, settings).ids
 
-    def encode_messages(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation, each message a role and a content, up to where the model answers."""
-        from jinja2 import TemplateError
-
-        if self.tokenizer.chat_template is None:
-            raise UsageError(f"{self.name} has no chat template for messages", "give a prompt instead")
-        try:
-            return list(
-                self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)["input_ids"]
-            )
-        except TemplateError as error:
-            system = any(message["role"] == "system" for message in messages)
-            hint = "put the system message into the prompt" if system else "try --raw"
-            raise UsageError(
-                f"the chat template of {self.name} refuses the messages: {error}", hint
-            ) from error
+    def encode_messages(
+        self,
+        messages: Sequence[Message],
+        settings: PromptSettings | None = None,
+        continue_final: bool = False,
+    ) -> list[int]:
+        """Token ids of a conversation, up to where the model answers or goes on with the last message."""
+        return self.chat.conversation(messages, settings or PromptSettings(), continue_final).ids
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:
-        """The ids that end an output: generation_config.json's, else config.json's, and the tokenizer's own.
-
-        And those of its added tokens whose name says so: many files name one end and mean two.
-        """
+        """The ids that end an output: generation_config.json's, else config.json's, the tokenizer's, the one
+        with which the chat template ends the assistant's turns, and those whose name says so."""
         file = self.folder.path / "generation_config.json"
         generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         named = generation.get("eos_token_id", self.config.get_text_config().eos_token_id)
         ids = [*(named if isinstance(named, list) else [named]), self.tokenizer.eos_token_id]
-        ids += named_ends(self.tokenizer.added_tokens_encoder)
+        ids += [*self.chat.turn_ends, *named_ends(self.tokenizer.added_tokens_encoder)]
         return tuple(dict.fromkeys(one for one in ids if one is not None))
 
     def load(self, attention: str | None = None) -> "LoadedModel":

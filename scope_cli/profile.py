@@ -17,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     ValidationError,
     model_serializer,
     model_validator,
@@ -124,6 +125,15 @@ class ModelSettings(Settings):
 class PromptSettings(Settings):
     system: str | None = Field(None, description="system message, where the chat template takes one")
     raw: bool = Field(False, description="feed the prompt as it is, without the model's chat template")
+    template_args: dict[str, JsonValue] = Field(
+        {}, description="what the chat template takes besides messages, e.g. {enable_thinking: false}"
+    )
+    continue_text: str | None = Field(
+        None, description="how the answer begins; the model goes on behind it, and it is not written again"
+    )
+    allow_control_tokens: bool = Field(
+        False, description="true: the names of control tokens in prompts are the tokens, not text"
+    )
 
 
 def _tokens_or_share(value: Any) -> Any:
@@ -557,6 +567,8 @@ def _type_text(annotation: Any) -> str:
         return ", ".join(_type_text(member) for member in get_args(annotation))
     if get_origin(annotation) is Annotated:
         return _type_text(get_args(annotation)[0])
+    if get_origin(annotation) is dict:
+        return "mapping"
     if get_origin(annotation) is tuple:
         return "list of names, {name, options}" if get_args(annotation)[0] is Plugin else "list of texts"
     return {"str": "text", "int": "whole number", "float": "number", "bool": "true, false"}.get(

@@ -105,7 +105,7 @@ def _block(table: Table, row: Sequence[str], width: int) -> Iterator[str]:
     yield from folded(", ".join(row[: table.names]), width)
     label = max(cell_len(head) for head in table.heads[table.names :]) + 2 * GAP
     for head, cell in zip(table.heads[table.names :], row[table.names :], strict=True):
-        if cell != "-":
+        if cell not in ("", "-"):
             first, *rest = folded(cell, max(16, width - label))
             yield f"{'':{GAP}}{head}".ljust(label) + first
             yield from (" " * label + line for line in rest)

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -106,7 +107,8 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
     "wrappers": {"plugins", "prefills"},
     "plan": {"plugins", "profile", "schedule", "prefills", "wrappers"},
     "schedule": {"profile"},
-    "model": {"profile", "registry", "attention", "packed", "random_weights", "shapes", "threads"},
+    "chat": {"profile"},
+    "model": {"chat", "profile", "registry", "attention", "packed", "random_weights", "shapes", "threads"},
     "packed": set(),
     "roofline": set(),
     "threads": set(),
@@ -162,6 +164,58 @@ def test_imports_point_one_way(file):
 def test_what_answers_at_once_imports_no_torch(argv):
     code = f"import sys; from scope_cli import cli; cli.main({argv!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+EARLY = [  # what is wrong with these is known without a model
+    "evaluate compare no.json",
+    "evaluate recall --kind nope",
+    "evaluate recall --budgets 1,x",
+    "evaluate fidelity --text no.txt",
+    "evaluate fidelity --text T --device cuda:7",
+    "evaluate fidelity --text T --device tpu",
+    "evaluate fidelity --text T --model nope",
+    "evaluate fidelity --run no.json -f T",
+    "evaluate fidelity --text T -o no/such/folder.json",
+    "evaluate fidelity --text T --plot p.doc",
+    "evaluate loops -f no.txt",
+    "evaluate loops -f T -p slid",
+    "evaluate claims -f no.txt",
+    "evaluate claims -f T --share 500%",
+    "evaluate longgenbench --data no.jsonl -o g.json",
+    "evaluate longgenbench --data T -o g.json --task math",
+    "tune --text no.txt",
+    "tune --text T --scorer nope",
+    "tune --text T --device mps",
+    "calibrate c.safetensors --text no.txt",
+    "calibrate T --text T",
+    "calibrate c.safetensors --text T --model nope",
+    "profile compare no.json no.json",
+    "profile --budget 1,x",
+    "profile --prompt-file no.txt",
+    "profile --device cuda",
+    "profile --model nope",
+    "profile --plan --config no.json",
+    "bench -f no.txt",
+    "bench hello --positions abc",
+    "bench hello --prompt-tokens 0",
+    "bench hello --peer dynamik",
+    "bench hello --device cuda",
+    "bench hello --model nope",
+]
+
+
+@pytest.mark.parametrize("words", EARLY)
+def test_an_error_that_needs_no_model_imports_no_torch(words, tmp_path):
+    (tmp_path / "T").write_text("Some text.")
+    code = (
+        f"import sys; from scope_cli import cli; from scope_cli.commands import early; "
+        f"early.has_gpu = lambda: False; early.platform.system = lambda: 'Linux'; "
+        f"code = cli.main({words.split()!r}); "
+        "sys.exit(f'code {code}' if code != 2 else 'torch' if 'torch' in sys.modules else 0)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert ran.returncode == 0 and ran.stderr.startswith("error: "), ran.stderr
 
 
 PLUGINS = [("decode.scorer", "scorers", name) for name in plugins.names("scorers") if name != "tri"]

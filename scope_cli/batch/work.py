@@ -43,7 +43,7 @@ def encode(opened: "OpenedModel", settings: LoadedProfile, found: Input, frame: 
             raise UsageError(
                 f"the prompt has more than {tokens:,} tokens, the model's context is {context:,}"
             )
-    return opened.encode(text, prompt)
+    return opened.chat.prompt(found.text, prompt, None if frame == Frame() else frame.around).ids
 
 
 def settings_of(settings: LoadedProfile, sampling: dict[str, Any], seed: int) -> LoadedProfile:

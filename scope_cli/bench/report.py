@@ -8,14 +8,11 @@ from dataclasses import asdict, dataclass, fields
 from statistics import median
 from typing import IO
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 import scope_cli
 from scope_cli.bench.contest import Course, Measured, Row
 from scope_cli.machine import machine
-from scope_cli.units import as_bytes
+from scope_cli.tables import Table
+from scope_cli.units import as_bytes, as_ratio
 
 
 @dataclass(frozen=True)
@@ -127,13 +124,29 @@ def remarks(rows: list[Row]) -> list[str]:
     return lines
 
 
-def show(lines: list[Line], rows: list[Row], course: Course, baseline: str, console: Console) -> None:
-    """The tables a person reads: how fast, then how many bytes; a section for each position."""
-    console.print(_table(lines, SPEED, course))
-    console.print(_table(lines, PROMPT_AND_BYTES, course))
-    console.print(f"x: tokens/s over those of {baseline} in the same round, the median (least to most)")
-    for remark in remarks(rows):
-        console.print(Text(remark))
+def tables_of(lines: list[Line], course: Course) -> list[Table]:
+    """What a person reads: how fast, then how many bytes."""
+    return [_table(lines, columns, course) for columns in (SPEED, PROMPT_AND_BYTES)]
+
+
+def verdict(lines: list[Line], baseline: str) -> str:
+    """Who is fastest at the last position where the baseline was measured, and what it holds; '' if alone."""
+    last = max((line.position for line in lines if line.contender == baseline), default=None)
+    there = {line.contender: line for line in lines if line.position == last and line.ratio is not None}
+    others = [line for name, line in there.items() if name != baseline]
+    if not others:
+        return ""
+    best = max(others, key=lambda line: line.ratio or 0)
+    said = (
+        f"at position {best.position:,} {best.contender} writes {best.ratio:.2f} times the tokens/s of "
+        f"{baseline} ({best.ratio_least:.2f} to {best.ratio_most:.2f} in single rounds)"
+    )
+    theirs = there[baseline].held_bytes
+    if best.held_bytes is not None and theirs:
+        ours, others_lanes = best.held_bytes / best.lanes, theirs / there[baseline].lanes
+        said += f", holding {as_bytes(ours)} a text where {baseline} holds {as_bytes(others_lanes)}"
+        said += f" ({as_ratio(ours, others_lanes)})"
+    return said
 
 
 def _size(count: int | None) -> str:
@@ -143,18 +156,18 @@ def _size(count: int | None) -> str:
 def _spread(middle: float | None, least: float | None, most: float | None, digits: int) -> str:
     if middle is None:
         return "-"
-    return f"{middle:.{digits}f} ({least:.{digits}f}-{most:.{digits}f})"
+    return f"{middle:,.{digits}f} ({least:,.{digits}f} to {most:,.{digits}f})"
 
 
 Column = Callable[[Line], str]
 SPEED: dict[str, Column] = {
-    "tokens/s": lambda line: f"{line.tokens_per_s:.1f}",
+    "tokens/s": lambda line: f"{line.tokens_per_s:,.1f}",
     "ms/step": lambda line: _spread(line.step_ms, line.step_ms_least, line.step_ms_most, 1),
     "x": lambda line: _spread(line.ratio, line.ratio_least, line.ratio_most, 2),
     "of limit": lambda line: f"{100 * line.share_of_limit:.0f}%" if line.share_of_limit else "-",
 }
 PROMPT_AND_BYTES: dict[str, Column] = {
-    "prompt tokens/s": lambda line: f"{line.prefill_tokens_per_s:.0f}" if line.prefill_tokens_per_s else "-",
+    "prompt tokens/s": lambda line: f"{line.prefill_tokens_per_s:,.0f}" if line.prefill_tokens_per_s else "-",
     "peak prefill": lambda line: _size(line.prefill_peak_bytes),
     "peak decode": lambda line: _size(line.decode_peak_bytes),
     "held": lambda line: _size(line.held_bytes),
@@ -164,18 +177,13 @@ PROMPT_AND_BYTES: dict[str, Column] = {
 
 
 def _table(lines: list[Line], columns: dict[str, Column], course: Course) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("position", justify="right")
-    table.add_column("contender", overflow="fold")
-    for name in columns:
-        table.add_column(name, justify="right")
+    rows = []
     for position in course.positions:
         for line in lines:
             if line.position == position:
                 name = line.contender if line.lanes == 1 else f"{line.contender}, {line.lanes} lanes"
-                table.add_row(f"{position:,}", Text(name), *(column(line) for column in columns.values()))
-        table.add_section()
-    return table
+                rows.append([f"{position:,}", name, *(column(line) for column in columns.values())])
+    return Table(["position", "contender", *columns], rows, names=2)
 
 
 def write_json(

@@ -105,6 +105,8 @@ def batch_command(
     dtype: o.Dtype = None,
     device: o.Device = None,
     load_in: o.LoadIn = None,
+    template_arg: o.TemplateArg = [],  # noqa: B006
+    allow_control_tokens: o.AllowControlTokens = False,
     compile: o.Compile = None,
     threads: o.Threads = None,
     strategy: o.Strategy = None,
@@ -159,7 +161,8 @@ def batch_command(
         raise UsageError("--system and --system-file exclude each other")
     system = read_text(system_file, "--system-file") if system_file else system
     typed = o.overrides(
-        set_, model=model, dtype=dtype, device=device, load_in=load_in, compile=compile, threads=threads,
+        set_, template_arg, allow_control_tokens=allow_control_tokens,
+        model=model, dtype=dtype, device=device, load_in=load_in, compile=compile, threads=threads,
         strategy=strategy, scorer=scorer, budget=budget, recent=recent, interval=interval,
         max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, ignore_eos=ignore_eos,
         stop=stop, stop_on_loop=stop_on_loop, seed=seed, temperature=temperature, top_p=top_p, top_k=top_k,

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from scope_cli.commands import options as o
+from scope_cli.commands.early import check_model
 from scope_cli.commands.generate import no_word, prompts_of, read_text, tell
 from scope_cli.errors import UsageError
 from scope_cli.names import did_you_mean
@@ -159,17 +160,24 @@ def bench_command(
         if file is not None and str(file) != "-" and not file.parent.is_dir():
             raise UsageError(f"cannot write {file}: there is no folder {file.parent}")
 
+    asked = typed_positions(positions)
+    if prompt_tokens is not None and prompt_tokens < 1:
+        raise UsageError(f"--prompt-tokens {prompt_tokens}: at least 1")
+
     say = no_word if quiet else tell
-    from scope_cli.bench.contest import Course, Row, contest
-    from scope_cli.bench.protocol import Job
-    from scope_cli.model import open_model
     from scope_cli.profile import load_profile
 
     settings = load_profile("full", common).profile
+    check_model(settings.model)
+
+    from scope_cli.bench.contest import Course, Row, contest
+    from scope_cli.bench.protocol import Job
+    from scope_cli.model import open_model
+
     opened = open_model(settings.model, offline, say)
     ids = opened.encode(content, settings.prompt)
     ids = exactly(ids, prompt_tokens) if prompt_tokens is not None else ids
-    at = positions_of(positions, len(ids), max_new_tokens, burst * (rounds + 1), opened.geometry.context)
+    at = positions_of(asked, len(ids), max_new_tokens, burst * (rounds + 1), opened.geometry.context)
     known = exactly(list(opened.tokenizer(following)["input_ids"]), at[-1] - len(ids))
     course = Course(
         job=Job(
@@ -204,12 +212,18 @@ def bench_command(
         tell("interrupted; what was measured until then:")
         interrupted = True
 
-    from rich.console import Console
-
-    from scope_cli.bench.report import lines_of, show, write_csv, write_json
+    from scope_cli import tables
+    from scope_cli.bench.report import lines_of, remarks, tables_of, verdict, write_csv, write_json
 
     lines = lines_of(rows, course, first, limit)
-    show(lines, rows, course, first, Console(stderr=True, width=None if sys.stderr.isatty() else 120))
+    for table in tables_of(lines, course):
+        tables.show(table, sys.stderr)
+        tell("")
+    tell(f"x: tokens/s over those of {first} in the same round, the median (least to most)")
+    for remark in remarks(rows):
+        tell(remark)
+    if said := verdict(lines, first):
+        tell(f"verdict: {said}")
     if json is not None:
         with writing(json) as out:
             write_json(out, lines, rows, course, first, sys.argv[1:])
@@ -291,16 +305,22 @@ def exactly(ids: list[int], tokens: int) -> list[int]:
     return (ids * -(-tokens // len(ids)))[:tokens]
 
 
-def positions_of(asked: str | None, prompt: int, new_tokens: int, room: int, context: int) -> tuple[int, ...]:
+def typed_positions(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(one.replace("_", "")) for one in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--positions {text!r}: numbers such as 1500,5000") from error
+
+
+def positions_of(
+    asked: list[int] | None, prompt: int, new_tokens: int, room: int, context: int
+) -> tuple[int, ...]:
     """Where the bursts end; each needs `room` tokens after the prompt."""
     if asked is None:
-        at = [prompt + max(room, new_tokens * part // 4) for part in (1, 2, 4)]
-    else:
-        try:
-            at = [int(one.replace("_", "")) for one in asked.split(",")]
-        except ValueError as error:
-            raise UsageError(f"--positions {asked!r}: numbers such as 1500,5000") from error
-    at = sorted(set(at))
+        asked = [prompt + max(room, new_tokens * part // 4) for part in (1, 2, 4)]
+    at = sorted(set(asked))
     if at[0] < prompt + room:
         raise UsageError(
             f"position {at[0]:,} comes too early: the prompt has {prompt:,} tokens, the bursts take {room:,}",

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from scope_cli.commands import options as o
+from scope_cli.commands.early import check_model
+from scope_cli.commands.evaluate.shared import check_writable
 from scope_cli.commands.generate import read_text, tell
 from scope_cli.errors import UsageError
 
@@ -13,26 +15,32 @@ from scope_cli.errors import UsageError
 def calibrate_command(
     output: Annotated[Path, typer.Argument(help="The file to write (safetensors).", show_default=False)],
     text: Annotated[str, typer.Option("--text", "-t", help="Some thousand words like those to be written.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     profile: o.Profile = "default",
     set_: o.Set = [],  # noqa: B006  typer copies it
     offline: o.Offline = False,
     model: o.Model = None,
 ) -> None:
     """Look at a model's usual queries, once, for the scorer `tri`."""
+    check_writable(output)
+    if output.exists() and not force:
+        raise UsageError(f"{output} is there already", "give another name, or --force")
     content = read_text(text, "--text")
+
+    from scope_cli.profile import load_profile
+
+    settings = load_profile(profile, o.overrides(set_, model=model)).profile.model
+    check_model(settings)
 
     from scope_cli.calibrate import calibrate
     from scope_cli.model import open_model
-    from scope_cli.profile import load_profile
 
-    opened = open_model(load_profile(profile, o.overrides(set_, model=model)).profile.model, offline, tell)
+    opened = open_model(settings, offline, tell)
     ids = opened.tokenizer(content)["input_ids"][: opened.geometry.context]
     if len(ids) < 2:
         raise UsageError(
             "the text is too short to calibrate with", "give some thousand words with --text FILE"
         )
-    if not output.parent.is_dir():
-        raise UsageError(f"cannot write {output}: there is no folder {output.parent}")
     layers = calibrate(opened, ids, output)
     if not layers:
         raise UsageError(f"{opened.name} has no rotary positions in its full-attention layers")

@@ -56,6 +56,16 @@ def generate_command(
     system_file: Annotated[
         str | None, o.option("--system-file", panel=PROMPT, help="Read the system message from a file.")
     ] = None,
+    continue_text: Annotated[
+        str | None,
+        o.option("--continue-text", panel=PROMPT, help="How the answer begins: the model goes on behind it."),
+    ] = None,
+    continue_file: Annotated[
+        str | None,
+        o.option(
+            "--continue-file", panel=PROMPT, help="Read that from a file, such as an output that stopped."
+        ),
+    ] = None,
     raw: Annotated[
         bool, o.option("--raw", panel=PROMPT, help="Feed the prompt as it is, without the chat template.")
     ] = False,
@@ -90,6 +100,8 @@ def generate_command(
     dtype: o.Dtype = None,
     device: o.Device = None,
     load_in: o.LoadIn = None,
+    template_arg: o.TemplateArg = [],  # noqa: B006
+    allow_control_tokens: o.AllowControlTokens = False,
     compile: o.Compile = None,
     threads: o.Threads = None,
     strategy: o.Strategy = None,
@@ -121,8 +133,12 @@ def generate_command(
     if system is not None and system_file is not None:
         raise UsageError("--system and --system-file exclude each other")
     system = read_text(system_file, "--system-file") if system_file else system
+    if continue_text is not None and continue_file is not None:
+        raise UsageError("--continue-text and --continue-file exclude each other")
+    continue_text = read_text(continue_file, "--continue-file") if continue_file else continue_text
     typed = o.overrides(
-        set_, model=model, dtype=dtype, device=device, load_in=load_in, compile=compile, threads=threads,
+        set_, template_arg, continue_text=continue_text, allow_control_tokens=allow_control_tokens,
+        model=model, dtype=dtype, device=device, load_in=load_in, compile=compile, threads=threads,
         strategy=strategy, scorer=scorer, budget=budget, recent=recent, interval=interval,
         max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, ignore_eos=ignore_eos,
         stop=stop, stop_on_loop=stop_on_loop, seed=seed, temperature=temperature, top_p=top_p, top_k=top_k,
@@ -237,10 +253,10 @@ def run(
     profile = settings.profile
     side_by_side = min(lanes or len(texts), len(texts))
     opened = open_model(profile.model, offline, say, side_by_side)
-    works = [
-        new_work(settings, opened.geometry, opened.encode(text, profile.prompt), index % samples)
-        for index, text in enumerate(texts)
-    ]
+    works = []
+    for index, text in enumerate(texts):
+        prompt = opened.chat.prompt(text, profile.prompt)
+        works.append(new_work(settings, opened.geometry, prompt.ids, index % samples, prompt.notes))
     plans = [work.plan for work in works]
     shape = together(plans, side_by_side)
     check_memory(opened, plans, shape.lanes)

@@ -1,5 +1,6 @@
 """Option types that the commands share, and how they become overrides of a profile. No torch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,23 @@ Threads = Annotated[
     str | None, option("--threads", panel=MODEL, help="CPU threads (auto: the cores it may use).")
 ]
 
+TemplateArg = Annotated[
+    list[str],
+    option(
+        "--template-arg",
+        metavar="NAME=VALUE",
+        panel=MODEL,
+        help="What the chat template takes, e.g. enable_thinking=false. Repeatable.",
+    ),
+]
+AllowControlTokens = Annotated[
+    bool,
+    option(
+        "--allow-control-tokens",
+        panel=MODEL,
+        help="Take <|im_end|> and the like in prompts as tokens, not as text.",
+    ),
+]
 Raw = Annotated[bool, option("--raw", panel=MODEL, help="Prompts as they are, without the chat template.")]
 
 Strategy = Annotated[
@@ -139,14 +157,24 @@ KEYS = {
     "repetition_penalty": "sampling.repetition_penalty",
     "system": "prompt.system",
     "raw": "prompt.raw",
+    "continue_text": "prompt.continue_text",
+    "allow_control_tokens": "prompt.allow_control_tokens",
 }
 
 
-def overrides(set_: list[str], **typed: Any) -> dict[str, Any]:
+def overrides(set_: list[str], template_arg: Sequence[str] = (), **typed: Any) -> dict[str, Any]:
     """`--set` first, then every short option that was given, as {dotted key: value}."""
     from scope_cli.profile import parse_set
 
     result = parse_set(set_)
+    for item in template_arg:
+        name, equals, text = item.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(
+                f"--template-arg {item!r} is not NAME=VALUE",
+                "for example --template-arg enable_thinking=false",
+            )
+        result[f"prompt.template_args.{name}"] = plain_value(text)
     for name, value in typed.items():
         if value is None or value is False or value == []:
             continue
@@ -154,6 +182,20 @@ def overrides(set_: list[str], **typed: Any) -> dict[str, Any]:
             value = int(value)
         result[KEYS[name]] = value
     return result
+
+
+def plain_value(text: str) -> Any:
+    """A YAML value where it is one that JSON has too, else the text: a date stays as it was written."""
+    import json
+
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+        json.dumps(value, allow_nan=False)
+    except (yaml.YAMLError, TypeError, ValueError):
+        return text
+    return value
 
 
 def live_sinks(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scope_cli.commands import options as o
+from scope_cli.commands.early import check_model
 from scope_cli.commands.generate import read_text, tell
 from scope_cli.errors import ModelError, UsageError
 
@@ -442,6 +443,7 @@ def measure(
     from scope_cli.progress import Progress
 
     for _, settings in cases:
+        check_model(settings.profile.model)
         check_lengths(settings, text, prompt_tokens)
     jobs = []
     for label, settings in cases:

@@ -1,16 +1,22 @@
 """scope tune: a prompt and a limit in, the profile with the smallest budget that stays below it out."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scope_cli.commands import options as o
+from scope_cli.commands.early import check_model
 from scope_cli.commands.evaluate.shared import check_writable
 from scope_cli.commands.evaluate.texts import text_of_file, text_of_prompt
 from scope_cli.commands.generate import read_text, tell
 from scope_cli.commands.variants import Variant
 from scope_cli.errors import UsageError
+from scope_cli.units import as_ratio
+
+if TYPE_CHECKING:
+    from scope_cli.evaluate.tune import Tuned
+    from scope_cli.tables import Table
 
 
 def tune_command(
@@ -68,12 +74,11 @@ def tune_command(
         raise UsageError(f"{output} is there already", "give another --output, or --force")
     common = o.overrides(set_, model=model, dtype=dtype, device=device, load_in=load_in, raw=raw, seed=seed)
 
+    asked = read_text(prompt_file, "--prompt-file") if prompt_file else read_text(text or "-", "--text")
+
     import yaml
 
     from scope_cli.evaluate import tune as search
-    from scope_cli.evaluate.fidelity import Reference
-    from scope_cli.evaluate.statistics import as_text
-    from scope_cli.model import open_model
     from scope_cli.profile import LoadedProfile, load_profile
 
     def load(keys: dict[str, Any]) -> LoadedProfile:
@@ -86,33 +91,32 @@ def tune_command(
     for keys in search.pairs(strategies, scorers):
         load({**keys, "decode.budget": 4096})  # every mistake is known before the model is
     settings = load({})
-    asked = read_text(prompt_file, "--prompt-file") if prompt_file else ""
+    check_model(settings.profile.model)
+
+    from scope_cli import tables
+    from scope_cli.evaluate.fidelity import Reference
+    from scope_cli.evaluate.statistics import as_text
+    from scope_cli.model import open_model
+    from scope_cli.progress import Progress
+
     opened = open_model(settings.profile.model, offline, tell)
     loaded = opened.load()
     if prompt_file is not None:
         known = text_of_prompt(loaded, Variant(profile, settings), prompt_file, asked, tokens)
     else:
-        known = text_of_file(opened, text or "-", 256, tokens)
+        known = text_of_file(opened, text or "-", asked, 256, tokens)
     reference = Reference.of(loaded, known)
+    progress = Progress(search.most_tried(len(known.output_ids), strategies, scorers))
+
+    def told(tried: search.Tried) -> None:
+        progress.one_more()
+        left = progress.left(" ({} left at most)")
+        tell(f"  {_words(tried.keys)}: KL {as_text(tried.fidelity.kl)}{left}")
+
     found = search.tune(
-        reference,
-        load,
-        max_gap,
-        strategies=strategies,
-        scorers=scorers,
-        sure=sure,
-        told=lambda tried: tell(f"  {_words(tried.keys)}: KL {as_text(tried.fidelity.kl)}"),
+        reference, load, max_gap, strategies=strategies, scorers=scorers, sure=sure, told=told
     )
-    print("| budget | strategy | scorer | KL to full (nats) | same top token | held, average of full |")
-    print("|---|---|---|---|---|---|")
-    for tried in sorted(found.tried, key=lambda one: (one.budget, one.gap)):
-        held = tried.fidelity.bytes
-        mark = " **chosen**" if tried is found.best else ""
-        print(
-            f"| {tried.budget} | {tried.keys['decode.strategy']} | {_scorer(tried.keys)} | "
-            f"{as_text(tried.fidelity.kl)} | {as_text(tried.fidelity.top1, 3)} | "
-            f"{held.held_mean / held.full_mean:.0%}{mark} |"
-        )
+    tables.show(as_table(found))
     if found.best is None:
         raise UsageError(
             f"no budget below the output's {len(known.output_ids):,} tokens keeps the gap under {max_gap}",
@@ -120,9 +124,11 @@ def tune_command(
         )
     best = found.best
     smaller = [budget for budget in found.grid if budget < best.budget]
+    held = best.fidelity.bytes
     tell(
-        f"{_words(best.keys)}: KL {as_text(best.fidelity.kl)} against a limit of {max_gap}, on "
-        f"{len(known.output_ids):,} tokens of one text"
+        f"verdict: {_words(best.keys)}: KL {as_text(best.fidelity.kl)} against a limit of {max_gap}, on "
+        f"{len(known.output_ids):,} tokens of one text, with {as_ratio(held.held_mean, held.full_mean)} of "
+        "the full cache's bytes"
     )
     upper = best.fidelity.kl[2]
     if upper is None:
@@ -133,6 +139,32 @@ def tune_command(
         tell(f"the next smaller budget of the grid, {smaller[-1]}, is over the limit")
     write_profile(output, profile, common, best, known.name, max_gap)
     tell(f"written: {output}; scope generate --profile {output} ...")
+
+
+def as_table(found: "Tuned") -> "Table":
+    from scope_cli.evaluate.statistics import as_text
+    from scope_cli.tables import Table
+
+    heads = [
+        "budget",
+        "strategy",
+        "scorer",
+        "KL to full (nats)",
+        "same top token",
+        "held of full",
+        "",
+    ]
+    rows = []
+    for tried in sorted(found.tried, key=lambda one: (one.budget, one.gap)):
+        kl, top1, held = tried.fidelity.kl, tried.fidelity.top1, tried.fidelity.bytes
+        rows.append(
+            [
+                str(tried.budget), tried.keys["decode.strategy"], _scorer(tried.keys), as_text(kl),
+                as_text(top1, 3), as_ratio(held.held_mean, held.full_mean),
+                "chosen" if tried is found.best else "",
+            ]
+        )  # fmt: skip
+    return Table(heads, rows, names=3)
 
 
 def write_profile(

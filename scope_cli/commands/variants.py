@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scope_cli.commands.early import check_model
 from scope_cli.commands.generate import tell
 from scope_cli.commands.options import KEYS
 from scope_cli.errors import UsageError
@@ -80,6 +81,7 @@ def variants(
             "give them to all with --model, --raw or --set; compare models with `scope evaluate compare`",
         )
     for variant in found.values():
+        check_model(variant.settings.profile.model)
         _note(variant)
     return list(found.values())
 

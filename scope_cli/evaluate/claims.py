@@ -79,6 +79,12 @@ def equal_bytes_profiles(pair: EqualBytes, method: str = "snapkv") -> dict[str, 
     }
 
 
+def least_for_drift(top: int, most_lag: int = 1024) -> int:
+    """Output tokens from which on `drift` has a step to look at; the last one is never fed."""
+    first = MOST_AT_ONCE * -(-(2 * top + RECENT) // MOST_AT_ONCE)
+    return first + most_lag + 1
+
+
 @dataclass(frozen=True)
 class Drift:
     """How much of the top-k at step t is in the top-k at t + lag, over all layers, KV heads and steps t."""

@@ -12,9 +12,16 @@ from typing import Any
 import numpy as np
 
 from scope_cli.errors import UsageError
-from scope_cli.evaluate.fidelity import blocks_of
-from scope_cli.evaluate.statistics import Blocks, Estimate, as_text, estimate, paired_difference
-from scope_cli.units import as_bytes
+from scope_cli.evaluate.statistics import (
+    Blocks,
+    Estimate,
+    as_text,
+    blocks_of,
+    estimate,
+    paired_difference,
+)
+from scope_cli.tables import Table
+from scope_cli.units import as_bytes, as_ratio
 
 METRICS = {  # kind -> metric -> (its heading, decimal places)
     "fidelity": {
@@ -26,6 +33,12 @@ METRICS = {  # kind -> metric -> (its heading, decimal places)
     "loops": {"looped": ("outputs with a loop", 2), "unique_ngrams": ("distinct 4-grams", 3)},
     "longgenbench": {"correct": ("right answers", 3), "correct_paper": ("right, paper's rule", 3)},
 }
+BEST = {
+    "kl": "lowest",
+    "logprob": "highest",
+    "looped": "lowest",
+    "correct": "highest",
+}  # of the first metrics
 Units = dict[str, dict[str, Blocks]]  # metric -> what was measured -> its values
 
 
@@ -164,18 +177,22 @@ def _line(name: str, metric: str, found: Estimate, difference: Estimate | None, 
     )
 
 
-def as_markdown(kind: str, lines: Sequence[Line]) -> str:
+def as_table(kind: str, lines: Sequence[Line]) -> Table:
     """One row per profile, a column per metric; a star where the difference to the baseline is not chance."""
     metrics = METRICS[kind]
-    by_profile: dict[str, dict[str, Line]] = {}
-    for line in lines:
-        by_profile.setdefault(line.profile, {})[line.metric] = line
     heads = ["profile", *(head for head, _ in metrics.values()), "held, average", "held, at most", "of full"]
-    rows = [heads, ["---"] * len(heads)]
-    for name, found in by_profile.items():
+    rows = []
+    for name, found in _by_profile(lines).items():
         cells = [_cell(found[metric], digits) for metric, (_, digits) in metrics.items()]
         rows.append([name, *cells, *_bytes_cells(next(iter(found.values())))])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return Table(heads, rows)
+
+
+def _by_profile(lines: Sequence[Line]) -> dict[str, dict[str, Line]]:
+    found: dict[str, dict[str, Line]] = {}
+    for line in lines:
+        found.setdefault(line.profile, {})[line.metric] = line
+    return found
 
 
 def _cell(line: Line, digits: int) -> str:
@@ -186,26 +203,47 @@ def _cell(line: Line, digits: int) -> str:
 def _bytes_cells(line: Line) -> list[str]:
     mean = as_bytes(line.held_mean_bytes) if line.held_mean_bytes is not None else "-"
     peak = as_bytes(line.held_peak_bytes) if line.held_peak_bytes is not None else "-"
-    return [mean, peak, f"{line.of_full:.0%}" if line.of_full is not None else "-"]
+    return [mean, peak, as_ratio(line.of_full, 1) if line.of_full is not None else "-"]
 
 
-def differences(kind: str, lines: Sequence[Line]) -> str:
+def differences(kind: str, lines: Sequence[Line]) -> Table:
     """The paired differences to the baseline, one row per profile."""
     metrics = METRICS[kind]
-    by_profile: dict[str, dict[str, Line]] = {}
-    for line in lines:
-        if line.difference is not None:
-            by_profile.setdefault(line.profile, {})[line.metric] = line
-    heads = ["minus the baseline", *(head for head, _ in metrics.values())]
-    rows = [heads, ["---"] * len(heads)]
-    for name, found in by_profile.items():
+    rows = []
+    for name, found in _by_profile([line for line in lines if line.difference is not None]).items():
         cells = []
         for metric, (_, digits) in metrics.items():
             line = found[metric]
             text = as_text([line.difference, line.difference_low, line.difference_high], digits)
             cells.append(text + (" *" if line.differs else ""))
         rows.append([name, *cells])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return Table([f"minus {baseline_of(lines)}", *(head for head, _ in metrics.values())], rows)
+
+
+def baseline_of(lines: Sequence[Line]) -> str:
+    return next(line.profile for line in lines if line.difference is None)
+
+
+def verdict(kind: str, lines: Sequence[Line]) -> str:
+    """The best of those that hold less than a full cache, and whether that is told from the baseline."""
+    metric, (head, digits) = next(iter(METRICS[kind].items()))
+    mine = [line for line in lines if line.metric == metric]
+    bounded = [line for line in mine if line.of_full is not None and line.of_full < 1]
+    if not bounded or len(mine) < 2:
+        return ""
+    sign = 1 if BEST[metric] == "lowest" else -1
+    best = min(bounded, key=lambda line: sign * line.mean)
+    among = f"{BEST[metric]} of {len(bounded)}: " if len(bounded) > 1 else ""
+    held = f"with {as_ratio(best.of_full or 0, 1)} of the full cache's bytes"
+    said = f"{best.profile}: {head} {among}{as_text([best.mean, best.low, best.high], digits)}, {held}"
+    if best.difference is None:
+        return said
+    if best.differs is None:
+        return f"{said}; too little was measured to tell it from {baseline_of(lines)}"
+    if not best.differs:
+        return f"{said}; not told apart from {baseline_of(lines)}"
+    better = sign * best.difference < 0
+    return f"{said}; {'better' if better else 'worse'} than {baseline_of(lines)}, and not by chance"
 
 
 def as_csv(lines: Sequence[Line]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scope_cli.cache import ScopeCache
 from scope_cli.errors import UsageError
-from scope_cli.evaluate.statistics import BLOCK, Blocks, Estimate, estimate, quantile
+from scope_cli.evaluate.statistics import BLOCK, Blocks, estimate, quantile
 from scope_cli.events import Reading
 from scope_cli.generate import make_plan, policy_in_words
 from scope_cli.geometry import Geometry
@@ -153,16 +153,6 @@ def measure(reference: Reference, settings: LoadedProfile, plan_tokens: int | No
         kept_prompt=reading.kept_prompt,
         kept_generated=reading.kept_generated,
     )
-
-
-def blocks_of(row: dict[str, Any], what: str) -> Blocks:
-    """A saved Fidelity's blocks again."""
-    return Blocks.from_means(row["blocks"][what], row["output_tokens"], row["block_tokens"])
-
-
-def over_texts(rows: list[dict[str, Any]], what: str) -> Estimate:
-    """The mean over all tokens of several saved texts, each text's blocks drawn within it."""
-    return estimate([blocks_of(row, what) for row in rows])
 
 
 def _replay(reference: Reference, settings: LoadedProfile) -> Iterator[tuple[Tensor, ScopeCache]]:

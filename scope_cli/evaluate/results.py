@@ -5,19 +5,22 @@ import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scope_cli.errors import ScopeError, UsageError
 from scope_cli.files import replace_file
-from scope_cli.generate import versions
 from scope_cli.machine import machine
-from scope_cli.model import OpenedModel
+
+if TYPE_CHECKING:
+    from scope_cli.model import OpenedModel
 
 FORMAT = 1
 
 
-def new_result(kind: str, opened: OpenedModel, settings: dict[str, Any]) -> dict[str, Any]:
+def new_result(kind: str, opened: "OpenedModel", settings: dict[str, Any]) -> dict[str, Any]:
     """What every evaluation's JSON starts with; `profiles` is filled as they are measured."""
+    from scope_cli.generate import versions
+
     return {
         "scope_evaluate": kind,
         "format": FORMAT,

@@ -7,10 +7,12 @@ them at smaller budgets, as long as the limit holds.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from scope_cli.evaluate.fidelity import Fidelity, Reference, measure
 from scope_cli.profile import LoadedProfile
+
+if TYPE_CHECKING:
+    from scope_cli.evaluate.fidelity import Fidelity, Reference
 
 Load = Callable[[dict[str, Any]], LoadedProfile]
 SMALLEST = 16
@@ -30,7 +32,7 @@ class Tried:
     """One measured profile."""
 
     keys: dict[str, Any]  # overrides of the user's profile
-    fidelity: Fidelity
+    fidelity: "Fidelity"
     settings: LoadedProfile
 
     @property
@@ -64,7 +66,7 @@ def grid(largest: int) -> tuple[int, ...]:
 
 
 def tune(
-    reference: Reference,
+    reference: "Reference",
     load: Load,
     limit: float,
     *,
@@ -97,6 +99,11 @@ def tune(
     return Tuned(best, tuple(search.tried), budgets)
 
 
+def most_tried(tokens: int, strategies: Sequence[str], scorers: Sequence[Any]) -> int:
+    """How many measurements a search makes at most, but for the last budgets down, which are rare."""
+    return len(grid(tokens)).bit_length() + len(list(pairs(strategies, scorers))) + 2
+
+
 def pairs(strategies: Sequence[str], scorers: Sequence[Any]) -> Iterator[dict[str, Any]]:
     """Every scorer with the first strategy, then the other strategies with the first scorer.
 
@@ -111,7 +118,7 @@ def pairs(strategies: Sequence[str], scorers: Sequence[Any]) -> Iterator[dict[st
 class _Search:
     """Measures what is asked for, and nothing twice."""
 
-    def __init__(self, reference: Reference, load: Load, told: Callable[[Tried], None]) -> None:
+    def __init__(self, reference: "Reference", load: Load, told: Callable[[Tried], None]) -> None:
         self.reference, self.load, self.told = reference, load, told
         self.tried: list[Tried] = []
 
@@ -121,6 +128,8 @@ class _Search:
         for one in self.tried:
             if one.keys == wanted:
                 return one
+        from scope_cli.evaluate.fidelity import measure
+
         settings = self.load(wanted)
         found = Tried(wanted, measure(self.reference, settings), settings)
         self.tried.append(found)

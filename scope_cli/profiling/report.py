@@ -126,7 +126,9 @@ def result_table(results: list[Result], width: int | None = None) -> str:
         rows.append((label, values))
 
     row("prompt + output", [f"{r.prompt_tokens:,} + {r.output_tokens:,} tokens" for r in results])
-    row("loaded and warm", [_baseline(r) for r in results])
+    own = [r.peaks.baseline_bytes - r.peaks.mapped_bytes for r in results]
+    row("loaded and warm", [as_bytes(count) for count in own])
+    row("mapped files beside it", [as_bytes(r.peaks.mapped_bytes) for r in results])
     for label, key in (("prefill peak", "prefill"), ("decode peak", "decode")):
         row(label, [_against(r, f"{key}_peak", getattr(r.peaks, f"{key}_bytes")) for r in results])
     row("KV allocated", [_against(r, "kv_allocated", r.kv.allocated_bytes) for r in results])
@@ -154,13 +156,6 @@ def result_table(results: list[Result], width: int | None = None) -> str:
     weights = f", {model['load_in']} weights" if model.get("load_in") else ""
     title = f"{model['name']}, {model['dtype']} on {model['device']}{weights}: measured, (planned), error"
     return _table(title, [one.label for one in results], rows, width)
-
-
-def _baseline(result: Result) -> str:
-    """What is the process's own; the pages of mapped files are not taken from anybody."""
-    peaks = result.peaks
-    mapped = f" (and {as_bytes(peaks.mapped_bytes)} of mapped files)" if peaks.mapped_bytes else ""
-    return as_bytes(peaks.baseline_bytes - peaks.mapped_bytes) + mapped
 
 
 def _against(result: Result, key: str, measured: float) -> str:

@@ -46,6 +46,7 @@ def test_profiles_and_peers_on_the_same_text(scope, tiny_folder, tmp_path, peer_
     assert lines["dynamic", 120]["moved_bytes"] > 0
     assert "two: 8 of 8 next tokens as the first exact contender (exact)" in saved["remarks"]
     assert "dynamic: 4 of 4 next tokens as the first exact contender (exact)" in saved["remarks"]
+    assert "verdict: at position 120 " in result.stderr and "times the tokens/s of dynamic" in result.stderr
     with files["csv"].open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 7 and rows[-1]["failed"].endswith("no such device")
@@ -99,7 +100,7 @@ def test_where_to_measure_follows_from_the_length(scope):
 
     assert positions_of(None, 100, 2000, 64, 8192) == (600, 1100, 2100)
     assert positions_of(None, 100, 100, 64, 8192) == (164, 200)  # the first two fall together
-    assert positions_of("500,300,500", 100, 0, 64, 8192) == (300, 500)
+    assert positions_of([500, 300, 500], 100, 0, 64, 8192) == (300, 500)
 
 
 def test_a_prompt_of_a_given_length():

@@ -59,6 +59,8 @@ def test_fidelity_writes_a_table_a_result_and_a_plot(scope, tiny_folder, text, t
     assert by_name["slide budget=16"]["profile"]["decode"]["budget"] == 16
     assert {"versions", "hardware", "model", "measured_at"} <= set(saved)
     assert "| slide budget=16 |" in run.stdout
+    assert "* differs from full\n| minus full |" in run.stderr and "verdict: " in run.stderr
+    assert " left)" in run.stderr, "how long all of it will take"
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
@@ -150,6 +152,16 @@ def test_loops_counts_outputs(scope, tiny_folder, prompts, tmp_path):
     assert plot.is_file()
 
 
+def test_a_calibration_file_is_not_overwritten_unasked(scope, tiny_folder, text, tmp_path):
+    out = tmp_path / "q.safetensors"
+    given = ["calibrate", out, "--text", text, "--model", tiny_folder]
+    assert scope(*given).code == 0
+    before = out.read_bytes()
+    again = scope(*given)
+    assert again.code == 2 and "is there already" in again.stderr and "--force" in again.stderr
+    assert out.read_bytes() == before and scope(*given, "--force").code == 0
+
+
 def sums(tmp_path, count=7):
     file = tmp_path / "sums.jsonl"
     rows = [{"question": f"What is {n} and {n}?", "answer": f"#### {2 * n}"} for n in range(count)]
@@ -221,13 +233,45 @@ def test_claims_measure_both_ways_and_the_drift(scope, tiny_folder, tmp_path):
     assert plot.is_file()
 
 
+def test_claims_say_what_could_not_be_measured_and_show_no_empty_table(scope, tiny_folder, tmp_path):
+    (tmp_path / "p.txt").write_text("A long prompt about the sea and the wind. " * 8)
+    given = ["evaluate", "claims", "-f", tmp_path / "p.txt", *small(tiny_folder)]
+    run = scope(*given, "--tokens", "400")
+    assert run.code == 0
+    assert "still in the top" not in run.stdout and run.stdout.count("|---") == 0 < run.stdout.count(
+        "| --- |"
+    )
+    assert "400 tokens are too few to see how attention moves on, which takes 1,217" in run.stderr
+    assert "verdict: at equal bytes compressing the prompt cost more than the output in " in run.stderr
+    (tmp_path / "p.txt").write_text("A long prompt about the sea and the wind. " * 40)
+    nothing = scope(*given, "--tokens", "256")
+    assert (nothing.code, nothing.stdout) == (2, "") and "there is nothing to measure" in nothing.stderr
+    least = nothing.stderr.split("hint: --tokens ")[1].split(" ")[0]
+    assert "nothing to measure" in scope(*given, "--tokens", str(int(least) - 1)).stderr
+
+
+def test_what_claims_need_is_what_drift_needs(tiny_folder):
+    from scope_cli.evaluate.claims import drift, least_for_drift
+    from scope_cli.evaluate.fidelity import KnownText, Reference
+    from scope_cli.model import open_model
+    from scope_cli.profile import ModelSettings
+
+    loaded = open_model(ModelSettings(name=str(tiny_folder), device="cpu"), True, print).load()
+    for top, lag in ((4, 64), (40, 128)):
+        least = least_for_drift(top, lag)
+        for tokens in (least - 1, least):
+            known = KnownText("made up", [5] * 20, [at % 250 for at in range(tokens)])
+            assert bool(drift(Reference.of(loaded, known), top, lag)) == (tokens == least)
+
+
 def test_compare_reads_what_was_written(scope, tiny_folder, text, tmp_path):
     for name, profile in (("a", "slide budget=16"), ("b", "slide budget=64")):
         assert fidelity(scope, tiny_folder, text, "-p", profile, "-o", tmp_path / f"{name}.json").code == 0
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     table = scope("evaluate", "compare", *files, "--plot", tmp_path / "c.png")
     assert table.code == 0
-    assert "| minus the baseline |" in table.stdout
+    assert "| minus slide budget=16 |" in table.stdout and "verdict: slide budget=64: KL" in table.stderr
+    assert scope("evaluate", "compare", *files, "--format", "markdown").stdout == table.stdout
     assert (tmp_path / "c.png").is_file()
     rows = list(csv.DictReader(io.StringIO(scope("evaluate", "compare", *files, "--format", "csv").stdout)))
     kl = {row["profile"]: row for row in rows if row["metric"] == "kl"}
@@ -252,7 +296,8 @@ def test_tune_writes_a_profile_that_generate_takes(scope, tiny_folder, text, pro
     ]
     run = scope("tune", *given, "--max-gap", "5", "-o", out, *small(tiny_folder))
     assert run.code == 0
-    assert "**chosen**" in run.stdout
+    assert "| chosen |" in run.stdout
+    assert "verdict: slide, attention, budget 16: KL " in run.stderr and " left at most)" in run.stderr
     tuned = yaml.safe_load(out.read_text())
     assert tuned["decode"]["budget"] == 16, "a limit of 5 nats is kept by the smallest budget"
     assert "mean KL to the full cache" in out.read_text()

@@ -6,7 +6,8 @@ import io
 import pytest
 
 from scope_cli.errors import UsageError
-from scope_cli.evaluate.compare import as_csv, as_markdown, compare, differences, mean_bytes
+from scope_cli.evaluate.compare import as_csv, as_table, compare, differences, mean_bytes, verdict
+from scope_cli.tables import as_markdown
 
 HELD = {
     "held_mean": 50.0, "held_peak": 80, "full_mean": 100.0, "full_peak": 200, "overhead": 5, "allocated": 90
@@ -102,15 +103,35 @@ def test_questions_of_one_prompt_are_one_block():
 
 def test_tables_say_the_same_in_both_formats():
     lines = compare([("a", result(fidelity("slide", [0.1] * 10), fidelity("random", [0.3] * 10)))])
-    table = as_markdown("fidelity", lines)
+    table = as_markdown(as_table("fidelity", lines))
     assert "| random | 0.3000 (0.3000 to 0.3000) * | 0.500 (0.500 to 0.500) |" in table
-    assert "| 50 B | 80 B | 50% |" in table
-    assert "| random | 0.2000 (0.2000 to 0.2000) * |" in differences("fidelity", lines)
+    assert "| 50 B | 80 B | 50.0% |" in table
+    assert "| random | 0.2000 (0.2000 to 0.2000) * |" in as_markdown(differences("fidelity", lines))
     rows = list(csv.DictReader(io.StringIO(as_csv(lines))))
     assert [(row["profile"], row["metric"]) for row in rows] == [
         (line.profile, line.metric) for line in lines
     ]
     assert float(rows[1]["difference"]) == pytest.approx(0.2)
+
+
+def test_a_verdict_names_the_best_bounded_cache_and_whether_chance_explains_it():
+    def said(*profiles, baseline=None):
+        return verdict("fidelity", compare([("a", result(*profiles))], baseline))
+
+    whole = fidelity("full", [0.0] * 10)
+    whole["bytes"] = {**whole["bytes"], "held_mean": 100.0}
+    slide, random = fidelity("slide", [0.1] * 10), fidelity("random", [0.3] * 10)
+    assert said(whole, slide, random) == (
+        "slide: KL to full (nats) lowest of 2: 0.1000 (0.1000 to 0.1000), with 50.0% of the full cache's "
+        "bytes; worse than full, and not by chance"
+    )
+    assert said(random, slide).endswith("better than random, and not by chance")
+    noise = [0.3, -0.3] * 10
+    far = fidelity("window", [0.09 + one for one in noise], tokens=640)
+    assert said(fidelity("slide", [0.1] * 20, tokens=640), far).endswith("not told apart from slide")
+    few = [fidelity(name, [kl], tokens=32) for name, kl in (("slide", 0.2), ("random", 0.1))]
+    assert said(*few).endswith("to tell it from slide")
+    assert said(slide) == "", "alone there is nothing to say"
 
 
 def test_different_evaluations_are_not_compared():

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from scope_cli.errors import UsageError
-from scope_cli.evaluate.fidelity import KnownText, Reference, blocks_of, measure, over_texts, planned
+from scope_cli.evaluate.fidelity import KnownText, Reference, measure, planned
+from scope_cli.evaluate.statistics import blocks_of, over_texts
 from scope_cli.events import Token
 from scope_cli.generate import generate, new_work
 from scope_cli.profile import load_profile

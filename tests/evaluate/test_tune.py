@@ -33,7 +33,7 @@ def run(monkeypatch, gap, limit, tokens=1024, **more):
         mean = gap(*measured[-1])
         return FakeFidelity([mean, mean * 0.8, mean * 1.2])
 
-    monkeypatch.setattr(search, "measure", measure)
+    monkeypatch.setattr("scope_cli.evaluate.fidelity.measure", measure)
     found = search.tune(
         FakeReference(FakeText([0] * tokens)), lambda keys: load_profile("default", keys), limit, **more
     )

@@ -1,7 +1,7 @@
 """scope evaluate claims: a prompt in, the paper's two claims tested on it out."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +20,7 @@ from scope_cli.commands.evaluate.shared import (
 from scope_cli.commands.evaluate.texts import text_of_prompt
 from scope_cli.commands.generate import read_text, tell
 from scope_cli.commands.variants import Variant, variants
+from scope_cli.errors import UsageError
 
 
 def claims_command(
@@ -52,27 +53,46 @@ def claims_command(
     check_writable(output, plot)
     asked = read_text(prompt_file, "--prompt-file")
 
+    from scope_cli.profile import load_profile
+
+    shares = tuple(dict.fromkeys(share))
+    for one in shares:
+        load_profile("full", {"prefill.method": "snapkv", "prefill.budget": one})  # refuses what is no share
+
     from scope_cli.evaluate import claims
     from scope_cli.evaluate.fidelity import Reference, measure
     from scope_cli.evaluate.results import identity
     from scope_cli.evaluate.statistics import as_text
-    from scope_cli.profile import load_profile
+    from scope_cli.progress import Progress
+    from scope_cli.tables import Table
 
-    shares = tuple(share)
-    for one in shares:
-        load_profile("full", {"prefill.method": "snapkv", "prefill.budget": one})  # refuses what is no share
     opened = open_for(chosen, offline)
+    profile = chosen[0].settings.profile
+    prompt_tokens, least = len(opened.encode(asked, profile.prompt)), claims.least_for_drift(top)
+    pairs = list(claims.equal_bytes(prompt_tokens, tokens, shares, profile.prefill.window))
+    few = []
+    if not pairs:
+        few.append(
+            f"{tokens:,} tokens are too few for equal bytes: what {', '.join(shares)} of a prompt of "
+            f"{prompt_tokens:,} tokens saves is more than an output of that length can"
+        )
+    if tokens < least:
+        few.append(f"{tokens:,} tokens are too few to see how attention moves on, which takes {least:,}")
+    if len(few) == 2:
+        longest = max(claims.tokens_of(one, prompt_tokens, profile.prefill.window) for one in shares)
+        raise UsageError(
+            f"there is nothing to measure: {'; '.join(few)}",
+            f"--tokens {min(least, prompt_tokens - longest + 2)} at least",
+        )
     result = start("claims", opened, chosen, {"shares": list(shares), "top": top, "tokens": tokens})
     loaded = opened.load()
     known = text_of_prompt(loaded, chosen[0], prompt_file, asked, tokens)
     reference = Reference.of(loaded, known)
     text_id = identity(known.prompt_ids, known.output_ids)
-    window = chosen[0].settings.profile.prefill.window
-    lines = [
-        "| held as much as | what is compressed | KL to full (nats) | same top token |",
-        "|---|---|---|---|",
-    ]
-    for pair in claims.equal_bytes(len(known.prompt_ids), len(known.output_ids), shares, window):
+    heads = ["held as much as", "what is compressed", "KL to full (nats)", "same top token"]
+    rows, progress, costs = [], Progress(2 * len(pairs) + 1), []
+    for pair in pairs:
+        gaps = {}
         for way, settings in claims.equal_bytes_profiles(pair).items():
             found = measure(reference, settings)
             variant = Variant(f"{pair.share} {pair.matched} {way}", settings)
@@ -80,19 +100,45 @@ def claims_command(
                 result, variant, {"text_id": text_id, **asdict(pair), "way": way, **found.as_dict()}, output
             )
             what = f"the {way}" + (f", budget {pair.output_budget}" if way == "output" else "")
-            same = as_text(found.top1, 3)
             where = f"{pair.share} of the prompt ({pair.matched})"
-            lines.append(f"| {where} | {what} | {as_text(found.kl)} | {same} |")
+            gaps[way] = found.kl[0] or 0.0
+            rows.append([where, what, as_text(found.kl), as_text(found.top1, 3)])
+            progress.one_more()
+            tell(f"  {where}, {what}: KL {as_text(found.kl)}{progress.left(' ({} left)')}")
+        costs.append(gaps["prompt"] > gaps["output"])
     result["drift"] = [lag.as_dict() for lag in claims.drift(reference, top=top)]
-    if not result["drift"]:
-        tell(f"{tokens:,} tokens are too few to see how attention moves on: it is followed over 1,024")
-    lines += ["", f"| steps later | still in the top {top} | by chance |", "|---|---|---|"]
-    for lag in result["drift"]:
-        lines.append(f"| {lag['lag']:,} | {as_text(lag['overlap'], 3)} | {lag['chance']:.3f} |")
+    drifted = [
+        [f"{lag['lag']:,}", as_text(lag["overlap"], 3), f"{lag['chance']:.3f}"] for lag in result["drift"]
+    ]
     if output is not None:
         write(result, output)
     if plot is not None and result["drift"]:
         from scope_cli.evaluate import plots
 
         plots.drift({known.name: result["drift"]}, plot)
-    show(result, json, "\n".join(lines))
+    show(
+        result, json,
+        [
+            *([Table(heads, rows, names=2)] if rows else []),
+            *([""] if rows and drifted else []),
+            *([Table(["steps later", f"still in the top {top}", "by chance"], drifted)] if drifted else []),
+            *few,
+            f"verdict: {in_a_sentence(costs, result['drift'], top)}",
+        ],
+    )  # fmt: skip
+
+
+def in_a_sentence(costs: list[bool], drift: list[dict[str, Any]], top: int) -> str:
+    said = []
+    if costs:
+        said.append(
+            f"at equal bytes compressing the prompt cost more than the output in {sum(costs)} of "
+            f"{len(costs)} comparisons"
+        )
+    if drift:
+        last = drift[-1]
+        said.append(
+            f"{last['lag']:,} steps later {last['overlap'][0]:.0%} of the top {top} are still in it "
+            f"({last['chance']:.0%} by chance)"
+        )
+    return "; ".join(said)

@@ -7,7 +7,10 @@ from typing import Annotated
 import typer
 
 from scope_cli.commands.evaluate.shared import Plot, check_writable
+from scope_cli.commands.generate import tell
 from scope_cli.errors import UsageError
+
+FORMATS = ("markdown", "csv", "json")
 
 
 def compare_command(
@@ -17,7 +20,12 @@ def compare_command(
     baseline: Annotated[
         str | None, typer.Option("--baseline", help="The profile that others are compared with (full).")
     ] = None,
-    form: Annotated[str, typer.Option("--format", help="markdown, csv or json.")] = "markdown",
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="markdown, csv or json (a table that fits the terminal; piped: markdown)."
+        ),
+    ] = None,
     metric: Annotated[str | None, typer.Option("--metric", help="What --plot shows: the first one.")] = None,
     plot: Plot = None,
 ) -> None:
@@ -27,16 +35,17 @@ def compare_command(
     """
     from scope_cli.names import did_you_mean
 
-    if form not in ("markdown", "csv", "json"):
-        raise UsageError(f"--format: there is no {form!r}{did_you_mean(form, ['markdown', 'csv', 'json'])}")
+    if form not in (None, *FORMATS):
+        raise UsageError(f"--format: there is no {form!r}{did_you_mean(str(form), FORMATS)}")
     check_writable(None, plot)
 
     import json as json_module
 
-    from scope_cli.evaluate.compare import METRICS, as_csv, as_markdown, compare, differences, kind_of
+    from scope_cli import tables
+    from scope_cli.evaluate.compare import METRICS, as_csv, as_table, compare, differences, kind_of, verdict
     from scope_cli.evaluate.results import read_result
 
-    read = [(path.name, read_result(path)) for path in results]
+    read = [(str(path), read_result(path)) for path in results]
     kind = kind_of(read)
     if metric is not None and metric not in METRICS[kind]:
         raise UsageError(f"--metric: there is no {metric!r}{did_you_mean(metric, METRICS[kind])}")
@@ -46,7 +55,14 @@ def compare_command(
     elif form == "csv":
         print(as_csv(lines), end="")
     else:
-        print(as_markdown(kind, lines) + "\n\n" + differences(kind, lines))
+        say = (lambda table: print(tables.as_markdown(table))) if form else tables.show
+        say(as_table(kind, lines))
+        minus = differences(kind, lines)
+        if minus.rows:
+            print()
+            say(minus)
+    if found := verdict(kind, lines):
+        tell(f"verdict: {found}")
     if plot is not None:
         from scope_cli.evaluate import plots
 

@@ -17,7 +17,7 @@ from scope_cli.commands.evaluate.shared import (
     show,
     start,
 )
-from scope_cli.commands.evaluate.texts import text_of_file, text_of_prompt, text_of_run
+from scope_cli.commands.evaluate.texts import read_run, text_of_file, text_of_prompt, text_of_run
 from scope_cli.commands.generate import read_text, tell
 from scope_cli.commands.variants import Budgets, Profiles, variants
 from scope_cli.errors import UsageError
@@ -75,26 +75,34 @@ def fidelity_command(
     if run is not None and prompt_file is None:
         raise UsageError("--run needs the run's prompt as well", "add --prompt-file FILE")
 
+    asked = read_text(prompt_file, "--prompt-file") if prompt_file is not None else ""
+    contents = [(file, read_text(file, "--text")) for file in text]
+    written = read_run(run) if run is not None else None
+
     from scope_cli.evaluate.fidelity import Reference, measure
     from scope_cli.evaluate.results import identity
+    from scope_cli.progress import Progress
 
     opened = open_for(chosen, offline)
-    asked = read_text(prompt_file, "--prompt-file") if prompt_file is not None else ""
-    known_texts = [text_of_file(opened, file, prompt_tokens, tokens) for file in text]
-    if run is not None:
-        known_texts = [text_of_run(opened, run, asked, tokens)]
+    known_texts = [text_of_file(opened, file, content, prompt_tokens, tokens) for file, content in contents]
+    if written is not None:
+        known_texts = [text_of_run(opened, written, asked, tokens)]
     result = start("fidelity", opened, chosen, {"prompt_tokens": prompt_tokens, "tokens": tokens})
     loaded = opened.load()
     if prompt_file is not None and run is None:
         known_texts = [text_of_prompt(loaded, chosen[0], prompt_file, asked, tokens or 1024)]
+    progress = Progress(len(known_texts) * (1 + len(chosen)))  # the full cache goes first
     for known in known_texts:
         tell(f"{known.name}: {len(known.prompt_ids):,} and {len(known.output_ids):,} tokens")
         reference = Reference.of(loaded, known)
+        progress.one_more()
         for variant in chosen:
             found = measure(reference, variant.for_prompt(len(known.prompt_ids)))
             row = {"text_id": identity(known.prompt_ids, known.output_ids), **found.as_dict()}
             add_row(result, variant, row, output)
-            tell(f"  {variant.name}: KL {found.kl[0]:.4f}, same top token {found.top1[0]:.3f}")
+            progress.one_more()
+            said = f"KL {found.kl[0]:.4f}, same top token {found.top1[0]:.3f}"
+            tell(f"  {variant.name}: {said}{progress.left(' ({} left)')}")
     if plot is not None:
         from scope_cli.evaluate import plots
 

@@ -78,8 +78,6 @@ def longgenbench_command(
     check_writable(output, plot)
 
     from scope_cli.evaluate import longgenbench as bench
-    from scope_cli.evaluate.results import Rows, identity
-    from scope_cli.evaluate.writing import write_all
     from scope_cli.names import did_you_mean
 
     if task not in bench.TASKS:
@@ -94,6 +92,11 @@ def longgenbench_command(
     if not items:
         raise UsageError(f"--shots {shots} leaves no question of {data}", "give fewer, or --examples FILE")
     groups = bench.make_groups(items, questions, worked, limit)
+
+    from scope_cli.evaluate.results import Rows, identity
+    from scope_cli.evaluate.writing import write_all
+    from scope_cli.progress import Progress
+
     opened = open_for(chosen, offline)
     prompts = {
         group.number: opened.encode(group.prompt, chosen[0].settings.profile.prompt) for group in groups
@@ -107,6 +110,7 @@ def longgenbench_command(
     )
     names = {number: identity(prompt, [number]) for number, prompt in prompts.items()}
     loaded: LoadedModel | None = None
+    progress = Progress(len(chosen) * len(groups))
     for variant in chosen:
         mine = variant.for_prompt(max(lengths))
         profile_id = identity(list(f"{opened.name} {mine.profile.model_dump_json()}".encode()))
@@ -117,6 +121,7 @@ def longgenbench_command(
         }
         if len(left) < len(groups):
             tell(f"{variant.name}: {len(groups) - len(left)} of {len(groups)} prompts were answered before")
+            progress.less(len(groups) - len(left))
         if left:
             loaded = loaded or opened.load()
             for written in write_all(loaded, mine, left, lanes):
@@ -137,7 +142,9 @@ def longgenbench_command(
                 )
                 right = f"{sum(one.correct for one in scored)} of {len(scored)} right"
                 where = f"{variant.name}, prompt {written.prompt + 1} of {len(groups)}"
-                tell(f"  {where}: {right}, {len(written.ids):,} tokens ({written.reason})")
+                progress.one_more()
+                end = f"({written.reason}){progress.left(', {} left')}"
+                tell(f"  {where}: {right}, {len(written.ids):,} tokens {end}")
         mine_of = {row["prompt_id"]: row for row in answers.read() if row["profile_id"] == profile_id}
         for name in names.values():
             row = {key: value for key, value in mine_of[name].items() if not key.startswith("profile")}
@@ -154,4 +161,4 @@ def longgenbench_command(
     show(result, json)
     tell("right answers by the number of the question in its prompt:")
     for name, found in by_index.items():
-        tell(f"  {name}: " + " ".join(f"{share:.2f}" for _index, share, _prompts in found))
+        tell(f"  {name}: " + " ".join(f"{share:.0%}" for _index, share, _prompts in found))

@@ -65,11 +65,13 @@ def loops_command(
     from scope_cli.evaluate.loops import repetition
     from scope_cli.evaluate.results import identity
     from scope_cli.evaluate.writing import write_all
+    from scope_cli.progress import Progress
 
     opened = open_for(chosen, offline)
     prompts = [opened.encode(text, chosen[0].settings.profile.prompt) for text in texts] * repeat
     result = start("loops", opened, chosen, {"prompts": list(prompt_file), "repeat": repeat, "lanes": lanes})
     loaded = opened.load()
+    progress = Progress(len(chosen) * len(prompts))
     for variant in chosen:
         longest = max(len(prompt) for prompt in prompts)
         for written in write_all(loaded, variant.for_prompt(longest), dict(enumerate(prompts)), lanes):
@@ -84,6 +86,8 @@ def loops_command(
             }
             add_row(result, variant, row, output)
             said = f"a loop of {found.loop_tokens:,} tokens" if found.looped else "no loop"
+            progress.one_more()
+            said += progress.left(" ({} left)")
             tell(f"  {variant.name}, output {written.prompt + 1}: {found.tokens:,} tokens, {said}")
     if plot is not None:
         from scope_cli.evaluate import plots

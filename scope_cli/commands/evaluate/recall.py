@@ -52,18 +52,22 @@ def recall_command(
     check_writable(output, plot)
 
     from scope_cli.evaluate.probes import KINDS, make_probe
-    from scope_cli.evaluate.recall import AskedModel, recall
-    from scope_cli.evaluate.results import identity
     from scope_cli.names import did_you_mean
 
     kinds = list(dict.fromkeys(kind)) or list(KINDS)
     for one in kinds:
         if one not in KINDS:
             raise UsageError(f"--kind: there is no {one!r}{did_you_mean(one, KINDS)}")
+
+    from scope_cli.evaluate.recall import AskedModel, recall
+    from scope_cli.evaluate.results import identity
+    from scope_cli.progress import Progress
+
     opened = open_for(chosen, offline)
     result = start("recall", opened, chosen, {"kinds": kinds, "tokens": tokens, "seeds": list(range(seeds))})
     loaded = opened.load()
     settings = chosen[0].settings.profile.prompt
+    progress = Progress(len(kinds) * seeds)
     for one in kinds:
         for seed in range(seeds):
             probe = make_probe(
@@ -74,11 +78,13 @@ def recall_command(
                 lambda text: plain_ids(opened, text),
             )
             asked = AskedModel.of(loaded, probe)
-            tell(f"{one}, seed {seed}: {len(probe.questions)} questions, {len(probe.output_ids):,} tokens")
+            asking = f"{len(probe.questions)} questions, {len(probe.output_ids):,} tokens"
+            tell(f"{one}, seed {seed}: {asking}{progress.left(' ({} left)')}")
             for variant in chosen:
                 found = recall(asked, variant.for_prompt(len(probe.prompt_ids)))
                 row = {"probe_id": identity(probe.prompt_ids, probe.output_ids), **found.as_dict()}
                 add_row(result, variant, row, output)
+            progress.one_more()
     if plot is not None:
         from scope_cli.evaluate import plots
 

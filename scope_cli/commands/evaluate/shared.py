@@ -1,5 +1,6 @@
 """What the subcommands of scope evaluate share: options, the result as it grows, the table at its end."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ from scope_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from scope_cli.model import OpenedModel
+    from scope_cli.tables import Table
 
 Output = Annotated[
     Path | None,
@@ -68,21 +70,32 @@ def write(result: dict[str, Any], output: Path) -> None:
     write_result(result, output)
 
 
-def show(result: dict[str, Any], json: bool, table: str | None = None) -> None:
-    """The result on stdout: JSON where it was asked for, else a table in markdown."""
+def show(result: dict[str, Any], json: bool, found: Sequence["Table | str"] = ()) -> None:
+    """The result on stdout: JSON where it was asked for, else tables, and words between them on stderr."""
     import json as json_module
 
-    from scope_cli.evaluate.compare import as_markdown, compare, differences
+    from scope_cli import tables
+    from scope_cli.evaluate.compare import as_table, baseline_of, compare, differences, verdict
 
     if json:
         print(json_module.dumps(result, ensure_ascii=False))
-    elif table is not None:
-        print(table)
-    else:
-        kind, lines = result["scope_evaluate"], compare([("", result)])
-        print(as_markdown(kind, lines))
+    for one in () if json else found:
+        if not one:
+            print()
+        elif isinstance(one, str):
+            tell(one)
+        else:
+            tables.show(one)
+    if found or not result["profiles"]:
+        return
+    kind, lines = result["scope_evaluate"], compare([("", result)])
+    if not json:
+        tables.show(as_table(kind, lines))
         if len(result["profiles"]) > 1:
-            tell(f"* differs from {result['profiles'][0]['name']}\n{differences(kind, lines)}")
+            tell(f"* differs from {baseline_of(lines)}")
+            tables.show(differences(kind, lines), sys.stderr)
+    if said := verdict(kind, lines):
+        tell(f"verdict: {said}")
 
 
 def check_writable(output: Path | None, plot: Path | None = None) -> None:

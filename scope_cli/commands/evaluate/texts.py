@@ -1,5 +1,6 @@
 """Files and prompts in, known texts out: what profiles are measured on."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from scope_cli.errors import UsageError
 if TYPE_CHECKING:
     from scope_cli.evaluate.fidelity import KnownText
     from scope_cli.model import LoadedModel, OpenedModel
+    from scope_cli.profile import PromptSettings
 
 
 def plain_ids(opened: "OpenedModel", text: str) -> list[int]:
@@ -17,11 +19,13 @@ def plain_ids(opened: "OpenedModel", text: str) -> list[int]:
     return list(opened.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def text_of_file(opened: "OpenedModel", file: str, prompt_tokens: int, tokens: int | None) -> "KnownText":
+def text_of_file(
+    opened: "OpenedModel", file: str, content: str, prompt_tokens: int, tokens: int | None
+) -> "KnownText":
     """The first tokens of a text are its prompt; what follows is what a profile may forget."""
     from scope_cli.evaluate.fidelity import KnownText
 
-    ids = list(opened.tokenizer(read_text(file, "--text"))["input_ids"])
+    ids = list(opened.tokenizer(content)["input_ids"])
     if len(ids) < prompt_tokens + 2:
         raise UsageError(
             f"{file} has {len(ids):,} tokens; {prompt_tokens:,} of them are to be the prompt",
@@ -56,11 +60,20 @@ def text_of_prompt(
     return KnownText(file, ids, written.ids)
 
 
-def text_of_run(opened: "OpenedModel", record: Path, prompt: str, tokens: int | None) -> "KnownText":
-    """What a run wrote, beside its record; the record does not hold the prompt."""
+@dataclass(frozen=True)
+class Run:
+    """What a run wrote, and how its prompt was made; the record does not hold the prompt."""
+
+    file: Path
+    text: str
+    tokens: int
+    prompt: "PromptSettings"
+
+
+def read_run(record: Path) -> Run:
+    """A run's record, and its text beside it. No torch."""
     import json
 
-    from scope_cli.evaluate.fidelity import KnownText
     from scope_cli.profile import PromptSettings
 
     try:
@@ -73,7 +86,13 @@ def text_of_run(opened: "OpenedModel", record: Path, prompt: str, tokens: int | 
             "it is the OUT.run.json beside the OUT of `scope generate -o OUT`",
         ) from error
     file = record.with_name(record.name.removesuffix(".run.json"))
-    ids = plain_ids(opened, read_text(str(file), "--run"))
-    if len(ids) != written:
-        tell(f"note: {file} has {len(ids):,} tokens when read again, the run wrote {written:,}")
-    return KnownText(str(file), opened.encode(prompt, settings), ids[:tokens])
+    return Run(file, read_text(str(file), "--run"), written, settings)
+
+
+def text_of_run(opened: "OpenedModel", run: Run, prompt: str, tokens: int | None) -> "KnownText":
+    from scope_cli.evaluate.fidelity import KnownText
+
+    ids = plain_ids(opened, run.text)
+    if len(ids) != run.tokens:
+        tell(f"note: {run.file} has {len(ids):,} tokens when read again, the run wrote {run.tokens:,}")
+    return KnownText(str(run.file), opened.encode(prompt, run.prompt), ids[:tokens])

@@ -1,0 +1,43 @@
+"""What is wrong with a model's name or device, said before PyTorch is imported, which takes seconds."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scope_cli.errors import ModelError
+
+if TYPE_CHECKING:
+    from scope_cli.profile import ModelSettings
+
+AMD = Path("/dev/kfd")  # ROCm, which PyTorch calls cuda
+
+
+def check_model(settings: "ModelSettings") -> None:
+    """Raises ModelError for a device that is not there, and a name that cannot be any model's.
+
+    What takes longer to find out, or only PyTorch knows, is left to it.
+    """
+    from scope_cli.registry import EMBEDDED, HUB_NAME, find
+
+    kind = settings.device.partition(":")[0]
+    if (kind == "cuda" and not has_gpu()) or (kind == "mps" and platform.system() != "Darwin"):
+        raise ModelError(
+            f"no GPU for --device {settings.device}: {torch_version()} finds none", "try --device cpu"
+        )
+    name = settings.name
+    if name not in EMBEDDED and not Path(name).expanduser().exists() and not HUB_NAME.fullmatch(name):
+        find(name, offline=True)  # says where it looked
+
+
+def has_gpu() -> bool:
+    from scope_cli.memory import nvidia_free_bytes
+
+    return not torch_version().endswith("+cpu") and (AMD.exists() or bool(nvidia_free_bytes()))
+
+
+def torch_version() -> str:
+    try:
+        return f"PyTorch {version('torch')}"
+    except PackageNotFoundError:
+        return "PyTorch"
