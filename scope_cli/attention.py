@@ -42,13 +42,11 @@ def attend(
     """
     if s_aux is not None:
         raise ModelError("models whose attention has learned sinks cannot be run")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if scope_cache is None:
         return attend_bound(module, query, key, value), None
     layer = scope_cache.layers[module.layer_idx]  # type: ignore[index]
-    layer.scale = scale
-    if scope_cache.policy.weigh:
-        layer.output_weight = output_weight(module)
+    if (query.shape[-1] ** -0.5 if scaling is None else scaling) != layer.scale:
+        raise ModelError("models that scale their attention from call to call cannot be run")
     if scope_cache.chunk is not None:
         keys, values, visible = layer.read(scope_cache.chunk, key, value)
         causal = visible is None
@@ -99,6 +97,12 @@ def attend_bound(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -
     layer = module.scope_slots
     assert layer is not None, "a model with scope's attention is called with scope_cache=..."
     return attend_step(layer, query, key, value)  # type: ignore[arg-type]
+
+
+def scale_of(module: nn.Module, head_dim: int) -> float:
+    """What an attention module multiplies queries times keys by."""
+    scale = getattr(module, "scaling", None)
+    return float(head_dim**-0.5 if scale is None else scale)
 
 
 def output_weight(module: nn.Module) -> Tensor:

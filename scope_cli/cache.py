@@ -7,7 +7,7 @@ Two kinds of layers: `PolicyLayer` (full attention) holds the prompt and a bound
 `WindowLayer` (sliding window) is bounded by the model itself and overwrites its oldest slot.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,6 +27,14 @@ FREE = -1  # the position of a slot that holds nothing
 BLOCK = 512  # keys that SDPA looks at together on a CPU
 ALL = 2**40  # slots: more than there are
 INF = float("inf")
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """What a cache's layer knows of the model's attention; told when the cache is made, and never after."""
+
+    scale: float  # of queries times keys
+    output_weight: Tensor | None = None  # [hidden, heads * head_dim], where the policy weighs by it
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,8 @@ class SlotLayer:
         self.cache, self.index, self.geometry = cache, index, geometry
         self.slots = slots = cache.shape.layer_slots(index, geometry)
         self.most_held = cache.shape.most_held(index, geometry)
-        self.scale = geometry.head_dim**-0.5  # the model's own, told with the first call
-        self.output_weight: Tensor | None = None  # [hidden, heads * head_dim], told where the policy weighs
+        own = cache.attention.get(index, LayerAttention(geometry.head_dim**-0.5))
+        self.scale, self.output_weight = own.scale, own.output_weight
         self.read_slots = slots  # the prefix of the slots that a step reads
         self.head_numbers = torch.arange(geometry.kv_heads, device=cache.device).unsqueeze(0)
         self.received: Tensor | None = None  # [kv_heads, tokens], attention that the prompt got so far
@@ -365,10 +373,13 @@ class ScopeCache:
         policy: Policy,
         *,
         inv_freq: Tensor | None = None,
+        attention: Mapping[int, LayerAttention] | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
+        """attention: by layer; where a layer is not named, its scale is head_dim ** -0.5"""
         self.geometry, self.shape, self.policy = geometry, shape, policy
+        self.attention = attention or {}
         self.inv_freq = inv_freq  # [rotated / 2], the policy layers' RoPE, for scorers that undo it
         self.dtype, self.device = dtype, torch.device(device)
         self.fitted = 0  # how often the policy layers got other buffers
@@ -498,7 +509,7 @@ class ScopeCache:
         self.shape = replace(self.shape, prompt_slots=prompt_slots)
         for layer in self.policy_layers:
             fitting = PolicyLayer(self, layer.index, layer.geometry)
-            fitting.queries, fitting.scale = layer.queries, layer.scale
+            fitting.queries = layer.queries
             fitting.reset(0)
             self.layers[layer.index] = fitting
         self.fitted += 1

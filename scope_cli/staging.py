@@ -23,7 +23,6 @@ class StagedLayer:
     def __init__(self, cache: ScopeCache, layer: PolicyLayer, plan: PromptPlan, seed: int) -> None:
         self.cache, self.layer, self.plan, self.seed = cache, layer, plan, seed
         self.scale = layer.scale
-        self.output_weight: Tensor | None = None  # told with every call, and not needed here
         geometry = layer.geometry
         like: dict[str, Any] = {"dtype": cache.dtype, "device": cache.device}
         self.keys = torch.empty(geometry.kv_heads, plan.prompt_tokens, geometry.head_dim, **like)

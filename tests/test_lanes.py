@@ -29,7 +29,7 @@ BUDGET = {"decode.budget": 12, "decode.recent": 4, "decode.interval": 5}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    families = ("llama", "gemma3", "llama-mqa")
+    families = ("llama", "gemma3", "llama-mqa", "gemma3-scaled")
     return {family: loaded_tiny(tmp_path_factory.mktemp(family), family) for family in families}
 
 

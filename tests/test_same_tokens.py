@@ -6,7 +6,7 @@ import torch
 from scope_cli.cache import ScopeCache
 from scope_cli.decode import Lane, decode
 from scope_cli.events import Token
-from scope_cli.generate import policy_of
+from scope_cli.generate import attention_of, policy_of
 from scope_cli.model import geometry_of
 from scope_cli.plan import plan_run
 from scope_cli.prefill import read_prompt
@@ -31,15 +31,10 @@ def write(model, prompt, new_tokens, tokenizer=None, **decode_settings) -> list[
     profile = Profile.model_validate(
         {"decode": decode_settings, "sampling": {"max_new_tokens": new_tokens, "ignore_eos": True}}
     )
-    plan = plan_run(
-        LoadedProfile(profile, "test", frozenset()), geometry_of(model.config), len(prompt), ring=1
-    )
-    cache = ScopeCache(
-        geometry_of(model.config),
-        plan.shape,
-        policy_of(profile.decode),
-        dtype=model.dtype,
-    )
+    geometry = geometry_of(model.config)
+    plan = plan_run(LoadedProfile(profile, "test", frozenset()), geometry, len(prompt), ring=1)
+    told = attention_of(model, geometry, weighs=False)
+    cache = ScopeCache(geometry, plan.shape, policy_of(profile.decode), attention=told, dtype=model.dtype)
     ids = torch.tensor([prompt])
     logits = finish(read_prompt(model, cache, ids, plan.schedule, chunk=20))
     sampler = Sampler(profile.sampling, len(prompt), (), "cpu")

@@ -119,26 +119,51 @@ def test_a_compiled_lane_is_bit_for_bit_the_same_with_other_neighbours(
     assert {number: shuffled[place] for place, number in enumerate(order)} == texts
 
 
-def test_compiled_prompts_that_make_slots_of_their_own_size_follow_one_another(models):  # noqa: F811
-    """Each prompt has layers of its own; what was compiled for the last one's must not write there."""
-    loaded = models["llama"]
-    compressed = {
-        "prefill.method": "snapkv",
-        "prefill.budget": 30,
-        "prefill.window": 4,
-        "prefill.wrap": [{"name": "adakv"}],
-    }
-    chosen = settings_of(**compressed, **{"decode.interval": 1, "sampling.temperature": 0.0})
-    works = [work_of(loaded, chosen, seed, 90 - 20 * seed, 30, temperature=0.0) for seed in range(2)]
+COMPRESSED = {"prefill.method": "snapkv", "prefill.budget": 30, "prefill.window": 4}
+OWN_SIZE = {**COMPRESSED, "prefill.wrap": [{"name": "adakv"}]}  # each prompt has layers of its own
 
-    def texts_in(compiled):
-        shape = together([work.plan for work in works], 1)
+
+@pytest.mark.parametrize("prompts", [(90, 70), (90, 25, 80), (25, 90)], ids=str)
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("llama", OWN_SIZE),
+        ("gemma3-scaled", COMPRESSED),
+        ("gemma3-scaled", OWN_SIZE),
+        ("llama", COMPRESSED | {"decode.weigh": "criticalkv"}),
+        ("gemma3-scaled", OWN_SIZE | {"decode.weigh": "criticalkv"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(key.split(".")[-1] for key in value),
+)
+def test_compressed_prompts_that_follow_one_another_are_each_written_as_alone_and_not_compiled(
+    models,  # noqa: F811
+    family,
+    more,
+    prompts,
+):
+    """Whatever a layer knows of its model, and whatever was compiled for it, is right for every prompt.
+
+    25 tokens are kept whole, the others are compressed in buffers beside the cache.
+    """
+    loaded = models[family]
+    chosen = settings_of(**more, **{"decode.interval": 1, "sampling.temperature": 0.0})
+    works = [
+        work_of(loaded, chosen, seed, tokens, 30, temperature=0.0) for seed, tokens in enumerate(prompts)
+    ]
+    shape = together([work.plan for work in works], 1)
+
+    def texts_in(compiled, *some):
         job = Job(loaded, chosen.profile, shape, PeakMeter(loaded.device).start(), compiled)
-        texts = texts_of(job, works)
-        assert job.cache.audit().passed and job.cache.fitted
-        return {number: [token for token, _ in text] for number, text in texts.items()}
+        texts = texts_of(job, some)
+        assert job.cache.audit().passed
+        return list(texts.values())
 
-    assert texts_in(True) == texts_in(False)
+    together_compiled = texts_in(True, *works)
+    for number, work in enumerate(works):
+        for (token, logprob), (other, other_logprob) in zip(
+            *texts_in(False, work), together_compiled[number], strict=True
+        ):
+            assert token == other and abs(logprob - other_logprob) < 1e-3
 
 
 def test_the_read_lengths_are_few_and_compiled_once_each(models):  # noqa: F811

@@ -44,6 +44,13 @@ FAMILIES: dict[str, PreTrainedConfig] = {
         query_pre_attn_scalar=8,
         tie_word_embeddings=False,  # tied and scaled, a random one repeats its input
     ),
+    "gemma3-scaled": Gemma3TextConfig(
+        **{**SHAPE, "num_hidden_layers": 2},
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
+        query_pre_attn_scalar=50,  # queries times keys are scaled by another number than head_dim ** -0.5
+        tie_word_embeddings=False,
+    ),
 }
 
 

@@ -303,7 +303,7 @@ class SlotView:
     @property
     def output_weight(self) -> Tensor:
         """The layer's output projection by head, [heads, head_dim, hidden]."""
-        assert self._output_weight is not None, "the layer has been called, and the policy weighs"
+        assert self._output_weight is not None, "a cache whose policy weighs is told the weights"
         return self._output_weight.T.unflatten(0, (-1, self.values.shape[-1]))
 
     # Chance

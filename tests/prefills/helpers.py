@@ -5,7 +5,7 @@ import math
 import torch
 
 from scope_cli.cache import ScopeCache
-from scope_cli.generate import policy_of
+from scope_cli.generate import attention_of, policy_of
 from scope_cli.model import geometry_of, rope_frequencies
 from scope_cli.plan import plan_run
 from scope_cli.prefill import read_prompt
@@ -44,11 +44,13 @@ def planned(family, prompt_tokens, prefill, steps=12, **decode):
 
 def empty_cache(family, profile, plan, dtype=torch.float64):
     model = model_of(family, dtype)
+    geometry = geometry_of(model.config)
     return ScopeCache(
-        geometry_of(model.config),
+        geometry,
         plan.starting_shape,
         policy_of(profile.decode),
         inv_freq=rope_frequencies(model),
+        attention=attention_of(model, geometry, profile.decode.weigh is not None),
         dtype=dtype,
     )
 

@@ -8,7 +8,7 @@ from math import exp
 import torch
 
 from scope_cli.cache import ScopeCache
-from scope_cli.generate import policy_of
+from scope_cli.generate import attention_of, policy_of
 from scope_cli.model import geometry_of, rope_frequencies
 from scope_cli.plan import plan_run, together
 from scope_cli.prefill import read_prompt
@@ -65,7 +65,9 @@ def written(
     if watch:
         policy = replace(policy, scorer=watched(policy.scorer, watch))
     inv_freq = rope_frequencies(model)
-    cache = ScopeCache(geometry_of(model.config), shape, policy, inv_freq=inv_freq, dtype=dtype)
+    geometry = geometry_of(model.config)
+    told = attention_of(model, geometry, policy.weigh is not None)
+    cache = ScopeCache(geometry, shape, policy, inv_freq=inv_freq, attention=told, dtype=dtype)
     texts = []
     for index, lane in enumerate(lanes):
         chance = torch.Generator().manual_seed(lane.text)
