@@ -303,13 +303,15 @@ class GraphStep:
         self._facts = torch.zeros(5, lanes, 1, 1, dtype=torch.int64, device=cache.device)
         self._steps: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._evictions: dict[tuple[int, ...], torch.cuda.CUDAGraph] = {}
+        self._fitted = cache.fitted
         self._works = True
         self._pool = torch.cuda.graph_pool_handle()
         self._forget = cache.forget
         cache.forget = self.forget  # type: ignore[method-assign]
 
     def __call__(self, ids: Tensor) -> Tensor:
-        reads = (self.cache.fitted, *(layer.read_slots for layer in self.cache.layers))
+        self._drop_what_is_gone()
+        reads = tuple(layer.read_slots for layer in self.cache.layers)
         if self._works and reads not in self._steps:
             with self.cache.at_rest():
                 captured = self._capture(lambda: self.step(self._ids))
@@ -324,7 +326,8 @@ class GraphStep:
 
     def forget(self, facts: Tensor, most: int) -> None:
         """The cache's own `forget`, replayed."""
-        key = (most, self.cache.fitted, *(layer.read_slots for layer in self.cache.layers))
+        self._drop_what_is_gone()
+        key = (most, *(layer.read_slots for layer in self.cache.layers))
         if self._works and key not in self._evictions and len(self._evictions) < MOST_GRAPHS:
             self._facts.zero_()
             captured = self._capture(lambda: self._forget(self._facts, most))
@@ -335,6 +338,13 @@ class GraphStep:
             return
         self._facts.copy_(facts)
         self._evictions[key].replay()
+
+    def _drop_what_is_gone(self) -> None:
+        """Graphs of layers that a prompt of another size has replaced hold their buffers."""
+        if self._fitted != self.cache.fitted:
+            self._steps.clear()
+            self._evictions.clear()
+            self._fitted = self.cache.fitted
 
     def _capture(self, run: Callable[[], Tensor | None]) -> tuple[torch.cuda.CUDAGraph, Tensor] | None:
         """Warm up beside the current stream, then record; None, for good, where that cannot be done."""
