@@ -72,10 +72,13 @@ class Schedule:
         return held - max(self.recent + self.floor, limit - self.interval + 1)
 
     def limit(self, n: int) -> int | None:
-        allowed = self.allowed(n)
-        if allowed is None:
+        """The most that may be held of what the limit counts after n tokens; None where nothing limits it."""
+        if self.strategy == "full":
             return None
-        return self.total if self.total is not None else self.base + allowed
+        if self.total is not None:
+            return self.total
+        allowed = self.allowed(n)
+        return None if allowed is None else self.base + allowed
 
     @property
     def most_held(self) -> int:
@@ -83,7 +86,7 @@ class Schedule:
         if self.strategy == "full":
             return self.base + self.planned
         if self.total is not None:  # the whole prompt is read before the first eviction
-            return max(self.base + 1, min(self.total + 1, self.base + self.planned))
+            return min(max(self.base, self.total) + 1, self.base + self.planned)
         largest = self.allowed(self.planned)
         return self.base + min(self.planned if largest is None else largest + 1, self.planned)
 

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from scope_cli.profile import DecodeSettings
@@ -19,35 +19,44 @@ def walk(schedule, steps):
         held -= excess
 
 
-@given(
-    strategy=st.sampled_from(["slide", "adaptive", "discontinuous"]),
-    budget=st.integers(2, 40),
-    recent_share=st.floats(0, 1),
-    interval=st.integers(1, 80),
-    planned=st.integers(1, 200),
-    prompt=st.integers(0, 50),
-    unified=st.booleans(),
-)
-def test_never_more_than_the_slots_that_were_planned(
-    strategy, budget, recent_share, interval, planned, prompt, unified
-):
-    recent = max(1, min(budget - 1, round(budget * recent_share)))
-    decode = DecodeSettings(
-        strategy=strategy,
-        budget=budget,
-        recent=recent,
-        interval="auto" if strategy == "discontinuous" else interval,
-        protect_prompt=not unified,
-        sinks=2 if unified else 0,
-    )
-    schedule = Schedule.of(decode, planned, prompt)
-    for n, held, excess in walk(schedule, planned - 1):
+@st.composite
+def schedules(draw):
+    """Any that a profile can ask for, and a prompt."""
+    strategy = draw(st.sampled_from(["full", "slide", "adaptive", "discontinuous", "rpc"]))
+    budget = draw(st.integers(1, 40))
+    unified, prompt = draw(st.booleans()), draw(st.integers(0, 50))
+    settings = {
+        "strategy": strategy,
+        "budget": budget,
+        "recent": draw(st.sampled_from(["auto", *range(1, budget + 1)])),
+        "interval": draw(st.sampled_from(["auto", "discontinuous", *range(1, 81)])),
+        "ratio": draw(st.integers(1, 6)),
+        "protect_prompt": not unified,
+        "sinks": draw(st.integers(0, 5)) if unified else 0,
+        "total_budget": draw(st.one_of(st.none(), st.integers(1, 120))) if unified else None,
+    }
+    decode = DecodeSettings.model_validate(settings)
+    assume(not list(decode.problems()))
+    return decode, Schedule.of(decode, draw(st.integers(1, 200)), prompt)
+
+
+@settings(max_examples=500)
+@given(schedules())
+def test_never_more_than_the_slots_that_were_planned(chosen):
+    decode, schedule = chosen
+    for n, held, excess in walk(schedule, schedule.planned - 1):
         assert held <= schedule.most_held
-        assert held <= schedule.base + budget + 1
+        if decode.strategy not in ("full", "rpc"):
+            assert held <= max(schedule.base, schedule.total or schedule.base + decode.budget) + 1
         left = held - excess
-        assert left >= min(held, recent + schedule.floor)
-        if (limit := schedule.limit(n)) is not None:
-            assert left <= limit
+        assert left >= min(held, schedule.recent + schedule.floor)
+        limit = schedule.limit(n)
+        assert limit is not None or not excess
+        if limit is not None:
+            assert left <= limit, "what is left is within the limit"
+            assert bool(excess) == (held > limit)
+    if decode.total_budget is not None and decode.strategy != "full":
+        assert schedule.limit(1) == decode.total_budget
 
 
 def test_slide_evicts_every_token_at_interval_1_and_every_64_by_default():
