@@ -427,10 +427,15 @@ class ScopeCache:
         self.seeds[lane] = seed
         self.query_positions[lane] = FREE
 
+    def can_copy(self, source: int) -> bool:
+        """Whether a lane holds a prompt that was read to its end, runs, and has not been written after."""
+        count = self.lanes[source]
+        return count is not None and count.active and count.written == 0
+
     def copy_prompt(self, source: int, lane: int, seed: int = 0) -> None:
         """Start a lane with the prompt that another lane has read, and not yet written after."""
+        assert self.can_copy(source), "the source has gone on, or left"
         count = self.count(source)
-        assert count.written == 0, "the source has gone on"
         self._retire(lane)
         for tensor in self.tensors().values():
             tensor[lane] = tensor[source]
@@ -748,8 +753,12 @@ class ScopeCache:
             **totals,
         )
 
-    def audit(self, lane: int | None = None) -> Audit:
-        """Count the slots themselves, of one lane or of all, and compare with what the readings say."""
+    def audit(self, lane: int | None = None, prompt: int | None = None, written: int | None = None) -> Audit:
+        """Count the slots themselves, of one lane or of all, and compare with what the readings say.
+
+        prompt, written: tokens that were fed to the lane, as who fed them counted; the cache's own numbers
+            are compared with them.
+        """
         problems = []
         reading = self.reading(lane)
         chosen = slice(None) if lane is None else slice(lane, lane + 1)
@@ -762,15 +771,47 @@ class ScopeCache:
         )
         if live != reading.held_bytes:
             problems.append(f"live slots take {live} bytes, the reading says {reading.held_bytes}")
-        accounted = not problems
         counts = [(index, count) for index, count in enumerate(self.lanes) if count and lane in (None, index)]
+        for index, count in counts:
+            told = (count.prompt if prompt is None else prompt, count.written if written is None else written)
+            problems += [f"lane {index}, {problem}" for problem in self._unaccounted(index, count, *told)]
+        accounted = not problems
         over = [index for index, count in counts if self._over_budget(index, count)]
         problems += [f"lane {index} held more than its budget, or lost recent tokens" for index in over]
-        limited = any(count.most_held > (count.schedule.limit(count.written) or INF) for _, count in counts)
+        limited = any(
+            count.written and count.most_held > (count.schedule.limit(count.written) or INF)
+            for _, count in counts
+        )
         if limited and not reading.evictions:
             problems.append("the budget was exceeded and nothing was evicted")
         active = True if reading.evictions else (False if limited else None)
         return Audit(active, not over, accounted, tuple(problems))
+
+    def _unaccounted(self, lane: int, count: LaneCount, prompt: int, written: int) -> Iterator[str]:
+        """Tokens that were fed to a lane and are neither held nor evicted, by layer and KV head.
+
+        Of a prompt, what was kept counts. Where heads keep different numbers (`adakv`) their sum is known.
+        """
+        if (prompt, written) != (count.prompt, count.written):
+            yield f"{prompt} + {written} tokens were fed, {count.prompt} + {count.written} counted"
+        for layer in self.layers:
+            positions = layer.positions[lane]  # [kv_heads, slots]
+            if isinstance(layer, WindowLayer):
+                last = min(prompt + written, layer.most_held)
+                newest = positions >= prompt + written - last
+                if newest.sum(-1).ne(last).any() or (positions >= 0).sum(-1).ne(last).any():
+                    yield f"layer {layer.index}: the window does not hold the newest {last} tokens"
+                continue
+            kept = prompt if count.kept is None else count.kept[layer.index]
+            old, new = ((positions >= 0) & (positions < prompt)).sum(-1), (positions >= prompt).sum(-1)
+            if not self.policy.protect_prompt:
+                found, fed = old + new + count.evicted_tokens, kept + written
+            else:
+                found, fed = new + count.evicted_tokens, written
+                if int(old.sum()) != kept * len(old):
+                    yield f"layer {layer.index}: {old.tolist()} prompt tokens by head, {kept} were kept"
+            if found.ne(fed).any():
+                yield f"layer {layer.index}: {found.tolist()} tokens held or evicted by head, {fed} written"
 
     def _over_budget(self, lane: int, count: LaneCount) -> bool:
         """More than the limit and the current token held at any time, or a recent token gone."""

@@ -41,6 +41,7 @@ class Lane:
     row: int = 0  # of the cache
     prompt: int = 0  # its number in the job
     written: int = 0
+    fed: int = 0  # of them, to the model
     reason: FinishReason | None = None
     watch: LoopWatch = field(default_factory=LoopWatch)
     started: float = field(default_factory=perf_counter)  # seconds on the clock
@@ -210,5 +211,6 @@ def step_on(step: Callable[[Tensor], Tensor], cache: ScopeCache, lanes: list[Lan
     cache.end_step()
     for lane in lanes:
         lane.logits = logits[lane.row : lane.row + 1]
+        lane.fed += 1
         if cache.device.type != "cpu":
             cache.count(lane.row).host_bytes += 16  # an id and a log-probability (float64) come back

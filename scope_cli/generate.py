@@ -160,12 +160,15 @@ class Job:
         return Failed(row, str(error), self._in_row[row], error.hint)
 
     def _source_of(self, work: Work) -> Lane | None:
-        """The lane that has just read the same prompt, and not yet written after it."""
+        """The lane that has just read the same prompt, still has its row and has written nothing after it."""
         if self._newest is None:
             return None
         newest, lane = self._newest
         same = newest.prompt_ids == work.prompt_ids and newest.plan == work.plan
-        return lane if same and lane.written == 0 else None
+        if work.plan.prompt.draws and newest.seed != work.seed:
+            return None  # chance decided what stayed of it
+        mine = self._in_row.get(lane.row) == lane.prompt and lane.reason is None
+        return lane if same and mine and lane.written == 0 and self.cache.can_copy(lane.row) else None
 
     def _finished(self, number: int, row: int, prompt_tokens: int, lane: Lane | None) -> Finished:
         decode_s, decode_peak = self._close(number)
@@ -183,7 +186,7 @@ class Job:
             prefill_peak_bytes=prefill_peak,
             decode_peak_bytes=decode_peak,
             reading=self.cache.reading(row),
-            audit=self.cache.audit(row),
+            audit=self.cache.audit(row, *((prompt_tokens, lane.fed) if lane else ())),
             loop=lane.loop if lane else None,
             stopped_by=stopped_by,
             prompt=number,
@@ -231,15 +234,12 @@ def new_cache(loaded: LoadedModel, profile: Profile, shape: CacheShape) -> Scope
         shape,
         policy_of(profile.decode),
         inv_freq=rope_frequencies(loaded.model),
+        attention=attention_of(loaded.model, loaded.geometry, profile.decode.weigh is not None),
         dtype=loaded.dtype,
         device=loaded.device,
     )
-        attention=attention_of(loaded.model, loaded.geometry, profile.decode.weigh is not None),
 
 
-def policy_of(decode: DecodeSettings) -> Policy:
-    return Policy(
-        scorer=plugins.build("scorers", decode.scorer.name, decode.scorer.options),
 def attention_of(model: PreTrainedModel, geometry: Geometry, weighs: bool) -> dict[int, LayerAttention]:
     """What the cache's layers are told, by layer; the output's weights where the policy weighs by them."""
     modules = [layer.self_attn for layer in decoder_layers(model)]
@@ -252,6 +252,9 @@ def attention_of(model: PreTrainedModel, geometry: Geometry, weighs: bool) -> di
     }
 
 
+def policy_of(decode: DecodeSettings) -> Policy:
+    return Policy(
+        scorer=plugins.build("scorers", decode.scorer.name, decode.scorer.options),
         protect_prompt=decode.protect_prompt,
         sinks=decode.sinks,
         share=decode.share,

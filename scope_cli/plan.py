@@ -87,6 +87,11 @@ class PromptPlan:
     late: bool  # how many slots each layer needs is known only when the prompt has been read
 
     @property
+    def draws(self) -> bool:
+        """Whether chance, and so the seed, decides what stays of it."""
+        return self.staged and (self.method.draws or any(wrapper.draws for wrapper in self.wrappers))
+
+    @property
     def ring(self) -> int:
         """How many of the prompt's last queries somebody looks at."""
         wanted = [self.method.ring(self.window), *(wrapper.ring(self.window) for wrapper in self.wrappers)]

@@ -66,7 +66,7 @@ class StagedLayer:
             queries=self.queries,
             window=self.plan.window,
             scale=self.scale,
-            seed=self.seed,
+            drawn_seed=self.seed if self.plan.draws else None,
             inv_freq=self.cache.inv_freq,
             memo=self.memo,
         )

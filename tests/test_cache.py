@@ -11,6 +11,7 @@ from scope_cli.plan import plan_run
 from scope_cli.prefill import read_prompt
 from scope_cli.profile import load_profile
 from scope_cli.registry import ModelFolder
+from scope_cli.schedule import Schedule
 from tests.test_decode import finish
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -45,6 +46,8 @@ def walk(loaded, tokens, prompt_tokens=30, **settings):
     cache = new_cache(loaded, profile.profile, plan.shape)
     prompt = torch.randint(0, 256, (1, prompt_tokens))
     finish(read_prompt(loaded.model, cache, prompt, plan.schedule))
+    if not tokens:
+        yield cache
     for token in torch.randint(0, 256, (tokens,)):
         loaded.model(
             input_ids=token.view(1, 1),
@@ -100,12 +103,23 @@ def test_a_lane_is_the_same_after_another_prompt_went_through_it(tmp_path):
     assert fresh.audit(0).passed
 
 
+def moved_to_another_head(layer):
+    """A generated token that is not recent is gone in one head, and held twice in another: as many bytes."""
+    positions = layer.positions[0]
+    older = ((positions[0] >= 30) & (positions[0] < 126)).nonzero()[0, 0]
+    free = (positions[1] == FREE).nonzero()[0, 0]
+    positions[1, free] = positions[0, older]
+    positions[0, older] = FREE
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
         (lambda layer: layer.positions[0, 0].masked_fill_(layer.positions[0, 0] == 30 + 99, FREE), "recent"),
         (lambda layer: layer.positions[0, 0, :3].fill_(FREE), "live slots"),
         (lambda layer: setattr(layer, "keys", layer.keys[:, :, :-1].clone()), "buffers"),
+        (lambda layer: moved_to_another_head(layer), "tokens held or evicted by head"),
+        (lambda layer: layer.positions[0, 0, 0].fill_(90), "prompt tokens by head"),
     ],
 )
 def test_the_audit_notices(tmp_path, damage, told):
@@ -130,3 +144,46 @@ def test_a_chunks_query_sees_the_tokens_up_to_its_own(start, tokens):
     out = attend(query, keys, values, mask, is_causal=mask is None, enable_gqa=True)
     reference = attend(query, keys, values, causal_lower_right(tokens, start + tokens), enable_gqa=True)
     assert torch.equal(out, reference)
+
+
+def test_the_audit_compares_what_is_held_with_what_was_fed(tmp_path):
+    *_, cache = walk(loaded_tiny(tmp_path, "gemma3"), 100, budget=16, recent=4, interval=4)
+    assert cache.audit(0, 30, 100).passed
+    audit = cache.audit(0, 30, 101)
+    assert not audit.passed and not audit.bytes_accounted
+    assert "lane 0, 30 + 101 tokens were fed, 30 + 100 counted" in audit.problems
+    assert any("by head, 101 written" in problem for problem in audit.problems)
+    assert any("the window does not hold the newest 8 tokens" in problem for problem in audit.problems)
+    assert not cache.audit(0, 29, 100).passed
+
+
+def test_the_audit_notices_evictions_that_did_not_come(tmp_path, monkeypatch):
+    """And says so in words of its own, whatever else is wrong then."""
+    loaded = loaded_tiny(tmp_path)
+    monkeypatch.setattr(Schedule, "most_held", property(lambda self: self.planned))  # room for everything
+    monkeypatch.setattr(Schedule, "excess", lambda self, n, held: 0)
+    *_, cache = walk(loaded, 17, budget=16, recent=4, interval=4)
+    assert cache.audit().problems == ("the budget was exceeded and nothing was evicted",)
+    assert cache.audit().policy_active is False
+    *_, cache = walk(loaded, 18, budget=16, recent=4, interval=4)
+    assert "lane 0 held more than its budget, or lost recent tokens" in cache.audit().problems
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 40])
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_prompt_beyond_the_total_budget_is_no_false_alarm_before_the_first_step(tmp_path, family, tokens):
+    loaded = loaded_tiny(tmp_path, family)
+    *_, cache = walk(loaded, tokens, budget=8, recent=4, protect_prompt=False, total_budget=20, sinks=2)
+    audit = cache.audit(0, 30, tokens)
+    assert audit.passed and audit.policy_active == (None if tokens == 0 else True)
+
+
+@pytest.mark.parametrize("strategy", ["adaptive", "discontinuous", "slide", "rpc"])
+def test_a_total_budget_holds_where_the_planned_output_fits_the_budget(tmp_path, strategy):
+    loaded = loaded_tiny(tmp_path)
+    settings = {"budget": 60, "recent": 10, "protect_prompt": False, "total_budget": 50}
+    most = 0
+    for cache in walk(loaded, 59, strategy=strategy, **settings):
+        most = max(most, *((layer.positions >= 0).sum(-1).max().item() for layer in cache.policy_layers))
+    assert cache.audit(0, 30, 59).passed and cache.audit().policy_active
+    assert most <= 50

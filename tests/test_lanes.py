@@ -13,7 +13,7 @@ from scope_cli import plugins
 from scope_cli.attention import attend_step
 from scope_cli.cache import ScopeCache
 from scope_cli.decode import decode
-from scope_cli.events import Finished, PromptRead, Token
+from scope_cli.events import Finished, PromptProgress, PromptRead, Token
 from scope_cli.generate import Job, Work, generate, make_plan, new_work, policy_of
 from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.memory import PeakMeter
@@ -304,3 +304,90 @@ def test_a_lane_that_cannot_be_sampled_leaves_the_others_alone(models, monkeypat
     for number in (0, 2):
         got = [event.token_id for event in events if isinstance(event, Token) and event.prompt == number]
         assert got == [token for token, _ in texts[number]]
+
+
+def failing_first(monkeypatch, seed):
+    """Sampling fails at the first token of the prompt with this seed."""
+    pick = Sampler.pick
+
+    def broken(self, logits, ids):
+        if self._generator.initial_seed() == seed:
+            raise RuntimeError("no probabilities")
+        return pick(self, logits, ids)
+
+    monkeypatch.setattr(Sampler, "pick", broken)
+
+
+def ends_of(loaded, chosen, works, lanes):
+    """By prompt: its end, and its ids; what fails is left out."""
+    shape = together([work.plan for work in works], lanes)
+    ends, ids = {}, {}
+    with PeakMeter(loaded.device) as peak:
+        for event in Job(loaded, chosen.profile, shape, peak).run(works, fail=lambda row, error: None):
+            if isinstance(event, Token):
+                ids.setdefault(event.prompt, []).append(event.token_id)
+            if isinstance(event, Finished):
+                ends[event.prompt] = event
+    return ends, ids
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize(
+    "more", [{}, {"prefill.method": "snapkv", "prefill.budget": 20, "prefill.window": 4}]
+)
+def test_a_prompt_that_failed_at_its_first_token_is_read_again_for_the_next(models, monkeypatch, lanes, more):
+    loaded, chosen = models["llama"], settings_of(**more)
+    first, second = (work_of(loaded, chosen, seed, 50) for seed in (0, 1))
+    second = replace(second, prompt_ids=first.prompt_ids)
+    _, alone = ends_of(loaded, chosen, [second], lanes)
+    failing_first(monkeypatch, 0)
+    ends, ids = ends_of(loaded, chosen, [first, second], lanes)
+    assert ids == {1: alone[0]}
+    assert ends[1].audit.passed and ends[1].reading.evictions > 0
+
+
+def test_the_audit_notices_a_lane_that_was_copied_from_one_that_had_left(models, monkeypatch):
+    """Its cache stores nothing, and counts as if nothing had been written."""
+    loaded, chosen = models["llama"], settings_of()
+    first = work_of(loaded, chosen, 0, 50)
+    second = replace(first, seed=1)
+    failing_first(monkeypatch, 0)
+    monkeypatch.setattr(ScopeCache, "can_copy", lambda self, source: True)
+    monkeypatch.setattr(Job, "_source_of", lambda self, work: self._newest and self._newest[1])
+    ends, _ = ends_of(loaded, chosen, [first, second], 1)
+    assert not ends[1].audit.passed and not ends[1].audit.bytes_accounted
+    assert "39 tokens were fed, 50 + 0 counted" in ends[1].audit.problems[0]
+
+
+@pytest.mark.parametrize("method", ["random", "snapkv"])
+def test_samples_share_a_compressed_prompt_where_chance_had_no_part_in_it(models, method):
+    loaded = models["llama"]
+    chosen = settings_of(**{"prefill.method": method, "prefill.budget": 20, "prefill.window": 4})
+    prompt = ids_of(3, 60)
+    works = [new_work(chosen, loaded.geometry, prompt, nth) for nth in range(3)]
+    _, ids = ends_of(loaded, chosen, works, 3)
+    for number, work in enumerate(works):
+        _, alone = ends_of(loaded, chosen, [work], 3)
+        assert alone[0] == ids[number], "as if it had been read by itself"
+    reads = [event for event in generate(loaded, chosen.profile, works) if isinstance(event, PromptProgress)]
+    assert {event.prompt for event in reads} == ({0, 1, 2} if method == "random" else {0})
+
+
+def test_samples_that_copied_their_prompt_evict_as_if_they_had_read_it(models):
+    """Queries and memos are copied too."""
+    loaded = models["llama"]
+    for scorer in ("rkv", "accumulated"):
+        chosen = settings_of(
+            **{
+                "decode.scorer": scorer,
+                "decode.protect_prompt": False,
+                "decode.total_budget": 45,
+                "decode.interval": 1,
+            }
+        )
+        works = [new_work(chosen, loaded.geometry, ids_of(3, 50), nth) for nth in range(3)]
+        ends, ids = ends_of(loaded, chosen, works, 3)
+        for number, work in enumerate(works):
+            end, alone = ends_of(loaded, chosen, [work], 3)
+            assert end[0].reading.evictions == ends[number].reading.evictions > 0
+            assert alone[0] == ids[number]

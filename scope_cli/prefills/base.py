@@ -26,6 +26,7 @@ class Prefill:
     cost: ClassVar[str] = "-"  # of one layer, per head, with N prompt tokens, window W and width D
     compresses: ClassVar[bool] = True  # False: the prompt is read straight into its lane and stays
     divides_layers: ClassVar[bool] = False  # layers keep different numbers of tokens
+    draws: ClassVar[bool] = False  # chance decides: it asks for the view's seed
 
     def budgets(self, budget: int, prompt: int, window: int, layers: int) -> list[int]:
         """Tokens each KV head of each layer keeps, layers * budget in all; window <= budget < prompt."""
@@ -73,9 +74,15 @@ class PromptView:
     queries: Tensor
     window: int  # the last tokens, kept whatever their score
     scale: float  # of queries times keys, the model's own
-    seed: int
+    drawn_seed: int | None  # None: nobody said that chance decides
     inv_freq: Tensor | None = None  # [rotated / 2], the model's RoPE; None: it has none
     memo: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        """The lane's; prompts of other seeds do not share what was kept."""
+        assert self.drawn_seed is not None, "who asks for the seed says `draws = True`"
+        return self.drawn_seed
 
     @property
     def prompt(self) -> int:

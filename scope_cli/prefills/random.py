@@ -19,6 +19,7 @@ class Random(Prefill):
 
     needs: ClassVar[str] = "-"
     cost: ClassVar[str] = "N"
+    draws: ClassVar[bool] = True
 
     def score(self, view: PromptView) -> Tensor:
         """A hash of seed, layer, KV head and position, as the scorer `random` has it."""

@@ -25,6 +25,7 @@ class Wrapper:
     divides_layers: ClassVar[bool] = False  # layers keep different numbers of tokens
     divides_heads: ClassVar[bool] = False  # KV heads of a layer keep different numbers of tokens
     rewrites: ClassVar[bool] = False  # changes what is stored, also where every token is kept
+    draws: ClassVar[bool] = False  # chance decides: it asks for the view's seed
     frees_nothing: ClassVar[str] = ""  # in words, where what is saved is not freed
 
     @property

@@ -102,6 +102,26 @@ def test_the_unified_baselines_forget_parts_of_the_prompt(generate, tmp_path, ba
     assert end["reading"]["kept_prompt"] + end["reading"]["kept_generated"] <= 40
 
 
+@pytest.mark.parametrize("baseline", ["tova", "h2o", "snapkv-decode", "streamingllm"])
+def test_a_prompt_beyond_the_total_budget_and_one_token_are_no_alarm(generate, baseline):
+    """Nothing has been evicted yet, and nothing had to be."""
+    argv = ["--set", "decode.total_budget=40", "--set", "decode.recent=8", "--max-new-tokens", 1]
+    result = generate(PROMPT, "--profile", f"baselines/{baseline}", *argv)
+    assert result.code == 0 and "nothing had to be evicted" in result.stderr
+
+
+def test_a_total_budget_holds_in_a_schedule_that_grows(generate):
+    keys = {"decode.protect_prompt": False, "decode.total_budget": 100, "decode.interval": 1}
+    for strategy in ("adaptive", "discontinuous"):
+        argv = [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
+        argv += ["--strategy", strategy, "--budget", 300, "--recent", 50, "--max-new-tokens", 300]
+        argv += ["--interval", "auto"]
+        result = generate(PROMPT, *argv, "--json")
+        assert result.code == 0
+        end = json.loads(result.stdout.splitlines()[-1])
+        assert end["audit"]["policy_active"] and end["reading"]["kept_generated"] <= 100
+
+
 def test_a_compressed_prompt_takes_less_memory(generate, tmp_path):
     held = {}
     for method in ("full", "snapkv"):

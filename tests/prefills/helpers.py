@@ -55,12 +55,12 @@ def empty_cache(family, profile, plan, dtype=torch.float64):
     )
 
 
-def read(family, ids, prefill, dtype=torch.float64, chunk=512, cache=None, **decode):
+def read(family, ids, prefill, dtype=torch.float64, chunk=512, cache=None, seed=7, **decode):
     """A cache whose lane holds what stays of a prompt, its plan, and the logits of the last token."""
     profile, plan = planned(family, ids.shape[1], prefill, **decode)
     cache = cache or empty_cache(family, profile, plan, dtype)
     reading = read_prompt(
-        model_of(family, dtype), cache, ids, plan.schedule, plan=plan.prompt, seed=7, chunk=chunk
+        model_of(family, dtype), cache, ids, plan.schedule, plan=plan.prompt, seed=seed, chunk=chunk
     )
     return cache, plan, finish(reading)
 

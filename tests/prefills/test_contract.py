@@ -234,6 +234,22 @@ def test_scores_are_finite_pure_and_tell_tokens_apart(method):
 
 
 @every_combination
+def test_a_prompt_depends_on_the_seed_where_chance_is_said_to_decide_and_nowhere_else(method, wrap):
+    """Samples with other seeds copy a prompt that does not."""
+    cls = [plugins.plugin_class("prefills", method), *(plugins.plugin_class("wrappers", w) for w in wrap)]
+    draws = any(one.draws for one in cls)
+    held = []
+    for seed in (7, 8):
+        cache, plan, _ = read("llama", prompt_of(), settings_of(method, wrap), seed=seed)
+        assert plan.prompt.draws == draws
+        held.append([(layer.keys, layer.positions) for layer in cache.policy_layers])
+    same = [
+        torch.equal(a, b) for one, other in zip(*held, strict=True) for a, b in zip(one, other, strict=True)
+    ]
+    assert all(same) != draws
+
+
+@every_combination
 def test_known_output_is_fed_after_a_compressed_prompt(method, wrap):
     """All tokens between two evictions at once, as evaluation does it."""
     chosen, tokens = settings_of(method, wrap), torch.arange(13)

@@ -172,7 +172,7 @@ def test_random_is_another_choice_for_another_head_layer_and_seed():
     (first, second) = seen("llama", "random")
     build = plugins.build("prefills", "random", {})
     scores = [*build.score(first), *build.score(second)]
-    first.seed += 1
+    first.drawn_seed += 1
     scores += [*build.score(first)]
     assert len({tuple(row.tolist()) for row in scores}) == len(scores)
     assert all(0.3 < float(row.mean()) < 0.7 for row in scores)
