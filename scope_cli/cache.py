@@ -518,7 +518,8 @@ class ScopeCache:
             fitting.reset(0)
             self.layers[layer.index] = fitting
         self.fitted += 1
-        self.__dict__.pop("_alike", None)
+        for sizes in ("_alike", "_lane_sizes", "_read_bytes"):
+            self.__dict__.pop(sizes, None)
 
     def make_room(self, prompt_slots: tuple[int, ...]) -> None:
         """At least so many slots for the next prompt."""
@@ -590,9 +591,11 @@ class ScopeCache:
 
     def _set_read_slots(self) -> None:
         for layers in self._alike:
-            used = self.used_slots(layers[0])
-            for layer in layers:
-                layer.set_read_slots(used)
+            used, before = self.used_slots(layers[0]), layers[0].read_slots
+            layers[0].set_read_slots(used)
+            if layers[0].read_slots != before:
+                for layer in layers[1:]:
+                    layer.set_read_slots(used)
 
     @property
     def read_step(self) -> int:
@@ -613,6 +616,22 @@ class ScopeCache:
         for layer in self.layers:
             groups.setdefault((type(layer), layer.most_held), []).append(layer)
         return list(groups.values())
+
+    @cached_property
+    def _lane_sizes(self) -> tuple[int, int, int]:
+        """Of one lane: bytes of all buffers, bytes of keys and values, slots of a policy layer on average."""
+        allocated = self.shape.cache_bytes(self.geometry, self.dtype.itemsize) // self.shape.lanes
+        slot_bytes = sum(layer.slots * self._slot_bytes(layer) for layer in self.layers)
+        slots = [layer.slots for layer in self.policy_layers]
+        return allocated, slot_bytes, round(mean(slots)) if slots else 0
+
+    @cached_property
+    def _read_bytes(self) -> list[int]:
+        """Keys, values and bias of one slot of one lane, in all layers of a size, by `_alike`."""
+        return [
+            sum(self._slot_bytes(layer) + layer.geometry.kv_heads * self.dtype.itemsize for layer in layers)
+            for layers in self._alike
+        ]
 
     def facts(self, excess: Sequence[int] | None = None, wrote: Sequence[bool] | None = None) -> Tensor:
         """What a view tells of the lanes: prompt, written, recent, to be evicted, wrote: [5, lanes, 1, 1].
@@ -729,9 +748,7 @@ class ScopeCache:
                 prompt = self._live_prompt(index)
                 kept_prompt += prompt
                 kept_generated += count.held - prompt
-        allocated = self.shape.cache_bytes(self.geometry, self.dtype.itemsize) // self.shape.lanes
-        slot_bytes = sum(layer.slots * self._slot_bytes(layer) for layer in self.layers)
-        slots = [layer.slots for layer in self.policy_layers]
+        allocated, slot_bytes, slots = self._lane_sizes
         totals = {
             name: (past if lane is None else 0) + sum(getattr(count, name) for _, count in counts)
             for name, past in self._past.items()
@@ -739,7 +756,7 @@ class ScopeCache:
         return Reading(
             kept_prompt=kept_prompt,
             kept_generated=kept_generated,
-            slots=len(chosen) * round(mean(slots)) if slots else 0,
+            slots=len(chosen) * slots,
             held_bytes=held_bytes,
             overhead_bytes=len(chosen) * (allocated - slot_bytes),
             allocated_bytes=len(chosen) * allocated,
@@ -747,8 +764,8 @@ class ScopeCache:
             full_bytes=full_bytes,
             read_bytes=len(chosen)
             * sum(
-                layer.read_slots * (self._slot_bytes(layer) + layer.geometry.kv_heads * self.dtype.itemsize)
-                for layer in self.layers
+                layers[0].read_slots * bytes_of_a_slot
+                for layers, bytes_of_a_slot in zip(self._alike, self._read_bytes, strict=True)
             ),
             **totals,
         )
