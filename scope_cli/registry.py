@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from scope_cli import __version__
 from scope_cli.errors import ModelError
+from scope_cli.folder import PICKLES, refuse_adapters, weight_files
 from scope_cli.names import did_you_mean
 from scope_cli.random_weights import PREFIX, random_folder
 from scope_cli.units import as_bytes
@@ -36,7 +37,6 @@ HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 HUB_TIMEOUT_S = 5.0  # a network without a hub answers at once or never
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 HUB_DUPLICATES = ["*/*", "consolidated*"]  # other formats of the same weights
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 CONVERSION = 2  # of GGUF files; what an older one made is made again
 GGUF_FOLDER = "gguf-"  # what the folder of a converted file is called, before a hash
 SOURCE_FILE = "scope-source.json"  # written last: a folder that has one is complete
@@ -266,23 +266,22 @@ def _from_folder(name: str, path: Path, say: Say) -> ModelFolder:
     if ggufs:
         raise ModelError(f"{path} holds {len(ggufs)} GGUF files", f"name one of them, for example {ggufs[0]}")
     _refuse_pickles(str(path), [file.name for file in path.iterdir()])
-    missing = (
-        "config.json" if not (path / "config.json").is_file() else "the safetensors files of its weights"
-    )
-    raise ModelError(
-        f"{path} holds no model: {missing} not there", "a model is a folder as save_pretrained writes it"
-    )
+    refuse_adapters(path, name)
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"{path} holds no model: config.json not there",
+            "a model is a folder as save_pretrained writes it",
+        )
+    weight_files(path)  # says what is wrong with them
+    raise AssertionError("a folder with config and weights is complete")
 
 
 def _complete(folder: Path) -> bool:
     """Config and every safetensors file that belongs to the weights are there."""
-    if not (folder / "config.json").is_file():
+    try:
+        return (folder / "config.json").is_file() and bool(weight_files(folder))
+    except ModelError:
         return False
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return (folder / "model.safetensors").is_file()
-    files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return all((folder / file).is_file() for file in files)
 
 
 def _refuse_pickles(where: str, files: list[str]) -> None:

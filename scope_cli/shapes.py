@@ -5,7 +5,6 @@ What transformers takes for granted where a config is silent stands in FAMILIES;
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from scope_cli.errors import ModelError
-from scope_cli.geometry import Geometry, LayerGeometry
+from scope_cli.folder import read_config, stored_shapes
+from scope_cli.geometry import Geometry, LayerGeometry, context_of, with_context
 
 Shapes = dict[str, tuple[int, ...]]
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -88,29 +88,20 @@ class ModelShape:
         return max(inner, default=0)
 
 
-def read_shape(file: Path, name: str) -> ModelShape:
+def read_shape(file: Path, name: str, context: int | None = None) -> ModelShape:
     """The shape of the model whose config.json this is; weights that lie beside it need no computing."""
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(
-            f"cannot read {file}: {error.strerror}", "give a model's folder or config.json"
-        ) from error
-    except ValueError as error:
-        raise ModelError(f"{file} is not JSON: {error}", "give a model's config.json") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{file} holds no mapping of keys", "give a model's config.json")
-    shape = shape_of(config, name)
+    config = read_config(file)
+    shape = shape_of(config, name, context)
     if stored := dict(stored_shapes(file.parent)):
         return ModelShape(name, shape.family, shape.geometry, shape.intermediate, shape.dtype, stored)
     return shape
 
 
-def shape_of(config: dict[str, Any], name: str = "the model") -> ModelShape:
-    """Raises ModelError where the family is not known, or a field lacks."""
+def shape_of(config: dict[str, Any], name: str = "the model", context: int | None = None) -> ModelShape:
+    """`context`: what was asked for. Raises ModelError where the family is not known, or a field lacks."""
     text = config.get("text_config") if config.get("model_type") == "gemma3" else config
     family = "gemma3_text" if config.get("model_type") == "gemma3" else config.get("model_type")
-    if family not in FAMILIES or not isinstance(text, dict):
+    if not isinstance(family, str) or family not in FAMILIES or not isinstance(text, dict):
         raise ModelError(f"{name}: config.json has model_type {config.get('model_type')!r}", HINT)
     fields = {**FAMILIES[family], **{key: value for key, value in text.items() if value is not None}}
     if family == "mistral" and "sliding_window" in text:
@@ -137,9 +128,12 @@ def shape_of(config: dict[str, Any], name: str = "the model") -> ModelShape:
         )
         for window in _windows(family, fields, name)
     )
-    geometry = Geometry(
-        layers, fields["max_position_embeddings"], fields["hidden_size"], fields["vocab_size"]
-    )
+    positions = fields["max_position_embeddings"]
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if family == "gemma3_text":  # of the full layers alone
+        rope = {"full_attention": rope}
+    geometry = Geometry(layers, positions, fields["hidden_size"], fields["vocab_size"])
+    geometry = with_context(geometry, context_of(positions, rope), context, name)
     weights = dict(_text_weights(family, fields, kv_heads, head_dim))
     if config is not text and isinstance(config.get("vision_config"), dict):
         weights |= dict(_vision_weights({**VISION, **config["vision_config"]}, fields["hidden_size"]))
@@ -278,22 +272,3 @@ def packed_bytes(weights: Shapes, dtype_bytes: int, bits: int, scales_embedding:
         else:
             total += dtype_bytes * count
     return total
-
-
-def stored_shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of the weights of a folder, nothing where a file of them is not there.
-
-    A safetensors file starts with the length of its JSON header, 8 bytes, little-endian.
-    """
-    index = folder / "model.safetensors.index.json"
-    files = {"model.safetensors"}
-    if index.is_file():
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    if not all((folder / name).is_file() for name in files):
-        return
-    for name in sorted(files):
-        with (folder / name).open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for tensor, entry in header.items():
-            if tensor != "__metadata__":
-                yield tensor, tuple(entry["shape"])
