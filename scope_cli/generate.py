@@ -229,6 +229,8 @@ def new_work(
 
 
 def new_cache(loaded: LoadedModel, profile: Profile, shape: CacheShape) -> ScopeCache:
+    """An empty cache, and the model's RoPE as long as the texts in it."""
+    loaded.fix_length(shape.beyond)
     return ScopeCache(
         loaded.geometry,
         shape,

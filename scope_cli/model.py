@@ -4,18 +4,19 @@
 plan a run. `OpenedModel.load` then reads the weights.
 """
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedConfig,
@@ -26,16 +27,22 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from scope_cli.chat import Chat, Message
 from scope_cli.ends import named_ends
-from scope_cli.errors import ModelError
-from scope_cli.geometry import Geometry, LayerGeometry
+from scope_cli.errors import ModelError, ScopeError
+from scope_cli.folder import check_folder, read_json, stored_shapes
+from scope_cli.geometry import Geometry, LayerGeometry, context_of, with_context
 from scope_cli.packed import BITS, Bits, bfloat16_is_fast, pack, packed_bytes
 from scope_cli.profile import ModelSettings, PromptSettings
 from scope_cli.random_weights import random_model
 from scope_cli.registry import ModelFolder, Say, find, first_line, hushed
-from scope_cli.shapes import bytes_of, stored_shapes
+from scope_cli.rope import fix_length
+from scope_cli.shapes import bytes_of
 from scope_cli.threads import set_threads
 
+if TYPE_CHECKING:
+    from scope_cli.selftest import SelfTest
+
 FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Gemma 3 and what is built like them"
+SINKS = ("gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash", "hy_v4", "flint", "deepseek_v4")
 MANY_LANES = 8
 FOUR_BIT_FILES = ("Q4_0", "Q4_1")  # whose weights int4 holds without loss
 
@@ -50,30 +57,41 @@ def open_model(
     device = resolve_device(settings.device)
     folder = find(settings.name, offline, say)
     local = {"local_files_only": True, "trust_remote_code": False}
-    with _reading(folder), hushed():
-        if folder.pending:
-            config = folder.pending.gguf.transformers_config()
-            tokenizer = folder.pending.gguf.transformers_tokenizer()
-        else:
-            config = AutoConfig.from_pretrained(folder.path, **local)
-            tokenizer = AutoTokenizer.from_pretrained(folder.path, **local)
-    load_in = resolve_load_in(settings, folder, device)
-    # packed weights compute in bfloat16 anyway; the dtype is that of the cache and of what lies between
-    dtype = resolve_dtype(settings.dtype, config, device, 1 if load_in in BITS else lanes)
-    if device.type == "cpu":
-        set_threads(settings.threads)
-    return OpenedModel(
-        name=settings.name,
-        folder=folder,
-        config=config,
-        tokenizer=tokenizer,
-        geometry=geometry_of(config),
-        device=device,
-        dtype=dtype,
-        weight_bytes=weight_bytes(folder, config, dtype, load_in),
-        load_in=load_in,
-        loading_bytes=weight_bytes(folder, config, dtype) if load_in in BITS else 0,
-    )
+    with reading(folder):
+        if not folder.random and not folder.pending:
+            check_folder(folder.path, settings.name)
+        with hushed():
+            if folder.pending:
+                config = folder.pending.gguf.transformers_config()
+            else:
+                config = AutoConfig.from_pretrained(folder.path, **local)
+            geometry = geometry_of(config, settings.context, settings.name)
+            refuse_class(config)
+            if folder.pending:
+                tokenizer = folder.pending.gguf.transformers_tokenizer()
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(folder.path, **local)
+            tokenizer.decode(tokenizer("a")["input_ids"])  # a broken one is known now
+        load_in = resolve_load_in(settings, folder, device)
+        # packed weights compute in bfloat16 anyway; the dtype is that of the cache and of what lies between
+        dtype = resolve_dtype(settings.dtype, config, device, 1 if load_in in BITS else lanes)
+        if device.type == "cpu":
+            set_threads(settings.threads)
+        opened = OpenedModel(
+            name=settings.name,
+            folder=folder,
+            config=config,
+            tokenizer=tokenizer,
+            geometry=geometry,
+            device=device,
+            dtype=dtype,
+            weight_bytes=weight_bytes(folder, config, dtype, load_in),
+            load_in=load_in,
+            loading_bytes=weight_bytes(folder, config, dtype) if load_in in BITS else 0,
+        )
+        if not folder.pending:
+            assert isinstance(opened.configured_ends, list)  # read now, while that is a ModelError
+    return opened
 
 
 def resolve_device(name: str) -> torch.device:
@@ -119,30 +137,60 @@ def resolve_load_in(settings: ModelSettings, folder: ModelFolder, device: torch.
     return None if plain else "int4"
 
 
-def geometry_of(config: PreTrainedConfig) -> Geometry:
-    """Raises ModelError for a model whose attention we cannot bound."""
+def geometry_of(config: PreTrainedConfig, context: int | None = None, name: str = "the model") -> Geometry:
+    """`context`: what was asked for. Raises ModelError for a model whose attention we cannot bound."""
     text = config.get_text_config(decoder=True)
     if refusal := _refusal(config, text):
-        raise ModelError(f"{config.model_type} models cannot be run: {refusal}", f"what works: {FAMILIES}")
+        raise _cannot_run(config, refusal)
     types, options = get_layer_types_and_kwargs(text)
+    if "dummy" in types:
+        raise _cannot_run(config, "some of their layers attend over another layer's keys, or over nothing")
     layers = []
     for kind, option, layer in zip(types, options, text.per_layer_config, strict=True):
         if kind not in ("full_attention", "sliding_attention"):
-            raise ModelError(
-                f"{config.model_type} models cannot be run: they have {kind} layers",
-                f"full_attention and sliding_attention work: {FAMILIES}",
+            raise _cannot_run(
+                config, f"they have {kind} layers", f"full_attention and sliding_attention work: {FAMILIES}"
             )
         heads = layer.num_attention_heads
+        window = option.get("sliding_window", 0)
+        if kind == "sliding_attention" and not (type(window) is int and window > 0):
+            raise _cannot_run(config, f"a layer has the sliding window {window}")
         layers.append(
             LayerGeometry(
                 kind="full" if kind == "full_attention" else "window",
                 heads=heads,
                 kv_heads=getattr(layer, "num_key_value_heads", None) or heads,
                 head_dim=getattr(layer, "head_dim", None) or layer.hidden_size // heads,
-                window=option.get("sliding_window", 0),
+                window=window,
             )
         )
-    return Geometry(tuple(layers), text.max_position_embeddings, text.hidden_size, text.vocab_size)
+    positions = getattr(text, "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        raise _cannot_run(config, "config.json does not say how long a text may be (max_position_embeddings)")
+    geometry = Geometry(tuple(layers), positions, text.hidden_size, text.vocab_size)
+    rope = getattr(text, "rope_parameters", None)
+    return with_context(geometry, context_of(positions, rope), context, name)
+
+
+def _cannot_run(config: PreTrainedConfig, why: str, hint: str = f"what works: {FAMILIES}") -> ModelError:
+    return ModelError(f"{config.model_type} models cannot be run: {why}", hint)
+
+
+def refuse_class(config: PreTrainedConfig) -> None:
+    """Raises ModelError where no class of transformers writes text, or none whose attention can be ours."""
+    auto = auto_class(config)
+    if auto is None:
+        raise _cannot_run(config, f"transformers {transformers.__version__} writes no text with them")
+    if not auto._model_mapping[type(config)].is_backend_compatible():
+        raise _cannot_run(config, "they compute their attention by themselves")
+
+
+def auto_class(config: PreTrainedConfig) -> Any:
+    """What loads a model: its class for text; else, for its text half, the one for pictures and text."""
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if type(config) in auto._model_mapping:
+            return auto
+    return None
 
 
 def rope_frequencies(model: PreTrainedModel) -> torch.Tensor | None:
@@ -155,16 +203,16 @@ def rope_frequencies(model: PreTrainedModel) -> torch.Tensor | None:
 
 
 def _refusal(config: PreTrainedConfig, text: PreTrainedConfig) -> str:
-    if config.is_encoder_decoder:
+    if config.is_encoder_decoder or getattr(text, "is_encoder_decoder", False):
         return "an encoder reads the prompt, there is no prompt in the decoder's cache"
     if getattr(text, "attn_logit_softcapping", None) is not None:
         return "attention logits are capped (attn_logit_softcapping)"
-    if text.model_type == "gpt_oss":
+    if not getattr(text, "num_attention_heads", None):
+        return "they have no attention: there is no cache of keys and values to bound"
+    if text.model_type in SINKS:
         return "attention has learned sinks"
     if getattr(text, "kv_lora_rank", None) is not None:
         return "keys and values are compressed together (kv_lora_rank)"
-    if getattr(text, "max_position_embeddings", None) is None:
-        return "config.json does not say how long a text may be (max_position_embeddings)"
     return ""
 
 
@@ -186,7 +234,7 @@ def weight_bytes(
 def _skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The model without its weights: modules and shapes."""
     with torch.device("meta"), hushed():
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        return auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 @dataclass(frozen=True)
@@ -225,26 +273,37 @@ class OpenedModel:
     def eos_ids(self) -> tuple[int, ...]:
         """The ids that end an output: generation_config.json's, else config.json's, the tokenizer's, the one
         with which the chat template ends the assistant's turns, and those whose name says so."""
-        file = self.folder.path / "generation_config.json"
-        generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        named = generation.get("eos_token_id", self.config.get_text_config().eos_token_id)
-        ids = [*(named if isinstance(named, list) else [named]), self.tokenizer.eos_token_id]
+        ids = [*self.configured_ends, self.tokenizer.eos_token_id]
         ids += [*self.chat.turn_ends, *named_ends(self.tokenizer.added_tokens_encoder)]
         return tuple(dict.fromkeys(one for one in ids if one is not None))
 
+    @cached_property
+    def configured_ends(self) -> list[int | None]:
+        file = self.folder.path / "generation_config.json"
+        generation = read_json(file) if file.is_file() else {}
+        if not isinstance(generation, dict):
+            raise ModelError(f"{file} holds no mapping of keys", "remove it, or fetch the model again")
+        named = generation.get("eos_token_id", self.config.get_text_config().eos_token_id)
+        ids = named if isinstance(named, list) else [named]
+        if odd := [one for one in ids if one is not None and type(one) is not int]:
+            raise ModelError(f"{file} has the eos_token_id {odd[0]!r}", "it is a number, or a list of them")
+        return ids
+
     def load(self, attention: str | None = None) -> "LoadedModel":
         """Read the weights. `attention` is transformers' attn_implementation, ours where none is given."""
+        bits: Bits | None = BITS.get(self.load_in or "")
+        asked = attention
         if attention is None:
             from scope_cli.attention import ATTENTION as attention  # importing it registers it
-        bits: Bits | None = BITS.get(self.load_in or "")
         if self.folder.random:
-            return self._ready(random_model(self.config, self.dtype, self.device, str(attention)), bits)
+            model = random_model(self.config, self.dtype, self.device, str(attention))
+            return self._ready(model, bits, asked)
         options: dict[str, Any] = {}
         if self.load_in and bits is None:
             options["quantization_config"] = self._quantisation()
         folder = self.folder.ready()
-        with _reading(self.folder), hushed():
-            model, report = AutoModelForCausalLM.from_pretrained(
+        with reading(self.folder), hushed():
+            model, report = auto_class(self.config).from_pretrained(
                 folder.path,
                 dtype=self.dtype,
                 device_map={"": self.device},
@@ -253,24 +312,38 @@ class OpenedModel:
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # the report names them
                 **options,
             )
-        if lacking := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
-            raise ModelError(
-                f"the weights of {self.name} are incomplete: {len(lacking)} lack, {lacking[0]} first"
-            )
-        return self._ready(model, bits)
+        self._refuse(report)
+        return self._ready(model, bits, asked)
 
-    def _ready(self, model: PreTrainedModel, bits: Bits | None) -> "LoadedModel":
-        if not model.is_backend_compatible():
-            raise ModelError(
-                f"{self.config.model_type} models compute their attention by themselves",
-                f"what works: {FAMILIES}",
-            )
+    def _ready(self, model: PreTrainedModel, bits: Bits | None, asked: str | None) -> "LoadedModel":
         model.eval().requires_grad_(False)
         if bits is not None:
             pack(model, bits)
-        return LoadedModel(model, self)
+        if asked is not None:
+            return LoadedModel(model, self)
+        from scope_cli.selftest import self_test
+
+        fix_length(model, self.geometry.switch or self.geometry.context)
+        test = self_test(model, self.geometry, self.dtype, self.folder.path, self.load_in)
+        return LoadedModel(model, self, test)
+
+    def _refuse(self, report: dict[str, Any]) -> None:
+        """Raises ModelError where weights and model class do not fit each other, whichever has more."""
+        hint = "config.json and weights are not of one model, or it needs another version of transformers"
+        for key, what in (
+            ("mismatched_keys", "do not fit config.json: {} have another shape"),
+            ("missing_keys", "are incomplete: {} lack"),
+            (
+                "unexpected_keys",
+                "are more than the model uses, which would be another one: {} belong nowhere",
+            ),
+        ):
+            if found := sorted(map(_in_words, report[key])):
+                said = what.format(len(found))
+                raise ModelError(f"the weights of {self.name} {said}, {found[0]} first", hint)
 
     def _quantisation(self) -> BitsAndBytesConfig:
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 8bit warns in every layer of every step
@@ -320,6 +393,12 @@ class LoadedModel:
 
     model: PreTrainedModel
     opened: OpenedModel
+    self_test: "SelfTest | None" = None
+
+    def fix_length(self, beyond: bool) -> None:
+        """Take the factors of RoPE for texts beyond `geometry.switch` tokens, or for those up to it."""
+        if self.geometry.switch is not None:
+            fix_length(self.model, self.geometry.context if beyond else self.geometry.switch)
 
     @property
     def name(self) -> str:
@@ -346,15 +425,34 @@ class LoadedModel:
         return self.opened.eos_ids
 
 
+def _in_words(key: Any) -> str:
+    """A key of a loading report: a name, or a name and two shapes."""
+    if isinstance(key, str):
+        return key
+    name, stored, wanted = key
+    return f"{name} ({list(stored)} in the file, {list(wanted)} expected)"
+
+
 @contextmanager
-def _reading(folder: ModelFolder) -> Iterator[None]:
-    """transformers' complaint about a model becomes ours; where memory ends, so does the run."""
+def reading(folder: ModelFolder) -> Iterator[None]:
+    """Around everything that reads a model's folder: whatever goes wrong in here is wrong with the folder."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"{folder.name} does not fit: {first_line(error)}", "try --set model.load_in=4bit"
-        ) from error
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        hint = "scope runs no code that comes with a model" if "trust_remote_code" in str(error) else ""
-        raise ModelError(f"cannot read {folder.name} ({folder.path}): {first_line(error)}", hint) from error
+    except ScopeError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _no_room(folder, error) from error
+    except Exception as error:
+        if "allocate memory" in str(error):
+            raise _no_room(folder, error) from error
+        hint = "is it complete? fetch or copy the model again"
+        if "trust_remote_code" in str(error):
+            hint = "scope runs no code that comes with a model"
+        said = first_line(error)
+        if isinstance(error, (KeyError, AttributeError, TypeError, IndexError)):
+            said = f"{type(error).__name__}: {said}"
+        raise ModelError(f"cannot read {folder.name} ({folder.path}): {said}", hint) from error
+
+
+def _no_room(folder: ModelFolder, error: BaseException) -> ModelError:
+    return ModelError(f"{folder.name} does not fit: {first_line(error)}", "try --set model.load_in=4bit")

@@ -37,6 +37,7 @@ class CacheShape:
     context: int  # prompt and output tokens at most: a sliding window never needs more slots
     ring: int = 1  # queries remembered per lane and layer
     memos: int = 0  # float32 values beside each slot of a policy layer
+    beyond: bool = False  # RoPE's factors are those for texts longer than the geometry's `switch`
 
     def layer_slots(self, index: int, layer: LayerGeometry) -> int:
         """What is allocated: what can ever be held, in whole steps."""
@@ -165,6 +166,15 @@ def plan_run(
     notes = []
     if asked is not None and asked > left:
         notes.append(f"output cut from {asked:,} to {planned:,} tokens: all that the model's context leaves")
+    beyond = False
+    if (switch := geometry.switch) is not None:  # once for the whole run: keys of one text turn alike
+        beyond = (geometry.context if profile.model.context else prompt_tokens + planned) > switch
+        which = f"more than {switch:,}" if beyond else f"up to {switch:,}"
+        notes.append(f"RoPE has the factors for texts of {which} tokens from the first token on")
+    if geometry.made_for is not None:
+        notes.append(
+            f"a context of {geometry.context:,} tokens; the model was made for {geometry.made_for:,}"
+        )
     prompt = plan_prompt(profile.prefill, geometry, prompt_tokens)
     notes += prompt_notes(profile.prefill, prompt)
     kept = max(prompt.kept, default=0) if geometry.policy_layers else prompt_tokens
@@ -188,6 +198,7 @@ def plan_run(
             context=prompt_tokens + planned,
             ring=ring,
             memos=memos,
+            beyond=beyond,
         ),
         prompt=prompt,
         notes=tuple(notes),
@@ -205,6 +216,12 @@ def together(plans: Sequence[RunPlan], lanes: int) -> CacheShape:
         raise UsageError(
             "prefill.wrap (adakv, mass) gives every prompt buffers of its own size", "run one lane at a time"
         )
+    if len({plan.shape.beyond for plan in plans}) > 1:
+        raise UsageError(
+            "this model has other factors of RoPE where a text gets long (longrope), and here some texts do: "
+            "one run has one set of them",
+            "--context N sets it for all, whatever their length; or run the long ones by themselves",
+        )
     slots = zip(*(plan.shape.prompt_slots for plan in plans), strict=True)
     return CacheShape(
         lanes=lanes,
@@ -213,6 +230,7 @@ def together(plans: Sequence[RunPlan], lanes: int) -> CacheShape:
         context=max(plan.shape.context for plan in plans),
         ring=first.ring,
         memos=first.memos,
+        beyond=first.beyond,
     )
 
 

@@ -117,6 +117,11 @@ class ModelSettings(Settings):
         "auto",
         description="compile the decode step; auto: where the planned output is long enough to pay for it",
     )
+    context: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="prompt and output tokens at most; null: as many as the model was made for, scaled RoPE "
+        "included",
+    )
     threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="CPU threads; auto: OMP_NUM_THREADS, else the cores that this process may use"
     )

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,6 +87,10 @@ def folders(tmp_path_factory):
     return {family: root / family for family in CONFIGS}
 
 
+def folder_at(path):
+    return model_module.ModelFolder("it", path, "made up")
+
+
 def opened(folder, **settings):
     return open_model(ModelSettings(name=str(folder), device="cpu", **settings), offline=True)
 
@@ -135,7 +140,7 @@ def test_weight_bytes_follow_the_dtype_and_sum_over_shards(folders, tmp_path):
     llama = AutoModelForCausalLM.from_pretrained(folders["llama"])
     llama.save_pretrained(tmp_path, max_shard_size="5KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert weight_bytes(tmp_path, CONFIGS["llama"], torch.bfloat16) == 2 * llama.num_parameters()
+    assert weight_bytes(folder_at(tmp_path), CONFIGS["llama"], torch.bfloat16) == 2 * llama.num_parameters()
 
 
 def test_only_matrices_of_linear_layers_are_estimated_at_their_quantised_size(folders):
@@ -143,10 +148,13 @@ def test_only_matrices_of_linear_layers_are_estimated_at_their_quantised_size(fo
     linear = sum(p.numel() for name, p in llama.named_parameters() if name.endswith("proj.weight"))
     rest = llama.num_parameters() - linear
     assert (
-        weight_bytes(folders["llama"], CONFIGS["llama"], torch.bfloat16, "4bit")
+        weight_bytes(folder_at(folders["llama"]), CONFIGS["llama"], torch.bfloat16, "4bit")
         == int(linear * 0.5625) + 2 * rest
     )
-    assert weight_bytes(folders["llama"], CONFIGS["llama"], torch.bfloat16, "8bit") == linear + 2 * rest
+    assert (
+        weight_bytes(folder_at(folders["llama"]), CONFIGS["llama"], torch.bfloat16, "8bit")
+        == linear + 2 * rest
+    )
 
 
 def test_loaded_weights_are_frozen_and_have_the_dtype_asked_for(folders, capfd):
@@ -208,7 +216,7 @@ def test_auto_takes_int4_for_a_4_bit_file_on_a_cpu_when_no_dtype_is_asked_for():
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
 
     def chosen(quantised, device=cpu, **settings):
-        folder = model_module.ModelFolder("m", model_module.Path("nowhere"), "made up", quantised)
+        folder = model_module.ModelFolder("m", Path("nowhere"), "made up", quantised)
         return resolve_load_in(ModelSettings(**settings), folder, device)
 
     assert chosen("Q4_1") == chosen("Q4_0") == "int4"
@@ -325,7 +333,7 @@ def test_a_loaded_model_can_be_put_together_in_memory():
     config = CONFIGS["llama"]
     tokenizer = tiny_tokenizer(TEMPLATE)
     weights = AutoModelForCausalLM.from_config(config).eval()
-    folder = model_module.ModelFolder("tiny", model_module.Path("nowhere"), "made in memory")
+    folder = model_module.ModelFolder("tiny", Path("nowhere"), "made in memory")
     model = model_module.OpenedModel(
         "tiny", folder, config, tokenizer, geometry_of(config), torch.device("cpu"), torch.float32, 0
     )

@@ -109,6 +109,7 @@ def batch_command(
     allow_control_tokens: o.AllowControlTokens = False,
     compile: o.Compile = None,
     threads: o.Threads = None,
+    context: o.Context = None,
     strategy: o.Strategy = None,
     prefill: o.Prefill = None,
     prefill_budget: o.PrefillBudget = None,
@@ -163,7 +164,7 @@ def batch_command(
     typed = o.overrides(
         set_, template_arg, allow_control_tokens=allow_control_tokens,
         model=model, dtype=dtype, device=device, load_in=load_in, compile=compile, threads=threads,
-        strategy=strategy, scorer=scorer, budget=budget, recent=recent, interval=interval,
+        context=context, strategy=strategy, scorer=scorer, budget=budget, recent=recent, interval=interval,
         max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, ignore_eos=ignore_eos,
         stop=stop, stop_on_loop=stop_on_loop, seed=seed, temperature=temperature, top_p=top_p, top_k=top_k,
         min_p=min_p, repetition_penalty=repetition_penalty, system=system, raw=raw,

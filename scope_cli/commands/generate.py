@@ -104,6 +104,7 @@ def generate_command(
     allow_control_tokens: o.AllowControlTokens = False,
     compile: o.Compile = None,
     threads: o.Threads = None,
+    context: o.Context = None,
     strategy: o.Strategy = None,
     prefill: o.Prefill = None,
     prefill_budget: o.PrefillBudget = None,
@@ -139,7 +140,7 @@ def generate_command(
     typed = o.overrides(
         set_, template_arg, continue_text=continue_text, allow_control_tokens=allow_control_tokens,
         model=model, dtype=dtype, device=device, load_in=load_in, compile=compile, threads=threads,
-        strategy=strategy, scorer=scorer, budget=budget, recent=recent, interval=interval,
+        context=context, strategy=strategy, scorer=scorer, budget=budget, recent=recent, interval=interval,
         max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, ignore_eos=ignore_eos,
         stop=stop, stop_on_loop=stop_on_loop, seed=seed, temperature=temperature, top_p=top_p, top_k=top_k,
         min_p=min_p, repetition_penalty=repetition_penalty, system=system, raw=raw,
@@ -282,6 +283,8 @@ def run(
         first = failures[0]
         which = f"output {first.prompt + 1} of {len(works)}: " if len(works) > 1 else ""
         raise ScopeError(f"{which}{first.error}", first.hint)
+    if verbose:
+        tell(str(loaded.self_test))
     if verbose and ends:
         tell(limit_of(loaded, ends, shape.lanes))
     return interruption.exit_code

@@ -48,6 +48,11 @@ Threads = Annotated[
     str | None, option("--threads", panel=MODEL, help="CPU threads (auto: the cores it may use).")
 ]
 
+Context = Annotated[
+    int | None,
+    option("--context", panel=MODEL, min=1, help="Prompt and output tokens at most (what the model says)."),
+]
+
 TemplateArg = Annotated[
     list[str],
     option(
@@ -137,6 +142,7 @@ KEYS = {
     "load_in": "model.load_in",
     "compile": "model.compile",
     "threads": "model.threads",
+    "context": "model.context",
     "strategy": "decode.strategy",
     "prefill": "prefill.method",
     "prefill_budget": "prefill.budget",

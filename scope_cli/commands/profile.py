@@ -483,7 +483,9 @@ def check_lengths(settings: "LoadedProfile", text: str | None, prompt_tokens: in
     from scope_cli.profiling.source import source_of
 
     try:
-        shape: ModelShape | None = source_of(settings.profile.model.name).shape
+        shape: ModelShape | None = source_of(settings.profile.model.name).shape(
+            settings.profile.model.context
+        )
     except ModelError:
         return
     if text is None and shape is not None:

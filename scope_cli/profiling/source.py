@@ -33,11 +33,11 @@ class Source:
     from_config: bool = False  # named by its config.json, which may have no weights beside it
     gguf: GgufModel | None = None
 
-    @property
-    def shape(self) -> ModelShape:
+    def shape(self, context: int | None = None) -> ModelShape:
+        """`context`: what was asked for, where not what the model was made for."""
         if self.gguf is None:
-            return read_shape(self.config, self.name)
-        return replace(shape_of(self.gguf.config, self.name), weights=self.gguf.shapes)
+            return read_shape(self.config, self.name, context)
+        return replace(shape_of(self.gguf.config, self.name, context), weights=self.gguf.shapes)
 
 
 def source_of(name: str, config: Path | None = None) -> Source:
@@ -89,7 +89,7 @@ def target_of(source: Source, settings: ModelSettings, memory_given: bool) -> Ta
         device = "cuda" if memory_given or memory.nvidia_free_bytes() else "cpu"
         if device == "cpu" and platform.system() == "Darwin" and platform.machine() == "arm64":
             device = "mps"
-    shape, dtype, load_in = source.shape, str(settings.dtype), settings.load_in
+    shape, dtype, load_in = source.shape(settings.context), str(settings.dtype), settings.load_in
     if load_in == "auto":  # as model.py resolves it
         packs = device == "cpu" and dtype == "auto" and source.quantised in FOUR_BIT_FILES
         load_in = "int4" if packs else None
