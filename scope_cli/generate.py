@@ -7,12 +7,10 @@ from time import perf_counter
 
 import torch
 import transformers
-from transformers import PreTrainedModel
 
 import scope_cli
 from scope_cli import plugins
-from scope_cli.attention import output_weight, scale_of
-from scope_cli.cache import LayerAttention, ScopeCache
+from scope_cli.cache import ScopeCache
 from scope_cli.decode import Admission, Lane, decode, raise_again
 from scope_cli.errors import ScopeError
 from scope_cli.events import Event, Failed, Finished, PromptRead, Started
@@ -24,7 +22,7 @@ from scope_cli.prefill import read_prompt
 from scope_cli.profile import DecodeSettings, LoadedProfile, Profile, SamplingSettings
 from scope_cli.sampling import Sampler
 from scope_cli.scorers.base import Policy
-from scope_cli.step import Tell, compiles, decoder_layers, new_step
+from scope_cli.step import Tell, attention_of, compiles, new_step
 from scope_cli.text import TextStream
 
 
@@ -240,18 +238,6 @@ def new_cache(loaded: LoadedModel, profile: Profile, shape: CacheShape) -> Scope
         dtype=loaded.dtype,
         device=loaded.device,
     )
-
-
-def attention_of(model: PreTrainedModel, geometry: Geometry, weighs: bool) -> dict[int, LayerAttention]:
-    """What the cache's layers are told, by layer; the output's weights where the policy weighs by them."""
-    modules = [layer.self_attn for layer in decoder_layers(model)]
-    return {
-        module.layer_idx: LayerAttention(
-            scale_of(module, geometry.layers[module.layer_idx].head_dim),
-            output_weight(module) if weighs else None,
-        )
-        for module in modules
-    }
 
 
 def policy_of(decode: DecodeSettings) -> Policy:

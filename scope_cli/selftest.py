@@ -30,6 +30,7 @@ from scope_cli.profile import DecodeSettings
 from scope_cli.registry import cache_folder, first_line
 from scope_cli.schedule import Schedule
 from scope_cli.scorers.base import Policy
+from scope_cli.step import attention_of
 
 CHUNKS = (13, 7)
 STEPS = 3
@@ -216,7 +217,8 @@ def _through_scope(
         lanes=1, prompt_slots=(sum(CHUNKS),) * len(geometry.layers), evictable=STEPS, context=TOKENS
     )
     policy = Policy(plugins.build("scorers", "recency", {}))
-    held = ScopeCache(geometry, slots, policy, dtype=dtype, device=model.device)
+    told = attention_of(model, geometry, weighs=False)
+    held = ScopeCache(geometry, slots, policy, attention=told, dtype=dtype, device=model.device)
     held.start_prompt(0, Schedule.of(DecodeSettings(strategy="full"), STEPS, kept_prompt=sum(CHUNKS)))
     logits, calls, start = [], [], 0
     with _attending(model, CHECKED) as attended:

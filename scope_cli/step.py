@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from scope_cli.cache import ScopeCache, forget_in
+from scope_cli.attention import output_weight, scale_of
+from scope_cli.cache import LayerAttention, ScopeCache, forget_in
+from scope_cli.geometry import Geometry
 from scope_cli.registry import cache_folder
 
 Wish = Literal["auto", "on", "off"]
@@ -281,6 +283,18 @@ def decoder_layers(model: PreTrainedModel) -> list[Any]:
     """The layers whose attention has a number, in its order."""
     found = [module for module in model.modules() if hasattr(getattr(module, "self_attn", None), "layer_idx")]
     return sorted(found, key=lambda layer: layer.self_attn.layer_idx)
+
+
+def attention_of(model: PreTrainedModel, geometry: Geometry, weighs: bool) -> dict[int, LayerAttention]:
+    """What the cache's layers are told, by layer; the output's weights where the policy weighs by them."""
+    modules = [layer.self_attn for layer in decoder_layers(model)]
+    return {
+        module.layer_idx: LayerAttention(
+            scale_of(module, geometry.layers[module.layer_idx].head_dim),
+            output_weight(module) if weighs else None,
+        )
+        for module in modules
+    }
 
 
 def keep_compiled_code() -> None:

@@ -6,13 +6,13 @@ import torch
 from scope_cli.cache import ScopeCache
 from scope_cli.decode import Lane, decode
 from scope_cli.events import Token
-from scope_cli.generate import attention_of, policy_of
+from scope_cli.generate import policy_of
 from scope_cli.model import geometry_of
 from scope_cli.plan import plan_run
 from scope_cli.prefill import read_prompt
 from scope_cli.profile import LoadedProfile, Profile
 from scope_cli.sampling import Sampler
-from scope_cli.step import EagerStep
+from scope_cli.step import EagerStep, attention_of
 from scope_cli.text import TextStream
 from tests.test_decode import finish
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer

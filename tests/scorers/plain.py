@@ -8,12 +8,13 @@ from math import exp
 import torch
 
 from scope_cli.cache import ScopeCache
-from scope_cli.generate import attention_of, policy_of
+from scope_cli.generate import policy_of
 from scope_cli.model import geometry_of, rope_frequencies
 from scope_cli.plan import plan_run, together
 from scope_cli.prefill import read_prompt
 from scope_cli.profile import LoadedProfile, Profile
 from scope_cli.scorers.base import SlotView
+from scope_cli.step import attention_of
 from tests.test_decode import finish
 from tests.tiny import tiny_model
 
