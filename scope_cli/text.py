@@ -1,5 +1,7 @@
 """Token ids in, printable text out; holds back half-finished characters and what may become a stop text."""
 
+import re
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from os.path import commonprefix
 
@@ -7,6 +9,10 @@ from transformers import PreTrainedTokenizerFast
 
 BROKEN = "\ufffd"  # what decoders write for bytes that are no character, or not yet
 PATIENCE = 32  # tokens that may wait for a character to be whole; after that the bytes are simply broken
+_AS_THEY_ARE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTE_LEVEL = {chr(byte): byte for byte in _AS_THEY_ARE} | {  # GPT-2's letters for bytes
+    chr(256 + at): byte for at, byte in enumerate(sorted({*range(256)} - {*_AS_THEY_ARE}))
+}
 
 
 class TextStream:
@@ -38,7 +44,7 @@ class TextStream:
 
     def flush(self) -> str:
         """What was held back when the output ends; an unfinished character at its end is dropped."""
-        text = self._until_stop(self._unsettled().rstrip(BROKEN))
+        text = self._until_stop(self._finished())
         held, self._held = self._held, ""
         return text + held
 
@@ -51,6 +57,35 @@ class TextStream:
     def _unsettled(self) -> str:
         text = self._decode(self._ids)
         return text[len(commonprefix([self._text, text])) :]  # noqa: RUF071 (a new byte can break old characters)
+
+    def _finished(self) -> str:
+        """What is not settled, up to the last whole character; one that really is U+FFFD stays."""
+        text = self._unsettled()
+        if not text.endswith(BROKEN):
+            return text
+        tokens = self._tokenizer.get_added_tokens_decoder()
+        waiting = [one for one in self._ids[self._settled :] if not (one in tokens and tokens[one].special)]
+        decoder = getincrementaldecoder("utf-8")("replace")
+        decoder.decode(b"".join(self._bytes_of(one) for one in waiting))
+        unfinished = len(decoder.getstate()[0])  # bytes
+        if unfinished and self._has(
+            b"ByteFallback"
+        ):  # a token each, and they break the whole ones before them
+            self._ids = [*self._ids[: self._settled], *waiting[:-unfinished]]
+            return self._unsettled()
+        return text[:-1] if unfinished else text
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        name = str(self._tokenizer.id_to_token(token_id))
+        if self._has(b"ByteFallback") and (byte := re.fullmatch(r"<0x([0-9A-F]{2})>", name)):
+            return bytes.fromhex(byte[1])
+        if self._has(b"ByteLevel") and all(char in BYTE_LEVEL for char in name):
+            return bytes(BYTE_LEVEL[char] for char in name)
+        return name.encode()
+
+    def _has(self, decoder: bytes) -> bool:
+        """Is this a part of how the tokenizer decodes?"""
+        return self._tokenizer.decoder is not None and decoder in self._tokenizer.decoder.__getstate__()
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)

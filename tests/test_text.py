@@ -91,9 +91,28 @@ def test_the_output_is_what_it_adds_to_the_decoded_prompt_up_to_a_stop_text(kind
     ids = ids_of(kind, text)
     prompt = decoded(kind, ids[:cut])
     assume(not prompt.endswith(BROKEN))  # a prompt ends with a whole character
-    added = decoded(kind, ids)[len(prompt) :].rstrip(BROKEN)
+    added = decoded(kind, ids)[len(prompt) :]
     assert streamed(kind, ids[:cut], ids[cut:]) == (added, None)
     assert streamed(kind, ids[:cut], ids[cut:], *stop) == until_stop(added, *stop)
+
+
+@both
+@given(text=texts, more=st.sampled_from(["é", "水", "\U0001f468"]), stop=st.integers(1, 3))
+def test_an_unfinished_character_at_the_end_is_dropped_and_a_real_replacement_character_is_not(
+    kind, text, more, stop
+):
+    part = more.encode()[: min(stop, len(more.encode()) - 1)]
+    prompt = ids_of(kind, "The")
+    for end in ("", BROKEN, BROKEN * 2):
+        output = [*byte_ids(kind, (text + end).encode()), *byte_ids(kind, part)]
+        assert streamed(kind, prompt, output) == (text + end, None)
+        assert streamed(kind, prompt, output[: -len(part)]) == (text + end, None)
+
+
+@both
+def test_bytes_that_begin_no_character_stay_broken_at_the_end(kind):
+    output = [*ids_of(kind, " river"), *byte_ids(kind, b"\x80")]
+    assert streamed(kind, ids_of(kind, "The"), output)[0].endswith(f"river{BROKEN}")
 
 
 @both
