@@ -4,7 +4,7 @@ Lanes run side by side, one row of the cache each. A finished lane's row takes t
 a chunk at a time between two steps. The step itself is whoever is called: plain, compiled, or a CUDA graph.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from time import perf_counter
@@ -33,8 +33,9 @@ class Lane:
     logits: Tensor  # [1, vocab], of the last token read
     sampler: Sampler
     text: TextStream
-    eos_ids: frozenset[int]  # that end the output
+    eos_ids: frozenset[int]  # that end the output, as do the stop tokens
     max_new_tokens: int
+    stop_tokens: Mapping[int, str] = field(default_factory=dict)  # by id: the text that the end is told with
     stop_on_loop: bool = False
     at_the_end: FinishReason = "length"  # the reason when max_new_tokens are written
     max_seconds: float | None = None
@@ -78,10 +79,12 @@ class Lane:
                 f"its log-probability is {logprob}",
                 NO_NUMBERS,
             )
-        text = self.text.feed(token_id)
+        ends = token_id in self.eos_ids or token_id in self.stop_tokens
+        text = "" if ends else self.text.feed(token_id)  # what ends it is no part of it
         looping = self.watch.feed(token_id)
-        if token_id in self.eos_ids or self.text.stopped is not None:
+        if ends or self.text.stopped is not None:
             self.reason = "stop"
+            self.text.stopped = self.stop_tokens.get(token_id, self.text.stopped)
         elif looping and self.stop_on_loop:
             self.reason = "loop"
         elif self.written == self.max_new_tokens:

@@ -116,7 +116,7 @@ class Finished:
     reading: Reading  # of its lane
     audit: Audit  # of its lane
     loop: Loop | None = None
-    stopped_by: str | None = None  # the stop text that ended it
+    stopped_by: str | None = None  # the stop text that ended it, or the text of the stop token
     prompt: int = 0
 
 

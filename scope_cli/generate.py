@@ -256,13 +256,15 @@ def new_lane(
 ) -> Lane:
     """A lane whose prompt, [1, prompt_tokens], has been read; logits: [1, vocab], of its last token."""
     sampling, eos_ids = work.sampling, loaded.eos_ids
+    stops = loaded.opened.stops(sampling)
     return Lane(
         prompt_ids=prompt,
         logits=logits,
         sampler=Sampler(sampling, prompt.shape[1], eos_ids, loaded.device, work.seed),
-        text=TextStream(loaded.tokenizer, work.prompt_ids, sampling.stop),
+        text=TextStream(loaded.tokenizer, work.prompt_ids, stops.texts),
         eos_ids=frozenset() if sampling.ignore_eos else frozenset(eos_ids),
         max_new_tokens=work.plan.max_new_tokens,
+        stop_tokens=stops.tokens,
         stop_on_loop=sampling.stop_on_loop,
         at_the_end="context" if work.plan.ends_with_context else "length",
         max_seconds=work.max_seconds,

@@ -31,11 +31,12 @@ from scope_cli.errors import ModelError, ScopeError
 from scope_cli.folder import check_folder, read_json, stored_shapes
 from scope_cli.geometry import Geometry, LayerGeometry, context_of, with_context
 from scope_cli.packed import BITS, Bits, bfloat16_is_fast, pack, packed_bytes
-from scope_cli.profile import ModelSettings, PromptSettings
+from scope_cli.profile import ModelSettings, PromptSettings, SamplingSettings
 from scope_cli.random_weights import random_model
 from scope_cli.registry import ModelFolder, Say, find, first_line, hushed
 from scope_cli.rope import fix_length
 from scope_cli.shapes import bytes_of
+from scope_cli.stops import Stops, stops_of
 from scope_cli.threads import set_threads
 
 if TYPE_CHECKING:
@@ -268,6 +269,10 @@ class OpenedModel:
     ) -> list[int]:
         """Token ids of a conversation, up to where the model answers or goes on with the last message."""
         return self.chat.conversation(messages, settings or PromptSettings(), continue_final).ids
+
+    def stops(self, sampling: SamplingSettings) -> Stops:
+        """What ends an output besides the model itself. Raises UsageError for a stop that never comes."""
+        return stops_of(self.tokenizer, self.geometry.vocab, sampling, self.eos_ids)
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:

@@ -94,6 +94,11 @@ def _on_or_off(value: Any) -> Any:
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
+def _as_list(value: Any) -> Any:
+    """One text or number may stand without its list."""
+    return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+
 class ModelSettings(Settings):
     name: str = Field(
         "smollm2-135m", description="a name from `scope models list`, a folder, a GGUF file, or a hub name"
@@ -305,9 +310,13 @@ class SamplingSettings(Settings):
     )
     min_new_tokens: int = Field(0, ge=0, description="the model may not end before that many")
     ignore_eos: bool = Field(False, description="the model may never end by itself")
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        (), description="texts that end the output; not written"
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_list)] = Field(
+        (), description="texts that end the output, or one of them; not written; special tokens too"
     )
+    stop_tokens: Annotated[
+        tuple[Annotated[int, Field(strict=True)] | Annotated[str, Field(min_length=1)], ...],
+        BeforeValidator(_as_list),
+    ] = Field((), description="tokens that end the output, or one of them, by id or text; not written")
     stop_on_loop: bool = Field(
         False, description="end when the output repeats itself (period 1-128, 4 copies, 64 tokens)"
     )
@@ -575,7 +584,10 @@ def _type_text(annotation: Any) -> str:
     if get_origin(annotation) is dict:
         return "mapping"
     if get_origin(annotation) is tuple:
-        return "list of names, {name, options}" if get_args(annotation)[0] is Plugin else "list of texts"
+        member = get_args(annotation)[0]
+        if member is Plugin:
+            return "list of names, {name, options}"
+        return f"list of {' or '.join(f'{kind}s' for kind in _type_text(member).split(', '))}"
     return {"str": "text", "int": "whole number", "float": "number", "bool": "true, false"}.get(
         annotation.__name__, "name, {name, options}"
     )

@@ -109,8 +109,10 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
     "plan": {"plugins", "profile", "schedule", "prefills", "wrappers"},
     "schedule": {"profile"},
     "chat": {"profile"},
+    "stops": {"profile"},
     "model": {
         "chat",
+        "stops",
         "profile",
         "registry",
         "attention",

@@ -171,6 +171,7 @@ def tokenise(
             ids = encode(opened, job.settings, found, job.frame)
             plan = make_plan(own, opened.geometry, len(ids))
             check_row(own)
+            opened.stops(own.profile.sampling)
         except UsageError as error:
             planned.rows.append(replace(base, state="failed", error=str(error)))
         else:

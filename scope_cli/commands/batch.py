@@ -121,6 +121,7 @@ def batch_command(
     min_new_tokens: o.MinNewTokens = None,
     ignore_eos: o.IgnoreEos = False,
     stop: o.Stop = [],  # noqa: B006
+    stop_token: o.StopToken = [],  # noqa: B006
     stop_on_loop: o.StopOnLoop = False,
     seed: o.Seed = None,
     temperature: o.Temperature = None,
@@ -166,8 +167,9 @@ def batch_command(
         model=model, dtype=dtype, device=device, load_in=load_in, compile=compile, threads=threads,
         context=context, strategy=strategy, scorer=scorer, budget=budget, recent=recent, interval=interval,
         max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, ignore_eos=ignore_eos,
-        stop=stop, stop_on_loop=stop_on_loop, seed=seed, temperature=temperature, top_p=top_p, top_k=top_k,
-        min_p=min_p, repetition_penalty=repetition_penalty, system=system, raw=raw,
+        stop=stop, stop_token=stop_token, stop_on_loop=stop_on_loop, seed=seed,
+        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+        repetition_penalty=repetition_penalty, system=system, raw=raw,
         prefill=prefill, prefill_budget=prefill_budget,
     )  # fmt: skip
 

@@ -116,6 +116,7 @@ def generate_command(
     min_new_tokens: o.MinNewTokens = None,
     ignore_eos: o.IgnoreEos = False,
     stop: o.Stop = [],  # noqa: B006
+    stop_token: o.StopToken = [],  # noqa: B006
     stop_on_loop: o.StopOnLoop = False,
     seed: o.Seed = None,
     temperature: o.Temperature = None,
@@ -142,8 +143,9 @@ def generate_command(
         model=model, dtype=dtype, device=device, load_in=load_in, compile=compile, threads=threads,
         context=context, strategy=strategy, scorer=scorer, budget=budget, recent=recent, interval=interval,
         max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, ignore_eos=ignore_eos,
-        stop=stop, stop_on_loop=stop_on_loop, seed=seed, temperature=temperature, top_p=top_p, top_k=top_k,
-        min_p=min_p, repetition_penalty=repetition_penalty, system=system, raw=raw,
+        stop=stop, stop_token=stop_token, stop_on_loop=stop_on_loop, seed=seed,
+        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+        repetition_penalty=repetition_penalty, system=system, raw=raw,
         prefill=prefill, prefill_budget=prefill_budget,
     )  # fmt: skip
     if append and force:
@@ -229,6 +231,8 @@ def open_sinks(output: Path | None, mode: "FileMode", json: bool, quiet: bool, o
 
 def outputs_of(output: Path | None, outputs: int) -> list[Path]:
     """story.txt; of several, story-1.txt, story-2.txt, ..."""
+    if output is not None and str(output) == "-":
+        raise UsageError("--output - is no file: stdout has the text anyway", "leave --output away")
     if output is None or outputs == 1:
         return [output] if output else []
     return [output.with_name(f"{output.stem}-{number + 1}{output.suffix}") for number in range(outputs)]
@@ -254,6 +258,7 @@ def run(
     profile = settings.profile
     side_by_side = min(lanes or len(texts), len(texts))
     opened = open_model(profile.model, offline, say, side_by_side)
+    opened.stops(profile.sampling)  # what never comes is told now
     works = []
     for index, text in enumerate(texts):
         prompt = opened.chat.prompt(text, profile.prompt)

@@ -1,5 +1,6 @@
 """Option types that the commands share, and how they become overrides of a profile. No torch."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -102,7 +103,18 @@ MinNewTokens = Annotated[
     int | None, option("--min-new-tokens", panel=SAMPLING, help="The model may not end before that many.")
 ]
 IgnoreEos = Annotated[bool, option("--ignore-eos", panel=SAMPLING, help="The model may never end by itself.")]
-Stop = Annotated[list[str], option("--stop", panel=SAMPLING, help="End before this text. Repeatable.")]
+Stop = Annotated[
+    list[str],
+    option(
+        "--stop",
+        panel=SAMPLING,
+        help="End before this text, or at this special token; \\n, \\t and \\\\ are understood. Repeatable.",
+    ),
+]
+StopToken = Annotated[
+    list[str],
+    option("--stop-token", metavar="ID|TEXT", panel=SAMPLING, help="End at this token. Repeatable."),
+]
 StopOnLoop = Annotated[
     bool, option("--stop-on-loop", panel=SAMPLING, help="End when the output only repeats itself.")
 ]
@@ -118,6 +130,8 @@ MinP = Annotated[
 RepetitionPenalty = Annotated[
     float | None, option("--repetition-penalty", panel=SAMPLING, help="Above 1: words written before lose.")
 ]
+
+ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 LIVE = "Live readings"
 StatsFile = Annotated[
@@ -154,6 +168,7 @@ KEYS = {
     "min_new_tokens": "sampling.min_new_tokens",
     "ignore_eos": "sampling.ignore_eos",
     "stop": "sampling.stop",
+    "stop_token": "sampling.stop_tokens",
     "stop_on_loop": "sampling.stop_on_loop",
     "seed": "sampling.seed",
     "temperature": "sampling.temperature",
@@ -186,8 +201,17 @@ def overrides(set_: list[str], template_arg: Sequence[str] = (), **typed: Any) -
             continue
         if name in ("interval", "threads") and str(value).isdecimal():
             value = int(value)
+        elif name == "stop":
+            value = [unescaped(text) for text in value]
+        elif name == "stop_token":
+            value = [int(token) if token.isdecimal() else unescaped(token) for token in value]
         result[KEYS[name]] = value
     return result
+
+
+def unescaped(text: str) -> str:
+    """What no shell types easily: \\n, \\t, \\r and \\\\; before anything else a backslash is itself."""
+    return re.sub(r"\\([ntr\\])", lambda found: ESCAPED[found[1]], text)
 
 
 def plain_value(text: str) -> Any:

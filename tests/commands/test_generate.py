@@ -391,3 +391,11 @@ def test_eight_outputs_at_once_take_the_dtype_for_eight_lanes(generate, monkeypa
     monkeypatch.setattr("scope_cli.model.bfloat16_is_fast", lambda: True)
     assert "cpu bfloat16" in generate(PROMPT, "--samples", 8).stderr
     assert "cpu float32" in generate(PROMPT, "--samples", 8, "--lanes", 7).stderr
+
+
+def test_a_dash_is_no_output_file(scope, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("-", "./-"):
+        result = scope("generate", "hi", "--output", name)
+        assert (result.code, result.stdout) == (2, "")
+        assert "stdout" in result.stderr and not list(tmp_path.iterdir())
