@@ -102,7 +102,7 @@ def random_folder(name: str, models: Path) -> Path:
         )
     folder = models / f"random-{shape}"
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "config.json", json.dumps({**CONFIGS[shape], **COMMON}, indent=1))
+    replace_file(folder / "config.json", json.dumps({**CONFIGS[shape], **COMMON}, indent=1, allow_nan=False))
     byte_tokenizer().save_pretrained(folder)
     return folder
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from math import isfinite
 from typing import Any
 
 # What moves a cursor, changes colours, ends a line or turns the reading direction; half characters, which no
@@ -21,9 +22,23 @@ def printable(text: str, lines: bool = False) -> str:
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
-    """JSON that shows letters as they are, and nothing raw that a terminal would act on."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    """JSON that shows letters as they are, and nothing raw that a terminal would act on.
+
+    A number that is none is null: NaN and Infinity are not JSON.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), ensure_ascii=False, indent=indent, allow_nan=False)
     return _RAW_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _spelt(char: str) -> str:

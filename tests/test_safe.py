@@ -1,8 +1,11 @@
 """What comes from outside is read on a terminal, and does nothing there."""
 
+import ast
 import json
 import unicodedata
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,3 +43,21 @@ def test_json_reads_back_the_same_and_holds_nothing_raw(value):
         text = as_json(value, indent)
         assert json.loads(text) == value
         assert text.encode() and printable(text, lines=True) == text
+
+
+def test_json_has_no_number_that_is_none():
+    nan, inf = float("nan"), float("inf")
+    value = {"a": [1.5, nan, (inf, -inf)], "b": {"c": nan, "d": "NaN"}}
+    expected = {"a": [1.5, None, [None, None]], "b": {"c": None, "d": "NaN"}}
+    assert json.loads(as_json(value), parse_constant=pytest.fail) == expected
+
+
+def test_nothing_writes_json_in_which_nan_may_stand():
+    package = Path(__file__).parent.parent / "scope_cli"
+    for file in package.rglob("*.py"):
+        if file.parent.name == "batch":  # what a ledger holds was read as JSON, or is an event
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.dumps", "json.dump"):
+                strict = any(key.arg == "allow_nan" for key in node.keywords)
+                assert strict, f"{file.name}, line {node.lineno}: safe.as_json, or allow_nan=False"

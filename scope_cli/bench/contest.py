@@ -114,7 +114,7 @@ class Process:
         watch = Timer(self.timeout_s, self._give_up)
         watch.start()
         try:
-            self.process.stdin.write(json.dumps({"op": op, **request}) + "\n")
+            self.process.stdin.write(json.dumps({"op": op, **request}, allow_nan=False) + "\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except BrokenPipeError:

@@ -24,6 +24,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from scope_cli.memory import PeakMeter
+from scope_cli.safe import as_json
 
 Ids = list[list[int]]  # [lanes][tokens]
 
@@ -98,7 +99,7 @@ def serve(contender: Contender) -> None:
             traceback.print_exc()
             lines = str(error).strip().splitlines()
             answer = {"error": lines[0] if lines else type(error).__name__}
-        answers.write(json.dumps(answer) + "\n")
+        answers.write(f"{as_json(answer)}\n")
         answers.flush()
     if meter is not None:
         meter.close()

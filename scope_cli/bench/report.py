@@ -1,7 +1,6 @@
 """Rows of measurements in; lines of figures, a table, JSON and CSV out. No torch."""
 
 import csv
-import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -11,6 +10,7 @@ from typing import IO
 import scope_cli
 from scope_cli.bench.contest import Course, Measured, Row
 from scope_cli.machine import machine
+from scope_cli.safe import as_json
 from scope_cli.tables import Table
 from scope_cli.units import as_bytes, as_ratio
 
@@ -202,7 +202,7 @@ def write_json(
         "contenders": [asdict(row) for row in rows],
         "remarks": remarks(rows),
     }
-    json.dump(content, file, indent=1)
+    file.write(as_json(content, indent=1))
     file.write("\n")
 
 

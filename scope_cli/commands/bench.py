@@ -295,7 +295,7 @@ def worker(kind: str, profile: str, overrides: dict[str, Any]) -> tuple[str, ...
     import json
 
     spec = {"kind": kind, "profile": profile, "overrides": overrides}
-    return (sys.executable, "-m", "scope_cli.bench.worker", json.dumps(spec))
+    return (sys.executable, "-m", "scope_cli.bench.worker", json.dumps(spec, allow_nan=False))
 
 
 def exactly(ids: list[int], tokens: int) -> list[int]:

@@ -23,7 +23,7 @@ def list_models(as_json: Json = False) -> None:
 
     rows = listed()
     if as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=2))
+        print(json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False))
         return
     _print_table(
         ["name", "state", "on disk", "source", ""],
@@ -100,7 +100,7 @@ def show(
     if opened.folder.pending:
         facts["conversion_bytes"] = opened.folder.pending.gguf.disk_bytes
     if as_json:
-        print(json.dumps(facts, indent=2))
+        print(json.dumps(facts, indent=2, allow_nan=False))
         return
     sliding = len(geometry.layers) - geometry.policy_layers
     kinds = [f"{geometry.policy_layers} full attention"]

@@ -388,9 +388,9 @@ def count_tokens(text: str, config: Path) -> int:
 
 
 def as_json_lines(planned: list[dict[str, Any]]) -> str:
-    import json
+    from scope_cli import safe
 
-    return json.dumps({"format": 1, "plans": planned}, indent=2)
+    return safe.as_json({"format": 1, "plans": planned}, indent=2)
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scope_cli.errors import ScopeError, UsageError
 from scope_cli.files import replace_file
 from scope_cli.machine import machine
+from scope_cli.safe import as_json
 
 if TYPE_CHECKING:
     from scope_cli.model import OpenedModel
@@ -35,12 +36,12 @@ def new_result(kind: str, opened: "OpenedModel", settings: dict[str, Any]) -> di
 
 def identity(*ids: list[int]) -> str:
     """A short name for token ids: two results with the same name were measured on the same text."""
-    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(ids, allow_nan=False).encode()).hexdigest()[:16]
 
 
 def write_result(result: dict[str, Any], path: Path) -> None:
     try:
-        replace_file(path, f"{json.dumps(result, ensure_ascii=False)}\n")
+        replace_file(path, f"{as_json(result)}\n")
     except OSError as error:
         raise ScopeError(f"cannot write {path}: {error.strerror}") from error
 
@@ -85,4 +86,4 @@ class Rows:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if unfinished else "") + json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(("\n" if unfinished else "") + as_json(row) + "\n")

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from scope_cli import safe
 from scope_cli.errors import UsageError
 from scope_cli.units import as_bytes, as_duration, as_rate
 
@@ -236,7 +237,7 @@ def figures(result: Result) -> dict[str, Any]:
 
 
 def as_json(results: list[Result]) -> str:
-    return json.dumps({"format": FORMAT, "results": [result.as_dict() for result in results]})
+    return safe.as_json({"format": FORMAT, "results": [result.as_dict() for result in results]})
 
 
 def from_dict(tree: dict[str, Any]) -> Result:

@@ -61,7 +61,7 @@ def _listen(
     """The result that the worker tells; None where it ends without one."""
     assert process.stdin is not None and process.stdout is not None
     try:
-        process.stdin.write(json.dumps(asdict(job)))
+        process.stdin.write(json.dumps(asdict(job), allow_nan=False))
         process.stdin.close()
     except BrokenPipeError:  # it crashed before it read
         return None

@@ -23,6 +23,7 @@ from scope_cli.errors import ModelError, ScopeError
 from scope_cli.machine import machine
 from scope_cli.profiling.footprint import Footprint, Target, changed, footprint, runs_out_at
 from scope_cli.profiling.result import UNWRITTEN
+from scope_cli.safe import as_json
 from scope_cli.shapes import ModelShape
 from scope_cli.units import as_bytes
 
@@ -60,7 +61,7 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints does not get between
 
     def tell(**line: Any) -> None:
-        print(json.dumps(line), file=out, flush=True)
+        print(as_json(line), file=out, flush=True)
 
     memory.return_freed_memory()
     job = Job(**json.loads(sys.stdin.read()))

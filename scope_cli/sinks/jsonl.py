@@ -1,10 +1,10 @@
 """Events in, one JSON object a line out: for scripts; docs/events.md describes each."""
 
-import json
 from dataclasses import asdict
 from typing import Any, TextIO
 
 from scope_cli.events import Event, Failed, Finished, PromptProgress, PromptRead, Started, Token
+from scope_cli.safe import as_json
 from scope_cli.sinks.base import write_utf8
 
 EVENT_NAMES: dict[type[Event], str] = {
@@ -23,7 +23,7 @@ class JsonLines:
         self._stdout = stdout
 
     def receive(self, event: Event) -> None:
-        write_utf8(self._stdout, json.dumps(as_object(event), ensure_ascii=False) + "\n")
+        write_utf8(self._stdout, f"{as_json(as_object(event))}\n")
 
     def close(self) -> None:
         """Every line was flushed when it came."""

@@ -1,6 +1,5 @@
 """Events in, FILE.run.json out: the profile, versions and readings that belong to the text in FILE."""
 
-import json
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from scope_cli.errors import ScopeError
 from scope_cli.events import Event, Failed, Finished, Started
 from scope_cli.files import replace_file
+from scope_cli.safe import as_json
 
 
 class RunRecord:
@@ -40,7 +40,7 @@ class RunRecord:
         """Everything was written when it was known."""
 
     def _write(self) -> None:
-        text = json.dumps(self._record, ensure_ascii=False, indent=2)
+        text = as_json(self._record, indent=2)
         try:
             replace_file(self.path, f"{text}\n")
         except OSError as error:

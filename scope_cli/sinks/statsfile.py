@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from pathlib import Path
 from threading import Event as Signal
@@ -10,6 +9,7 @@ from threading import Thread
 
 from scope_cli.errors import UsageError
 from scope_cli.events import Event
+from scope_cli.safe import as_json
 from scope_cli.sinks.meter import Meter
 
 EVERY_S = 1.0
@@ -46,5 +46,5 @@ class StatsFile:
 
     def _line(self) -> None:
         now = datetime.now().astimezone().isoformat(timespec="milliseconds")
-        self._file.write(json.dumps({"time": now, **self._meter.snapshot()}) + "\n")
+        self._file.write(f"{as_json({'time': now, **self._meter.snapshot()})}\n")
         self._file.flush()
