@@ -584,7 +584,7 @@ def _make_once(folder: Path, name: str, make: Make, say: Say) -> ModelFolder:
                 new = Path(temporary) / "model"
                 new.mkdir()
                 made = make(new, Path(temporary)) | {"made_by": f"scope {__version__}"}
-                (new / SOURCE_FILE).write_text(json.dumps(made, indent=2), encoding="utf-8")
+                (new / SOURCE_FILE).write_text(json.dumps(made, indent=2, allow_nan=False), encoding="utf-8")
                 if folder.exists():
                     shutil.rmtree(folder)  # not of our making: it has no SOURCE_FILE
                 new.replace(folder)

@@ -46,7 +46,7 @@ class GgufModel:
         """Config, tokenizer and weights, as save_pretrained would write them."""
         ids = {key: self.config[key] for key in architectures.IDS if self.config[key] is not None}
         for name, said in (("config.json", self.config), ("generation_config.json", ids)):
-            (folder / name).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+            (folder / name).write_text(json.dumps(said, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         self.transformers_tokenizer().save_pretrained(folder)
         weights.write(self.header, self.described, folder / "model.safetensors", progress)
 

@@ -154,4 +154,4 @@ def _only(backend: "Tokenizer", count: int) -> "Tokenizer":
     said["post_processor"] = None
     if said["model"].get("unk_token") not in said["model"]["vocab"]:
         said["model"]["unk_token"] = None
-    return Tokenizer.from_str(json.dumps(said))
+    return Tokenizer.from_str(json.dumps(said, allow_nan=False))

@@ -39,7 +39,7 @@ def write(header: Header, described: Described, file: Path, progress: Progress) 
             "data_offsets": [start, end],
         }
         start = end
-    front = json.dumps(entries, separators=(",", ":")).encode()
+    front = json.dumps(entries, allow_nan=False, separators=(",", ":")).encode()
     front += b" " * (-len(front) % 8)
     with file.open("wb") as output:
         output.write(len(front).to_bytes(8, "little") + front)

@@ -35,7 +35,7 @@ def test_a_record_that_cannot_be_replaced_stays_whole(events_of_a_run, tmp_path,
     sink = RunRecord(tmp_path / "book.txt")
     started, *_, finished = events_of_a_run(["a"])
     sink.receive(started)
-    monkeypatch.setattr("pathlib.Path.write_text", _disk_full)
+    monkeypatch.setattr("pathlib.Path.replace", _disk_full)
     with pytest.raises(ScopeError, match="No space left"):
         sink.receive(finished)
     assert json.loads((tmp_path / "book.txt.run.json").read_text())["status"] == "running"
