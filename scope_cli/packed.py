@@ -7,6 +7,7 @@ bfloat16. 8 bits are two planes of 4: code = 16 * high + low.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
 
@@ -78,7 +79,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = linear.weight.shape
         self.planes = bits // 4
-        self.unpacks = kernel_order_is_known()  # asked here: what is compiled finds constants
+        self.order = kernel_order()  # asked here: what is compiled finds constants
         self.plain_dtype = torch.bfloat16 if bfloat16_is_fast() else torch.float32
         parts = [_pack_rows(rows, bits) for rows in linear.weight.detach().split(AT_ONCE)]
         self.register_buffer("packed", torch.cat([packed for packed, _ in parts]))
@@ -88,7 +89,7 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in] to [..., out], in x's dtype."""
         rows = x.reshape(-1, self.in_features)
-        if rows.shape[0] >= MANY and self.unpacks:
+        if rows.shape[0] >= MANY and self.order is not None:
             out = rows.to(self.plain_dtype) @ self.unpacked(self.plain_dtype)
         else:
             rows = rows.to(torch.bfloat16)
@@ -100,12 +101,13 @@ class PackedLinear(nn.Module):
 
     def unpacked(self, dtype: torch.dtype) -> Tensor:
         """The transposed weight, [in, out]."""
-        tiles = self.packed.view(-1, self.planes * self.in_features, ROWS // 2)
-        codes = torch.cat([tiles & 15, tiles >> 4], 2).view(torch.int8).sub_(8)
-        codes = codes.to(dtype).view(codes.shape[0], self.planes, -1, BLOCK, ROWS)
-        scales = self.scales.to(dtype).view(self.planes, -1, 1, codes.shape[0], ROWS, 2).unbind(-1)
+        assert self.order is not None
+        tile = self.order.rows
+        codes = self.order.codes(self.packed.view(-1, self.planes * self.in_features, tile // 2))
+        codes = codes.view(torch.int8).sub_(8).to(dtype).view(codes.shape[0], self.planes, -1, BLOCK, tile)
+        scales = self.scales.to(dtype).view(self.planes, -1, 1, codes.shape[0], tile, 2).unbind(-1)
         scale, zero = (part.permute(3, 0, 1, 2, 4) for part in scales)
-        weight = torch.addcmul(zero[:, 0], codes[:, 0], scale[:, 0])  # [out / ROWS, in / BLOCK, BLOCK, ROWS]
+        weight = torch.addcmul(zero[:, 0], codes[:, 0], scale[:, 0])  # [out / tile, in / BLOCK, BLOCK, tile]
         if self.planes == 2:
             weight = torch.addcmul(weight.add_(zero[:, 1]), codes[:, 1], scale[:, 1])
         return weight.permute(1, 2, 0, 3).reshape(self.in_features, self.out_features)
@@ -113,7 +115,7 @@ class PackedLinear(nn.Module):
     @cached_property
     def weight(self) -> Tensor:
         """The plain weight, [out, in], for whoever computes with it; kept once somebody asked."""
-        if self.unpacks:
+        if self.order is not None:
             return self.unpacked(torch.float32).T.contiguous()
         return self(torch.eye(self.in_features)).T.contiguous()
 
@@ -205,12 +207,40 @@ def bfloat16_is_fast() -> bool:
     return torch.cpu._is_amx_tile_supported()
 
 
-@lru_cache
-def kernel_order_is_known() -> bool:
-    """torch packs 64 rows as `unpacked` expects: column by column, row i and row i + 32 in a byte.
+@dataclass(frozen=True)
+class Order:
+    """How torch lays the codes out: `rows` of the matrix together, column by column, two codes in a byte.
 
-    It does so where the CPU has AVX-512. Elsewhere long inputs go through the packed kernel too.
+    A byte holds row i and row i + rows / 2, or, where they are `neighbours`, rows 2 i and 2 i + 1.
     """
-    codes = torch.arange(ROWS * BLOCK).view(ROWS, BLOCK) * 7 // 5 % 16
-    tile = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1).view(BLOCK, ROWS // 2)
-    return bool((torch.cat([tile & 15, tile >> 4], 1) == codes.T).all())
+
+    rows: int
+    neighbours: bool = False
+
+    def codes(self, tiles: Tensor) -> Tensor:
+        """tiles: uint8 [tiles, in, rows / 2] to [tiles, in, rows]"""
+        halves = tiles & 15, tiles >> 4
+        return torch.stack(halves, 3).flatten(2) if self.neighbours else torch.cat(halves, 2)
+
+
+ORDERS = [  # a CPU with AVX-512, one with AVX2, another one
+    Order(64),
+    Order(32),
+    Order(32, neighbours=True),
+    Order(16, neighbours=True),
+]
+
+
+@lru_cache
+def kernel_order() -> Order | None:
+    """The order on this CPU, found by looking; None: one that we do not know.
+
+    There, long inputs go through the packed kernel too.
+    """
+    codes = torch.randint(16, (2 * ROWS, BLOCK), generator=torch.Generator().manual_seed(0))
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+    for order in ORDERS:
+        tiles = order.codes(packed.view(-1, BLOCK, order.rows // 2))  # [tiles, in, rows]
+        if torch.equal(tiles.transpose(1, 2).flatten(0, 1), codes.to(torch.uint8)):
+            return order
+    return None

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
 
 from scope_cli import packed
 from scope_cli.packed import PackedEmbedding, PackedLinear, pack, packed_bytes
+from tests.capability import AVX2, PLAIN, run_as
 
 SIZES = {
     "vocab_size": 128, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2,
@@ -137,3 +138,29 @@ def test_a_step_of_the_packed_model_is_one_graph():
         x = torch.randn(1, rows, 64)
         with torch.no_grad():
             assert torch.allclose(compiled(x), layer(x), atol=1e-6)
+
+
+UNPACKED = """
+import torch
+from torch import nn
+from scope_cli import packed
+print(torch.backends.cpu.get_cpu_capability(), packed.kernel_order() is not None)
+layer = nn.Linear(96, 192).requires_grad_(False)
+layer.weight.copy_(torch.randn(192, 96, generator=torch.Generator().manual_seed(0)))
+for bits in (4, 8):
+    weight = packed.PackedLinear(layer, bits).unpacked(torch.float32)
+    print(weight.shape, weight.flatten()[::97].tolist())
+"""
+
+
+def test_every_kind_of_cpu_has_an_order_that_is_known_and_unpacks_the_same():
+    heads, weights = zip(*(run_as(kind, UNPACKED).split("\n", 1) for kind in (AVX2, PLAIN, {})), strict=True)
+    assert heads[:2] == ("AVX2 True", "DEFAULT True") and heads[2].endswith("True")
+    assert weights[0] == weights[1] == weights[2]
+
+
+def test_where_the_order_is_not_known_all_goes_through_the_kernel(monkeypatch):
+    monkeypatch.setattr(packed, "kernel_order", lambda: None)
+    layer = PackedLinear(linear(torch.randn(64, 96)), 4)
+    x = torch.randn(200, 96)
+    assert (layer(x) - x @ layer.weight.T).abs().max() < 0.02 * layer(x).abs().max()
