@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
 from scope_cli.errors import ModelError
+from scope_cli.lean import AttentionInterface
 
 if TYPE_CHECKING:
     from scope_cli.cache import ScopeCache, SlotLayer

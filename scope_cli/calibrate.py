@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from scope_cli.lean import AttentionInterface
 from scope_cli.model import OpenedModel, rope_frequencies
 from scope_cli.rope import as_pairs, unrotate
 

@@ -17,14 +17,20 @@ def replace_file(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """A file to write, which takes the place of `path` at the end; whatever is raised leaves the old one.
+    """A file to write, which takes the place of `path` at the end; whatever is raised leaves the old one."""
+    with replacing_by_name(path) as partial, partial.open("x", encoding="utf-8") as file:
+        yield file
 
-    Its name is nobody else's: process ids are not enough where containers share a folder.
+
+@contextmanager
+def replacing_by_name(path: Path) -> Iterator[Path]:
+    """The same for who opens the file by its name.
+
+    The name is nobody else's: process ids are not enough where containers share a folder.
     """
     partial = path.with_name(PARTIAL.format(uuid4().hex))
     try:
-        with partial.open("x", encoding="utf-8") as file:
-            yield file
+        yield partial
         partial.replace(path)
     except BaseException:
         with suppress(OSError):

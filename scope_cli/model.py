@@ -7,7 +7,8 @@ plan a run. `OpenedModel.load` then reads the weights.
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,22 +16,27 @@ import torch
 import transformers
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.cache_utils import get_layer_types_and_kwargs
+from transformers.initialization import no_init_weights
 
 from scope_cli.chat import Chat, Message
 from scope_cli.ends import named_ends
 from scope_cli.errors import ModelError, ScopeError
 from scope_cli.folder import check_folder, read_json, stored_shapes
 from scope_cli.geometry import Geometry, LayerGeometry, context_of, with_context
+from scope_cli.lean import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    without_compiler,
+)
 from scope_cli.packed import BITS, Bits, bfloat16_is_fast, pack, packed_bytes
+from scope_cli.packed_file import PackedFile
 from scope_cli.profile import ModelSettings, PromptSettings, SamplingSettings
 from scope_cli.random_weights import random_model
 from scope_cli.registry import ModelFolder, Say, find, first_line, hushed
@@ -78,6 +84,9 @@ def open_model(
         dtype = resolve_dtype(settings.dtype, config, device, 1 if load_in in BITS else lanes)
         if device.type == "cpu":
             set_threads(settings.threads)
+        there = None
+        if load_in in BITS and not folder.random and not folder.pending:
+            there = PackedFile.of(folder.path, BITS[load_in], dtype).weight_bytes
         opened = OpenedModel(
             name=settings.name,
             folder=folder,
@@ -86,9 +95,10 @@ def open_model(
             geometry=geometry,
             device=device,
             dtype=dtype,
-            weight_bytes=weight_bytes(folder, config, dtype, load_in),
+            weight_bytes=there or weight_bytes(folder, config, dtype, load_in),
             load_in=load_in,
-            loading_bytes=weight_bytes(folder, config, dtype) if load_in in BITS else 0,
+            loading_bytes=weight_bytes(folder, config, dtype) if load_in in BITS and not there else 0,
+            say=say,
         )
         if not folder.pending:
             assert isinstance(opened.configured_ends, list)  # read now, while that is a ModelError
@@ -225,17 +235,23 @@ def weight_bytes(
     Exact, but for bitsandbytes: there it takes every matrix outside embedding and lm_head for quantised.
     """
     if load_in in BITS:
-        return packed_bytes(_skeleton(config, dtype), BITS[load_in])
+        return packed_bytes(skeleton(config, dtype), BITS[load_in])
     if folder.random:
-        return sum(weight.nbytes for weight in _skeleton(config, dtype).parameters())
+        return sum(weight.nbytes for weight in skeleton(config, dtype).parameters())
     shapes = folder.pending.gguf.shapes.items() if folder.pending else stored_shapes(folder.path)
     return bytes_of(shapes, dtype.itemsize, load_in)
 
 
-def _skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The model without its weights: modules and shapes."""
-    with torch.device("meta"), hushed():
-        return auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
+def skeleton(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
+    """The model without its weights, which are on the meta device."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False), no_init_weights(), hushed():
+        model = auto_class(config).from_config(
+            deepcopy(config), dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
+    model.tie_weights()
+    return model
 
 
 @dataclass(frozen=True)
@@ -252,6 +268,7 @@ class OpenedModel:
     weight_bytes: int
     load_in: str | None = None
     loading_bytes: int = 0  # what the weights take before they are packed, where that is more
+    say: Say = field(default=lambda line: None, compare=False)  # is told what takes long
 
     @cached_property
     def chat(self) -> Chat:
@@ -303,11 +320,16 @@ class OpenedModel:
         if self.folder.random:
             model = random_model(self.config, self.dtype, self.device, str(attention))
             return self._ready(model, bits, asked)
+        folder = self.folder.ready()
+        packed = None if bits is None else PackedFile.of(folder.path, bits, self.dtype)
+        if packed is not None and packed.weight_bytes is not None:
+            model = skeleton(self.config, self.dtype, attention)
+            if packed.load_into(model):
+                return self._ready(model, None, asked)
         options: dict[str, Any] = {}
         if self.load_in and bits is None:
             options["quantization_config"] = self._quantisation()
-        folder = self.folder.ready()
-        with reading(self.folder), hushed():
+        with reading(self.folder), hushed(), without_compiler():
             model, report = auto_class(self.config).from_pretrained(
                 folder.path,
                 dtype=self.dtype,
@@ -321,7 +343,12 @@ class OpenedModel:
                 **options,
             )
         self._refuse(report)
-        return self._ready(model, bits, asked)
+        if packed is None:
+            return self._ready(model, None, asked)
+        self.say(f"packing the weights of {self.name} to {self.load_in}, once")
+        loaded = self._ready(model, bits, asked)
+        packed.save(model)
+        return loaded
 
     def _ready(self, model: PreTrainedModel, bits: Bits | None, asked: str | None) -> "LoadedModel":
         model.eval().requires_grad_(False)
@@ -369,8 +396,7 @@ class OpenedModel:
         if not self.folder.random:
             return dict(stored_shapes(self.folder.path))
         return {
-            name: tuple(weight.shape)
-            for name, weight in _skeleton(self.config, self.dtype).named_parameters()
+            name: tuple(weight.shape) for name, weight in skeleton(self.config, self.dtype).named_parameters()
         }
 
     def describe(self) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+
+from scope_cli.lean import PreTrainedModel
 
 Bits = Literal[4, 8]
 BITS: dict[str, Bits] = {"int4": 4, "int8": 8}
@@ -25,7 +26,7 @@ ON_GRID = 1e-3  # of a scale: so near to its code's value lies a weight that was
 
 
 def pack(model: PreTrainedModel, bits: Bits) -> None:
-    """Replace the model's linear layers, one by one."""
+    """Replace the model's linear layers, one by one; those of a model on the meta device by empty ones."""
     for name, module, own_bits in list(_targets(model, bits)):
         packed = PackedLinear(module, own_bits) if isinstance(module, nn.Linear) else PackedEmbedding(module)
         model.set_submodule(name, packed)
@@ -81,9 +82,9 @@ class PackedLinear(nn.Module):
         self.planes = bits // 4
         self.order = kernel_order()  # asked here: what is compiled finds constants
         self.plain_dtype = torch.bfloat16 if bfloat16_is_fast() else torch.float32
-        parts = [_pack_rows(rows, bits) for rows in linear.weight.detach().split(AT_ONCE)]
-        self.register_buffer("packed", torch.cat([packed for packed, _ in parts]))
-        self.register_buffer("scales", torch.cat([scales for _, scales in parts], 1))
+        codes, scales = _packed(linear.weight.detach(), bits)
+        self.register_buffer("packed", codes)
+        self.register_buffer("scales", scales)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,14 +130,32 @@ class PackedEmbedding(nn.Module):
     def __init__(self, table: nn.Embedding) -> None:
         super().__init__()
         self.dtype = table.weight.dtype
-        parts = [_blocks_of_8(rows) for rows in table.weight.detach().split(AT_ONCE)]
-        self.register_buffer("codes", torch.cat([codes.to(torch.int8) for codes, _ in parts]))
-        self.register_buffer("scales", torch.cat([scales for _, scales in parts]))
+        weight = table.weight.detach()
+        if weight.is_meta:
+            tokens, hidden = weight.shape
+            codes = torch.empty(tokens, hidden, dtype=torch.int8, device="meta")
+            scales = torch.empty(tokens, hidden // BLOCK, dtype=torch.bfloat16, device="meta")
+        else:
+            parts = [_blocks_of_8(rows) for rows in weight.split(AT_ONCE)]
+            codes = torch.cat([codes.to(torch.int8) for codes, _ in parts])
+            scales = torch.cat([scales for _, scales in parts])
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", scales)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids: [...] to [..., hidden], in the dtype the table had."""
         codes = self.codes[ids].to(self.dtype).unflatten(-1, (-1, BLOCK))
         return (codes * self.scales[ids].to(self.dtype).unsqueeze(-1)).flatten(-2)
+
+
+def _packed(weight: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
+    """Codes and scales of a PackedLinear; weight: [out, in]"""
+    if weight.is_meta:
+        (rows, width), planes = weight.shape, bits // 4
+        codes = torch.empty(rows, planes * width // 2, dtype=torch.uint8, device="meta")
+        return codes, torch.empty(planes * width // BLOCK, rows, 2, dtype=torch.bfloat16, device="meta")
+    parts = [_pack_rows(some, bits) for some in weight.split(AT_ONCE)]
+    return torch.cat([codes for codes, _ in parts]), torch.cat([scales for _, scales in parts], 1)
 
 
 def _pack_rows(weight: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:

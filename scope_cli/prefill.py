@@ -4,10 +4,10 @@ from collections.abc import Callable, Generator
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from scope_cli.cache import ScopeCache
 from scope_cli.events import PromptProgress
+from scope_cli.lean import PreTrainedModel
 from scope_cli.plan import PromptPlan
 from scope_cli.schedule import Schedule
 from scope_cli.staging import Staging

@@ -130,7 +130,8 @@ def random_model(
 ) -> "PreTrainedModel":
     """The model with weights drawn on the device: normal, as its own initialisation has them."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from scope_cli.lean import AutoModelForCausalLM
 
     torch.manual_seed(seed)
     with torch.device(device):

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from scope_cli.cache import ScopeCache
 from scope_cli.generate import make_plan, new_cache, policy_of
+from scope_cli.lean import PreTrainedModel
 from scope_cli.model import LoadedModel
 from scope_cli.plan import RunPlan
 from scope_cli.prefill import read_prompt, read_to_end

@@ -8,9 +8,9 @@ from time import perf_counter
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from scope_cli.events import Finished
+from scope_cli.lean import PreTrainedModel
 from scope_cli.units import as_bytes
 
 PROBE_BYTES = 2**29  # of the buffer that is read: larger than the caches of most CPUs

@@ -18,13 +18,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AttentionInterface, PreTrainedModel
 
 from scope_cli import __version__, attention, cache, plugins
 from scope_cli.cache import ScopeCache
 from scope_cli.errors import ModelError
 from scope_cli.folder import stored_shapes
 from scope_cli.geometry import Geometry
+from scope_cli.lean import AttentionInterface, PreTrainedModel
 from scope_cli.plan import CacheShape
 from scope_cli.profile import DecodeSettings
 from scope_cli.registry import cache_folder, first_line

@@ -11,11 +11,11 @@ from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from scope_cli.attention import output_weight, scale_of
 from scope_cli.cache import LayerAttention, ScopeCache, forget_in
 from scope_cli.geometry import Geometry
+from scope_cli.lean import PreTrainedModel
 from scope_cli.registry import cache_folder
 
 Wish = Literal["auto", "on", "off"]

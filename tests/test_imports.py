@@ -28,6 +28,7 @@ EVERYONE = {
     "progress",
     "safe",
     "ends",
+    "lean",
 }
 ABOVE = {  # what each module may import besides EVERYONE; a folder stands for its files
     "cli": {"commands", "crash", "signals", "streams"},
@@ -117,6 +118,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "registry",
         "attention",
         "packed",
+        "packed_file",
         "random_weights",
         "selftest",
         "shapes",
@@ -134,6 +136,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "step",
     },
     "packed": set(),
+    "packed_file": {"packed", "registry"},
     "roofline": set(),
     "threads": set(),
     "registry": {"gguf", "random_weights"},
@@ -267,3 +270,23 @@ def test_a_plan_imports_neither_torch_nor_transformers(tmp_path):
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert "longest prompt" in ran.stdout
+
+
+@pytest.mark.parametrize("load_in", ["none", "int8"])
+def test_a_plain_run_imports_neither_the_compiler_nor_torch_distributed(load_in, tiny_folder, tmp_path):
+    """Weights as they are, and packed ones at the second start. Later it is all there."""
+    argv = ["generate", "hi", "--model", str(tiny_folder), "--max-new-tokens", "2", "--compile", "off"]
+    argv += ["--load-in", load_in, "--quiet"]
+    code = (
+        "import sys; from scope_cli import cli; "
+        f"code = cli.main({argv!r}); "
+        "found = {'torch._dynamo', 'torch._inductor', 'torch.distributed.tensor'} & set(sys.modules); "
+        "import torch, transformers.masking_utils as masks; "
+        "real = torch.distributed.is_available(), torch.compiler.disable(len)('ab'); "
+        "masks.TransformGetItemToIndex().__enter__(); "
+        "print(code, found, real, 'torch._dynamo' in sys.modules, file=sys.stderr)"
+    )
+    env = {**os.environ, "SCOPE_CACHE": str(tmp_path)}
+    for _ in range(1 if load_in == "none" else 2):
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert ran.stderr.splitlines()[-1] == "0 set() (True, 2) True", ran.stderr

@@ -348,9 +348,8 @@ class Timer:
     EVERY = 16
 
     def __init__(self, loaded: LoadedModel) -> None:
-        from transformers import AttentionInterface
-
         from scope_cli.attention import ATTENTION, attend
+        from scope_cli.lean import AttentionInterface
 
         self.waits = loaded.device.type != "cpu"
         self.device = loaded.device
