@@ -4,6 +4,7 @@ Nothing here imports torch; a command does when it runs.
 """
 
 import errno
+import gc
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -66,6 +67,7 @@ def _options(
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)  # of a stream that takes no more
 READER_LEFT = 141  # 128 + SIGPIPE
+GARBAGE = 100_000  # new objects between two looks for garbage: an import makes a million, and none is
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -145,6 +147,7 @@ def _tell(message: str, hint: str, code: int) -> int:
 
 def run() -> None:
     """One process's whole life: streams that may be closed, Ctrl-C at any time, what is still to flush."""
+    gc.set_threshold(GARBAGE)
     streams.mend()
     ctrl_c.watch()
     code = main()
@@ -157,4 +160,5 @@ def run() -> None:
     except OSError as error:
         streams.leave_stdout()
         code = code or _tell(str(streams.StdoutError(error)), "", 1)
+    gc.freeze()  # else the interpreter looks for garbage among all that was imported, before it ends
     sys.exit(code)
