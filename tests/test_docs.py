@@ -1,21 +1,17 @@
 """What the pages say is what the code does: links, commands, readings, exit codes, the tree, fresh pages."""
 
 import importlib.util
-import itertools
 import os
 import re
-import shlex
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import typer
 from typer.main import get_command
 
 from scope_cli import cli, errors
-from scope_cli.commands import generate
 from scope_cli.events import Audit, Reading
 
 ROOT = Path(__file__).parent.parent
@@ -47,17 +43,6 @@ def blocks(page, *languages):
     """The code blocks of some languages; a line that ends with a backslash goes on in the next."""
     found = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     return [text.replace("\\\n", " ") for language, text in found if language in languages]
-
-
-def quoted_commands(page):
-    """Every `scope ...` of the blocks that show a shell, as an argv without `scope`."""
-    for language in ("console", "sh"):
-        for line in "\n".join(blocks(page, language)).splitlines():
-            if language == "sh" or line.startswith("$ "):
-                for part in re.split(r"\s(?:\||&&|;|\d?>)\s?", line.removeprefix("$ ").split(" # ")[0]):
-                    name, *argv = shlex.split(part) or [""]
-                    if Path(name).name == "scope":
-                        yield argv
 
 
 def parse(argv):
@@ -95,45 +80,6 @@ def test_every_local_link_leads_somewhere(page):
         if anchor:
             headings = re.findall(r"^#+ (.*)$", prose(file), re.MULTILINE)
             assert anchor in {slug(heading) for heading in headings}, f"{page.name} links to {target}"
-
-
-QUOTED = list(quoted_commands(README))
-
-
-def test_the_readme_quotes_commands():
-    assert [
-        "generate",
-        "--prompt-file",
-        "examples/report.txt",
-        "--budget",
-        "2048",
-        "--max-new-tokens",
-        "300",
-    ] in QUOTED
-    assert len(QUOTED) > 5
-
-
-@pytest.mark.parametrize("argv", QUOTED, ids=" ".join)
-def test_every_command_of_the_readme_is_one(argv, monkeypatch, scope, tmp_path):
-    try:
-        parse(argv)
-    except typer.Exit:  # --help, --version
-        return
-    if argv[0] == "generate":  # all the way to a checked profile, without a model
-        monkeypatch.setattr(generate, "read_text", lambda file, option: "a text")
-        monkeypatch.setattr(generate, "open_sinks", lambda *_: [])
-        monkeypatch.setattr(generate, "run", lambda *_: 0)
-        (tmp_path / "mine.yaml").write_text("decode: {budget: 512}")  # a reader's own profile
-        monkeypatch.chdir(tmp_path)
-        result = scope(*argv)
-        assert (result.code, result.stderr) == (0, "")
-
-
-def test_files_that_the_readme_reads_are_there():
-    for argv in QUOTED:
-        for option, value in itertools.pairwise(argv):
-            if option in ("--prompt-file", "-f") and value.startswith("examples/"):
-                assert (ROOT / value).is_file()
 
 
 @pytest.mark.parametrize("kind", [Reading, Audit], ids=lambda kind: kind.__name__)
