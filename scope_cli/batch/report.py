@@ -4,6 +4,7 @@ import io
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment
@@ -18,6 +19,7 @@ from scope_cli.batch.writer import write_whole
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
 
 NAME = "report.html"
+MOST_NAMED, LONGEST_NAME = 60, 32  # bars of a plot that are named, characters of a name
 HELD, FULL, READ, BAD = "#2a6fdb", "#c9ced6", "#e0a030", "#c0392b"
 STYLE: dict[Any, Any] = {  # matplotlib's settings
     "svg.fonttype": "none",  # the reader's own font, and small files
@@ -42,9 +44,9 @@ table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; vertical-align: top; padding: .25rem .6rem .25rem 0 }
 th, td { border-bottom: 1px solid #e6e8ec }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-td.name { overflow-wrap: anywhere }
+td.name { overflow-wrap: break-word } .wide { overflow-x: auto }
 .failed { color: #c0392b } .dim { color: #6b7280 }
-figure { margin: 1rem 0 } svg { max-width: 100%; height: auto }
+figure { margin: 1rem 0 } svg { width: 100%; height: auto }
 figcaption { color: #6b7280; font-size: .9rem }
 </style>
 </head>
@@ -60,20 +62,21 @@ figcaption { color: #6b7280; font-size: .9rem }
 {% endfor %}
 {% if failures %}
 <h2>Failures</h2>
-<table id="failures">
+<div class="wide"><table id="failures">
 <tr><th>prompt</th><th>reason</th></tr>
 {% for row in failures %}<tr><td class="name">{{ row.id }}</td><td class="failed">{{ row.error }}</td></tr>
-{% endfor %}</table>
+{% endfor %}</table></div>
 {% endif %}
 <h2>Every prompt</h2>
-<table id="prompts">
+<div class="wide"><table id="prompts">
 <tr><th>prompt</th><th>state</th><th class="n">prompt tokens</th><th class="n">tokens</th><th>end</th>
 <th class="n">time</th><th class="n">tokens/s</th><th class="n">KV held</th><th class="n">of full</th></tr>
-{% for row in rows %}<tr><td class="name">{{ row.name }}</td><td class="{{ row.state }}">{{ row.state }}</td>
+{% for row in rows %}<tr><td class="name">{% if row.link %}<a href="{{ row.link }}">{{ row.name }}</a>
+{% else %}{{ row.name }}{% endif %}</td><td class="{{ row.state }}">{{ row.state }}</td>
 <td class="n">{{ row.prompt }}</td><td class="n">{{ row.tokens }}</td><td>{{ row.reason }}</td>
 <td class="n">{{ row.time }}</td><td class="n">{{ row.rate }}</td><td class="n">{{ row.held }}</td>
 <td class="n">{{ row.share }}</td></tr>
-{% endfor %}</table>
+{% endfor %}</table></div>
 </body>
 </html>
 """
@@ -141,6 +144,7 @@ def cells(row: Row) -> dict[str, Any]:
     seconds = end["prefill_s"] + end["decode_s"] if known else 0.0
     return {
         "name": row.id,
+        "link": quote(f"./{row.output}") if known else "",  # the text, beside the page
         "state": row.state,
         "prompt": f"{row.prompt_tokens:,}" if row.prompt_tokens else "-",
         "tokens": f"{end['output_tokens']:,}" if known else "-",
@@ -157,7 +161,7 @@ def pictures(rows: list[Row]) -> list[tuple[str, Markup, str]]:
     if not rows:
         return []
     return [
-        ("Tokens", drawn(draw_tokens, rows), "Written tokens of each finished prompt, the longest first."),
+        ("Tokens", drawn(draw_tokens, rows), "Written tokens of each finished prompt, the longest on top."),
         (
             "Time",
             drawn(draw_time, rows),
@@ -173,9 +177,10 @@ def pictures(rows: list[Row]) -> list[tuple[str, Markup, str]]:
 
 
 def drawn(draw: Any, rows: list[Row]) -> Markup:
-    """A plot as an <svg> element."""
+    """A plot as an <svg> element, as high as its bars need."""
+    height = 1.0 + 0.24 * max(4, len(rows)) if len(rows) <= MOST_NAMED else 7.0
     with rc_context({**STYLE, "svg.hashsalt": draw.__name__}):
-        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        figure = Figure(figsize=(9, height), layout="constrained")
         draw(figure.subplots(), rows)
         file = io.StringIO()
         figure.savefig(
@@ -185,41 +190,57 @@ def drawn(draw: Any, rows: list[Row]) -> Markup:
     return Markup(svg[svg.index("<svg") :])  # matplotlib escapes what it draws
 
 
+def named(axes: Axes, rows: list[Row]) -> None:
+    """One line for each prompt, from the top; names as long as they can be read."""
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    if len(rows) <= MOST_NAMED:
+        axes.set_yticks(range(len(rows)), [shortened(row.id) for row in rows], parse_math=False)
+    else:
+        axes.set(ylabel=f"{len(rows):,} prompts", yticks=[])
+
+
+def shortened(name: str) -> str:
+    """'a/very/long/name.txt' -> its end, which tells prompts apart; one line, whatever it holds."""
+    name = " ".join(name.split())
+    return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
+
+
 def draw_tokens(axes: Axes, rows: list[Row]) -> None:
-    tokens = sorted((row.end["output_tokens"] for row in rows), reverse=True)
-    axes.bar(range(1, len(tokens) + 1), tokens, color=HELD, width=0.8)
-    axes.set(xlabel="prompts", ylabel="tokens")
+    rows = sorted(rows, key=lambda row: -row.end["output_tokens"])
+    axes.barh(range(len(rows)), [row.end["output_tokens"] for row in rows], color=HELD, height=0.75)
+    axes.set(xlabel="tokens")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(visible=False, axis="x")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
+    named(axes, rows)
 
 
 def draw_time(axes: Axes, rows: list[Row]) -> None:
-    spans = sorted((row.started_at or 0.0, row.finished_at or 0.0, row.end["prefill_s"]) for row in rows)
+    rows = sorted(rows, key=lambda row: (row.started_at or 0.0, row.finished_at or 0.0))
+    first = rows[0].started_at or 0.0
     clock, until = 0.0, None
-    for line, (start, end, read) in enumerate(spans):
+    for line, row in enumerate(rows):
+        start, end, read = row.started_at or 0.0, row.finished_at or 0.0, row.end["prefill_s"]
         if until is not None and start > until:
             clock += start - until  # nothing ran: leave it out
         until = max(end, until or end)
-        left = start - spans[0][0] - clock
-        axes.barh(line, end - start, left=left, color=HELD, height=0.8)
-        axes.barh(line, min(read, end - start), left=left, color=READ, height=0.8)
-    axes.invert_yaxis()
-    axes.set(ylabel="prompts", yticks=[])
+        left = start - first - clock
+        axes.barh(line, end - start, left=left, color=HELD, height=0.75)
+        axes.barh(line, min(read, end - start), left=left, color=READ, height=0.75)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: as_duration(seconds)))
-    axes.grid(visible=False, axis="y")
+    named(axes, rows)
 
 
 def draw_memory(axes: Axes, rows: list[Row]) -> None:
-    readings = sorted((row.end["reading"] for row in rows), key=lambda reading: -reading["full_bytes"])
-    at = range(1, len(readings) + 1)
-    axes.bar(at, [one["full_bytes"] for one in readings], color=FULL, width=0.8, label="full cache")
-    axes.bar(at, [one["held_bytes"] for one in readings], color=HELD, width=0.5, label="held")
-    axes.set(xlabel="prompts")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    rows = sorted(rows, key=lambda row: -row.end["reading"]["full_bytes"])
+    readings = [row.end["reading"] for row in rows]
+    at = range(len(rows))
+    axes.barh(at, [one["full_bytes"] for one in readings], color=FULL, height=0.75, label="full cache")
+    axes.barh(at, [one["held_bytes"] for one in readings], color=HELD, height=0.4, label="held")
     most = max(one["full_bytes"] for one in readings)
     unit = 1024 ** min(3, max(1, most).bit_length() // 10)  # so that ticks are round in it
-    axes.yaxis.set_major_locator(FixedLocator(unit * np.array(MaxNLocator(5).tick_values(0, most / unit))))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: as_bytes(count)))
-    axes.set_ylim(0, 1.15 * most or 1)
-    axes.grid(visible=False, axis="x")
-    axes.legend(frameon=False, loc="upper right", ncols=2)
+    axes.xaxis.set_major_locator(FixedLocator(unit * np.array(MaxNLocator(5).tick_values(0, most / unit))))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: as_bytes(count)))
+    axes.set_xlim(0, 1.05 * most or 1)
+    named(axes, rows)
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)

@@ -41,7 +41,8 @@ def report(tmp_path):
 def test_a_report_asks_for_nothing_outside_itself(report):
     page = report.read_text()
     asked = re.findall(r"""\b(?:src|href)\s*=\s*["']?([^"'\s>]+)""", page)
-    assert asked and all(target.startswith("#") for target in asked)
+    inside = [target for target in asked if target.startswith("#")]
+    assert inside and all(target.startswith("./") for target in asked if target not in inside)
     assert "<script" not in page and "@import" not in page and "url(http" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "is &lt;b&gt;not&lt;/b&gt; UTF-8" in page
 
@@ -54,6 +55,41 @@ def test_a_report_has_the_numbers_of_the_job(report):
     for drawing in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
         ET.fromstring(drawing)
     assert page.count("<svg") == 3
+
+
+def test_every_finished_text_is_linked_and_every_bar_named(tmp_path):
+    ledger = Ledger(tmp_path)
+    names = [
+        "poems/short one.txt",
+        "a/very/long/path/that/nobody/could/read/beside/a/bar/of/a/plot.txt",
+        "50%$x$.md",
+    ]
+    with ledger.transaction():
+        for number, name in enumerate(names):
+            row = ended(number, 100, 1000.0 + number)
+            ledger.put(Row(**{**vars(row), "id": name, "output": name}))
+        ledger.put(Row(3, "empty.txt", "there", "empty.txt", "hash", state="failed", error="is empty"))
+    page = write_report(ledger, tmp_path).read_text()
+    assert re.findall(r'<a href="([^"]*)">', page) == [
+        "./poems/short%20one.txt",
+        "./a/very/long/path/that/nobody/could/read/beside/a/bar/of/a/plot.txt",
+        "./50%25%24x%24.md",
+    ]
+    for drawing in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        for name in ("poems/short one.txt", "…read/beside/a/bar/of/a/plot.txt", "50%$x$.md"):
+            assert f">{name}</text>" in drawing
+    assert 'href="./empty.txt"' not in page, "there is no text"
+
+
+def test_hundreds_of_bars_are_no_taller_than_a_page_and_not_named(tmp_path):
+    ledger = Ledger(tmp_path)
+    with ledger.transaction():
+        for number in range(300):
+            ledger.put(ended(number, 100 + number, 1000.0 + number))
+    page = write_report(ledger, tmp_path).read_text()
+    assert page.count("300 prompts") >= 3 and ">p7.txt</text>" not in page
+    heights = [float(height) for height in re.findall(r'<svg [^>]*height="([\d.]+)pt"', page)]
+    assert len(heights) == 3 and max(heights) < 600
 
 
 def test_a_break_between_two_starts_is_no_work():
