@@ -113,7 +113,7 @@ def show(
             ["layers", f"{facts['layers']}: {', '.join(kinds)}"],
             ["heads", f"{facts['heads']}, {facts['kv_heads']} KV heads, {facts['head_dim']} wide"],
             ["context", f"{facts['context']} tokens"],
-            ["weights", f"{as_bytes(facts['weight_bytes'])} as {facts['dtype']} on {facts['device']}"],
+            ["weights", f"{as_bytes(facts['weight_bytes'])} {form_of(facts)} on {facts['device']}"],
             ["KV cache", f"{as_bytes(facts['kv_bytes_per_token'])} per token"],
             ["chat template", "yes" if facts["chat_template"] else "no"],
             *(
@@ -123,6 +123,12 @@ def show(
             ),
         ],
     )
+
+
+def form_of(facts: dict[str, Any]) -> str:
+    """What the weights' bytes are: 'as float32', 'as int4, computing in float32'."""
+    packed = facts["load_in"]
+    return f"as {packed}, computing in {facts['dtype']}" if packed else f"as {facts['dtype']}"
 
 
 def _print_table(columns: list[str], rows: list[list[str]]) -> None:

@@ -2,6 +2,21 @@
 
 import json
 
+import pytest
+
+from scope_cli.commands.models import form_of
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"load_in": "int4", "dtype": "float32"}, "as int4, computing in float32"),
+        ({"load_in": None, "dtype": "bfloat16"}, "as bfloat16"),
+    ],
+)
+def test_the_form_of_the_weights_is_what_their_bytes_are(facts, said):
+    assert form_of(facts) == said
+
 
 def test_show_tells_the_shape_of_a_folders_model(scope, tiny_folder):
     result = scope("models", "show", tiny_folder, "--json")
