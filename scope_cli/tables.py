@@ -111,6 +111,18 @@ def _block(table: Table, row: Sequence[str], width: int) -> Iterator[str]:
             yield from (" " * label + line for line in rest)
 
 
+def fitted(text: str, file: TextIO) -> str:
+    """Lines that are folded between words for the terminal that shows `file`; as they are for a pipe."""
+    width = reader_width(file)
+    if width is None:
+        return text
+    lines = []
+    for line in text.split("\n"):
+        indent = line[: len(line) - len(line.lstrip(" "))]
+        lines += [indent + part for part in folded(line.strip(" "), max(16, width - len(indent)))]
+    return "\n".join(lines)
+
+
 def columns(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], width: int | None) -> str:
     """A column for each thing, a label before each row; rows without a label keep parts apart.
 

@@ -1,6 +1,7 @@
 """Tables that fit: nothing is wider than the terminal, nothing is lost, and a pipe gets whole lines."""
 
 import re
+import sys
 
 import pytest
 from hypothesis import given
@@ -79,3 +80,12 @@ def test_a_list_fits_its_terminal(scope, argv, width, monkeypatch):
     monkeypatch.setattr(tables, "reader_width", lambda file: width)
     piped = scope(*argv[:1], *argv[1:]).stdout
     assert max(map(cell_len, piped.splitlines())) <= width
+
+
+def test_a_sentence_is_folded_between_words_for_a_terminal_alone(monkeypatch):
+    sentence = "  slide budget=16: KL 1.6881, same top token 0.345 (about 0.5 s left)\nand another line"
+    assert tables.fitted(sentence, sys.stderr) == sentence
+    monkeypatch.setattr(tables, "reader_width", lambda file: 40)
+    assert tables.fitted(sentence, sys.stderr).splitlines() == [
+        "  slide budget=16: KL 1.6881, same top", "  token 0.345 (about 0.5 s left)", "and another line"
+    ]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scope_cli import utf8
+from scope_cli import tables, utf8
 from scope_cli.commands import options as o
 from scope_cli.errors import AuditError, ModelError, ScopeError, UsageError
 from scope_cli.events import Failed, Finished
@@ -305,7 +305,8 @@ def limit_of(loaded: "LoadedModel", ends: list[Finished], lanes: int) -> str:
 
 
 def tell(line: str) -> None:
-    print(line, file=sys.stderr)
+    """On stderr, folded between words where a terminal shows it."""
+    print(tables.fitted(line, sys.stderr), file=sys.stderr)
 
 
 def no_word(line: str) -> None:

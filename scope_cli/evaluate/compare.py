@@ -216,8 +216,8 @@ def differences(kind: str, lines: Sequence[Line]) -> Table:
             line = found[metric]
             text = as_text([line.difference, line.difference_low, line.difference_high], digits)
             cells.append(text + (" *" if line.differs else ""))
-        rows.append([name, *cells])
-    return Table([f"minus {baseline_of(lines)}", *(head for head, _ in metrics.values())], rows)
+        rows.append([f"{name} minus {baseline_of(lines)}", *cells])
+    return Table(["difference", *(head for head, _ in metrics.values())], rows)
 
 
 def baseline_of(lines: Sequence[Line]) -> str:

@@ -59,7 +59,7 @@ def test_fidelity_writes_a_table_a_result_and_a_plot(scope, tiny_folder, text, t
     assert by_name["slide budget=16"]["profile"]["decode"]["budget"] == 16
     assert {"versions", "hardware", "model", "measured_at"} <= set(saved)
     assert "| slide budget=16 |" in run.stdout
-    assert "* differs from full\n| minus full |" in run.stderr and "verdict: " in run.stderr
+    assert "* differs from full\n| difference |" in run.stderr and "verdict: " in run.stderr
     assert " left)" in run.stderr, "how long all of it will take"
     assert plot.read_bytes().startswith(b"\x89PNG")
 
@@ -270,7 +270,10 @@ def test_compare_reads_what_was_written(scope, tiny_folder, text, tmp_path):
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     table = scope("evaluate", "compare", *files, "--plot", tmp_path / "c.png")
     assert table.code == 0
-    assert "| minus slide budget=16 |" in table.stdout and "verdict: slide budget=64: KL" in table.stderr
+    assert (
+        "| slide budget=64 minus slide budget=16 |" in table.stdout
+        and "verdict: slide budget=64: KL" in table.stderr
+    )
     assert scope("evaluate", "compare", *files, "--format", "markdown").stdout == table.stdout
     assert (tmp_path / "c.png").is_file()
     rows = list(csv.DictReader(io.StringIO(scope("evaluate", "compare", *files, "--format", "csv").stdout)))

@@ -106,7 +106,9 @@ def test_tables_say_the_same_in_both_formats():
     table = as_markdown(as_table("fidelity", lines))
     assert "| random | 0.3000 (0.3000 to 0.3000) * | 0.500 (0.500 to 0.500) |" in table
     assert "| 50 B | 80 B | 50.0% |" in table
-    assert "| random | 0.2000 (0.2000 to 0.2000) * |" in as_markdown(differences("fidelity", lines))
+    assert "| random minus slide | 0.2000 (0.2000 to 0.2000) * |" in as_markdown(
+        differences("fidelity", lines)
+    )
     rows = list(csv.DictReader(io.StringIO(as_csv(lines))))
     assert [(row["profile"], row["metric"]) for row in rows] == [
         (line.profile, line.metric) for line in lines
