@@ -1,13 +1,14 @@
 """Prompts' ids in, names of their output files out: the same relative path, and no two the same."""
 
 import hashlib
-import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 PART, RECORD = ".part", ".run.json"
 OWN_FILES = ("scope.db", "scope.db-wal", "scope.db-shm", "scope.db-journal", "results.jsonl", "report.html")
+ZWNJ, ZWJ = "\u200c", "\u200d"  # Persian and Devanagari are written with them
+KEPT = f" .,=+@()-_{ZWNJ}{ZWJ}"
 LONGEST = 255 - len(RECORD) - len(PART)  # bytes of a name, with room for what goes behind it
 
 
@@ -25,7 +26,8 @@ class OutputNames:
 
     def for_line(self, row_id: str) -> str:
         """A line of a JSONL file: 'chapter 1/2' writes to 'chapter 1_2.txt'."""
-        name = re.sub(r"[^\w .,=+@()-]", "_", row_id).strip().lstrip(".") or "_"
+        composed = unicodedata.normalize("NFC", row_id)
+        name = "".join(char if _is_kept(char) else "_" for char in composed).strip().lstrip(".") or "_"
         return self._first_free(PurePosixPath(f"{name}.txt"))
 
     def _first_free(self, path: PurePosixPath) -> str:
@@ -41,6 +43,11 @@ class OutputNames:
         self._taken |= {_as_seen_by_any_disk(name + end) for end in ("", PART, RECORD)}
 
 
+def _is_kept(char: str) -> bool:
+    """Letters with the marks that belong to them, and their joiners; digits; a few signs."""
+    return unicodedata.category(char)[0] in "LMN" or char in KEPT
+
+
 def _shortened(name: str) -> str:
     """A name that a disk takes, told apart by a hash where it had to be cut."""
     if len(name.encode()) <= LONGEST:
@@ -50,5 +57,7 @@ def _shortened(name: str) -> str:
 
 
 def _as_seen_by_any_disk(name: str) -> str:
-    """Some disks take A.txt and a.txt for one file, and some compose accents."""
-    return unicodedata.normalize("NFC", name).casefold()
+    """Some disks take A.txt and a.txt for one file, some compose accents, some overlook joiners."""
+    visible = name.replace(ZWNJ, "").replace(ZWJ, "")
+    folded = unicodedata.normalize("NFD", visible).casefold()
+    return unicodedata.normalize("NFD", folded)

@@ -1,5 +1,7 @@
 """One file per prompt, and no two the same, on any disk."""
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +35,57 @@ def test_an_id_becomes_a_file_name():
     assert [names.for_line(one) for one in ids] == [
         "chapter 1.txt", "a_b.txt", "a_b-2.txt", "_.txt", "x_y.txt", "ёжик.txt",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row_id", "name"),
+    [
+        ("हिन्दी", "हिन्दी"),
+        ("क्\u200dष", "क्\u200dष"),
+        ("ภาษาไทย", "ภาษาไทย"),
+        ("می\u200cروم", "می\u200cروم"),
+        ("e\u0301te\u0301", "été"),
+        ("q\u0303", "q\u0303"),  # there is no such letter in one
+        ("שָׁלוֹם", "שָׁלוֹם"),
+        ("한글", "한글"),
+        ("a\u0301/b\u202e\x1b", "á_b__"),
+    ],
+)
+def test_letters_keep_their_marks(row_id, name):
+    assert OutputNames().for_line(row_id) == f"{unicodedata.normalize('NFC', name)}.txt"
+
+
+SAME = [
+    "é",
+    "e\u0301",
+    "É",
+    "E\u0301",
+    "ß",
+    "ss",
+    "SS",
+    "\u017f",
+    "s",
+    "K",
+    "\u212a",
+    "Å",
+    "\u212b",
+    "q\u0303\u0323",
+]
+SAME += ["q\u0323\u0303", "a\u200db", "ab", "ǰ", "J\u030c", "ΐ", "Ϊ\u0301", "/", "_"]
+IDS = st.lists(st.sampled_from(SAME), min_size=1, max_size=2).map("".join)
+
+
+@given(st.sets(IDS, max_size=12), st.booleans())
+def test_names_that_any_disk_may_take_for_one_never_meet(ids, as_lines):
+    """Whatever a disk does: composes or not, in either order, folds case or not."""
+    names = OutputNames()
+    ids = {one for one in ids if as_lines or "/" not in one}
+    outputs = [names.for_line(one) if as_lines else names.for_file(one) for one in ids]
+    for form in ("NFC", "NFD"):
+        seen = {unicodedata.normalize(form, name) for name in outputs}
+        folded = {unicodedata.normalize(form, name.casefold()) for name in seen}
+        lowered = {unicodedata.normalize(form, name.lower()) for name in seen}
+        assert len(seen) == len(folded) == len(lowered) == len(ids)
 
 
 def test_names_given_before_stay_taken():
