@@ -26,6 +26,11 @@ def as_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def counted(count: int, thing: str) -> str:
+    """1, 'prompt' -> '1 prompt'; 2000 -> '2,000 prompts'."""
+    return f"{count:,} {thing}{'s' * (count != 1)}"
+
+
 def as_rate(tokens_per_s: float) -> str:
     return f"{tokens_per_s:.1f} tokens/s" if tokens_per_s < 100 else f"{tokens_per_s:,.0f} tokens/s"
 

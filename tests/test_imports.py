@@ -67,7 +67,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "replay",
         "roofline",
     },
-    "batch": {"profile", "model", "plan", "memory", "generate", "decode", "step", "signals", "utf8"},
+    "batch": {"chat", "profile", "model", "plan", "memory", "generate", "decode", "step", "signals", "utf8"},
     "utf8": set(),
     "generate": {
         "step",

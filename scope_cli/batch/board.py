@@ -16,7 +16,7 @@ from scope_cli.batch.desk import Running
 from scope_cli.batch.ledger import Ledger, Row
 from scope_cli.batch.progress import Progress
 from scope_cli.safe import printable
-from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
+from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio, counted
 
 REFRESH_S = 1 / 4
 NAME_CELLS = 40
@@ -35,7 +35,9 @@ class LogBoard:
     def began(self, running: Running) -> None:
         self._seen[running.row.number] = running
         again = f", attempt {running.row.attempts}" if running.row.attempts > 1 else ""
-        self.row_line(running.row, f"begins: {running.row.prompt_tokens:,} prompt tokens{again}")
+        self.row_line(
+            running.row, f"begins: {counted(running.row.prompt_tokens or 0, 'prompt token')}{again}"
+        )
 
     def went_on(self, running: Running) -> None:
         self.count(running)

@@ -5,6 +5,7 @@ Whoever runs rows, here or on another machine, comes to this desk; the ledger an
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from scope_cli.batch.groups import Group
 from scope_cli.batch.ledger import Ledger, Row
+from scope_cli.batch.reasons import in_words, reason_and_detail
 from scope_cli.batch.results import append_result
 from scope_cli.batch.work import Task, task_of
-from scope_cli.batch.writer import OutputError, PartFile, publish, write_record
+from scope_cli.batch.writer import DiskError, OutputError, PartFile, publish, write_record
+from scope_cli.errors import ScopeError
 from scope_cli.events import Event, Failed, Finished, PromptProgress, PromptRead, Started, Token
 from scope_cli.profile import LoadedProfile, Profile
 
@@ -117,11 +120,17 @@ class Desk:
                 return None
             if self._left is not None and number is None:
                 self._left -= 1
-            task = task_of(row, self._settings, self._opened, self._max_seconds)
+            task = None
             try:
+                task = task_of(row, self._settings, self._opened, self._max_seconds)
                 file = PartFile(self.out, row.output)
-            except OutputError as error:
-                self._end(row, None, "failed", self._record(row, task, group), str(error))
+            except DiskError:
+                raise
+            except Exception as error:
+                if task is None:  # what is planned cannot be run: the next try plans it anew
+                    self.ledger.change(row.number, prompt_tokens=None)
+                told = str(error) if isinstance(error, ScopeError) else in_words(error)
+                self._end(row, None, "failed", self._record(row, task, group), *reason_and_detail(told))
                 continue
             self.running[row.number] = Running(row, task, group, worker, file)
             self.board.began(self.running[row.number])
@@ -175,7 +184,7 @@ class Desk:
             self._end(running.row, running, "done", record)
 
     def fail(self, number: int, reason: str, detail: str | None = None) -> None:
-        """A row that runs cannot be run to its end; what it wrote stays in NAME.part."""
+        """A row that runs here cannot be run to its end; what it wrote stays in NAME.part."""
         running = self.running[number]
         self._close_quietly(running)
         record = self._record(running.row, running.task, running.group)
@@ -217,23 +226,33 @@ class Desk:
         error: str | None = None,
         detail: str | None = None,
     ) -> None:
-        """First the ledger, then the files: what a kill leaves in between is put right at the next start."""
+        """First the ledger, then the files: what a kill leaves in between is put right at the next start.
+
+        A text that cannot get its name has failed, whatever was done before.
+        """
         record |= {"status": {"done": "finished"}.get(state, state), "error": error}
         ours = self.ledger.end(row.number, self.owner, state, record, error, detail)
         self.running.pop(row.number, None)
         if not ours:
             return
         if state == "done":
-            publish(self.out, row.output, record)
-        elif state == "failed" and running is not None:
-            write_record(self.out / row.output, record)
-        ended = self.ledger.row(row.number)
-        append_result(self.out, ended)
-        self.board.ended(ended, running)
+            try:
+                publish(self.out, row.output, record)
+            except OutputError as problem:
+                state, error = "failed", str(problem)
+                record |= {"status": state, "error": error}
+                self.ledger.withdraw(row.number, error)
+        with suppress(OutputError):  # the ledger says it too, and results.jsonl is made from it at the end
+            if state == "failed" and running is not None:
+                write_record(self.out / row.output, record)
+            append_result(self.out, self.ledger.row(row.number))
+        self.board.ended(self.ledger.row(row.number), running)
         if state == "failed" and self._fail_fast:
             self.stopping = True
 
-    def _record(self, row: Row, task: Task, group: Group, event: Finished | None = None) -> dict[str, Any]:
+    def _record(
+        self, row: Row, task: Task | None, group: Group, event: Finished | None = None
+    ) -> dict[str, Any]:
         """What belongs to the text of one row; `results` as in the record of a single run."""
         from scope_cli.generate import policy_in_words, versions
 
@@ -250,19 +269,13 @@ class Desk:
             "lanes": group.lanes,
             "group": group.number,
             "fewer_lanes": why if group.lanes <= lanes else None,
-            "policy": policy_in_words(task.settings.profile, task.work.plan),
-            "profile": task.settings.profile.as_dict(),
+            "policy": policy_in_words(task.settings.profile, task.work.plan) if task else None,
+            "profile": (task.settings if task else self._settings).profile.as_dict(),
             "model": self._opened.describe(),
             "versions": versions(),
-            "notes": list(task.work.plan.notes),
+            "notes": list(task.work.plan.notes) if task else [],
             "results": [result] if result else [],
         }
-
-
-def reason_and_detail(said: str) -> tuple[str, str]:
-    """The first line, and what stands below it."""
-    reason, _, detail = said.partition("\n")
-    return reason, detail
 
 
 def _iso(seconds: float | None) -> str | None:

@@ -1,11 +1,14 @@
 """Free memory in, lanes that fit it out: weights + lanes * lane + staging + workspace, all in bytes."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scope_cli.batch.groups import Group
 from scope_cli.errors import ModelError
 from scope_cli.units import as_bytes
+
+if TYPE_CHECKING:
+    from scope_cli.model import OpenedModel
 
 MOST_LANES = 32  # by itself no more: what lanes have written is lost when the machine goes
 
@@ -37,6 +40,17 @@ class Memory:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def check_weights(opened: "OpenedModel", free_bytes: int) -> None:
+    """Raises ModelError where the weights alone do not fit, or not while they are read."""
+    needed = max(opened.weight_bytes, opened.loading_bytes)
+    if needed > free_bytes:
+        raise ModelError(
+            f"not enough memory: reading the weights of {opened.name} takes {as_bytes(needed)}, "
+            f"{as_bytes(free_bytes)} are free",
+            "try --load-in 4bit, or a smaller model",
+        )
 
 
 def choose_lanes(group: Group, lanes: int | None, memory: Memory) -> Group:

@@ -1,32 +1,36 @@
 """PROMPTS in, one Input per prompt out, in a fixed order; what is wrong with a prompt is said in its Input.
 
 PROMPTS is a directory, a file of JSON lines, or standard input with JSON lines. Nothing here raises for a
-bad prompt: a job goes on without it.
+bad prompt: a job goes on without it. Every Input has an id of its own.
 """
 
 import hashlib
 import json
 import os
+import re
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from scope_cli import utf8
+from scope_cli.batch.foreign import Unreadable, as_ours, asked_model, plain
 from scope_cli.errors import UsageError
 from scope_cli.names import did_you_mean
 from scope_cli.profile import SamplingSettings
 from scope_cli.units import as_bytes
 
 MOST_BYTES = 256 * 2**20  # a longer file is no prompt, and is not read
+HALF = re.compile("[\ud800-\udfff]")
 JSON_SUFFIXES = (".jsonl", ".ndjson")
-KEYS = ("id", "prompt", "messages", "system", "sampling", "meta")
-ROLES = ("system", "user", "assistant")
+MOST_NESTED = 100  # objects and lists in each other: what is read has to be written again, a little deeper
+KEYS = ("id", "prompt", "messages", "system", "sampling", "template_args", "meta")
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,12 @@ class Input:
     source: str  # where it stands, for people
     content_hash: str = ""
     text: str = ""
-    messages: tuple[dict[str, str], ...] = ()  # in place of the text
+    messages: tuple[dict[str, Any], ...] = ()  # in place of the text
     system: str | None = None
     sampling: dict[str, Any] = field(default_factory=dict)  # lies over the profile's
+    template_args: dict[str, Any] = field(default_factory=dict)  # likewise
     meta: Any = None  # handed through to the results
+    model: str = ""  # that the line asks for; every line is run with the job's
     problem: str | None = None
 
 
@@ -92,20 +98,46 @@ def read_directory(root: Path, globs: tuple[str, ...], leave_out: Path | None = 
     A pattern without a slash is compared with the file's name, one with a slash with its path below `root`.
     """
     outputs = leave_out.resolve() if leave_out is not None else None
+    taken, unnamed = set[str](), list[Input]()
     for path, problem in _walk(root, outputs, (root.resolve(),)):
         name = path.relative_to(root).as_posix()
-        shown = _printable(name)
-        if shown != name:
-            problem = problem or "its name is not UTF-8"
-        if problem or any(fnmatchcase(name if "/" in glob else path.name, glob) for glob in globs):
-            found = Input(shown, str(root / shown))
-            yield replace(found, problem=problem) if problem else _read_file(found, path)
+        if not problem and not any(fnmatchcase(name if "/" in glob else path.name, glob) for glob in globs):
+            continue
+        found = Input(_in_utf8(name), _in_utf8(str(path)), problem=problem)
+        if found.id != name:
+            unnamed.append(replace(found, problem=problem or "its name is not UTF-8"))
+        else:
+            taken.add(name)
+            yield found if problem else _fenced(found, _read_file, path)
+    yield from _renamed(unnamed, taken)
+
+
+def _fenced(found: Input, read: Callable[[Input, Any], Input], source: Any) -> Input:
+    """What nobody thought of is the problem of one prompt as well."""
+    try:
+        return read(found, source)
+    except Exception as error:
+        return replace(found, problem=f"cannot be read: {type(error).__name__}: {error}")
+
+
+def _renamed(inputs: Iterable[Input], taken: set[str]) -> Iterator[Input]:
+    """Inputs whose ids were made up, each with one that nobody else has: 'line-3 (a)', 'line-3 (a)-2'.
+
+    They come last: an id that somebody gave is never in the way of one that was made up.
+    """
+    for one in inputs:
+        own, number = one.id, 1
+        while own in taken:
+            number += 1
+            own = f"{one.id}-{number}"
+        taken.add(own)
+        yield replace(one, id=own)
 
 
 def _walk(folder: Path, leave_out: Path | None, above: tuple[Path, ...]) -> Iterator[tuple[Path, str | None]]:
     """Files in order, and what cannot be entered with the reason."""
     try:
-        entries = sorted(folder.iterdir(), key=lambda entry: os.fsencode(entry.name))
+        entries = sorted(folder.iterdir(), key=_in_natural_order)
     except OSError as error:
         yield folder, f"cannot be entered: {error.strerror}"
         return
@@ -127,6 +159,13 @@ def _walk(folder: Path, leave_out: Path | None, above: tuple[Path, ...]) -> Iter
             yield entry, "is a link back to a folder that it lies in"
         else:
             yield from _walk(entry, leave_out, (*above, where))
+
+
+def _in_natural_order(entry: Path) -> tuple[list[bytes | int], bytes]:
+    """p1, p2, p10: digits count as numbers, everything else as its bytes."""
+    name = os.fsencode(entry.name)
+    parts = re.split(rb"(\d+)", name)  # digits at every odd place
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def _read_file(found: Input, path: Path) -> Input:
@@ -155,51 +194,98 @@ def _read_file(found: Input, path: Path) -> Input:
 
 def read_lines(lines: Iterable[bytes], name: str) -> Iterator[Input]:
     """One JSON object a line: id, prompt or messages, and what else `KEYS` names; empty lines are skipped."""
-    seen: dict[str, int] = {}
+    seen, again = dict[str, int](), list[Input]()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        found = _read_line(line, f"line-{number}", f"{name}, line {number}")
+        found = Input(f"line-{number}", f"{name}, line {number}", content_hash=_hash(line))
+        found = _fenced(found, _read_line, line)
         if found.id in seen:
-            again = f"has the id of line {seen[found.id]}: {found.id}"
-            found = Input(
-                f"line-{number} ({found.id})", found.source, content_hash=_hash(line), problem=again
-            )
-        seen[found.id] = number
-        yield found
+            problem = f"has the id of line {seen[found.id]}: {found.id}"
+            own = f"line-{number} ({found.id})"
+            again.append(Input(own, found.source, content_hash=_hash(line), problem=problem))
+        else:
+            seen[found.id] = number
+            yield found
+    yield from _renamed(again, set(seen))
 
 
-def _read_line(line: bytes, default_id: str, source: str) -> Input:
-    found = Input(default_id, source, content_hash=_hash(line))
+def _read_line(found: Input, line: bytes) -> Input:
     try:
-        fields = json.loads(utf8.decode(line))
+        fields = json.loads(utf8.decode(line), parse_constant=_no_number)
     except utf8.NotText as error:
         return replace(found, problem=str(error).removesuffix(", line 1"))
     except ValueError as error:
         return replace(found, problem=f"is not JSON: {error}")
+    except RecursionError:
+        return replace(found, problem=NESTED)
+    if problem := _unwritable(fields):
+        return replace(found, problem=problem)
     if not isinstance(fields, dict):
         return replace(found, problem=f"is a JSON {type(fields).__name__}, and has to be an object")
-    try:  # half of a surrogate pair: JSON can spell it, UTF-8 cannot
-        json.dumps(fields, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return replace(found, problem="holds half a character (a lone surrogate)")
-    given = fields.get("id", default_id)
+    name = "id" if "id" in fields else "custom_id"
+    given = fields.get(name, found.id)
     if isinstance(given, bool) or not isinstance(given, str | int) or given == "":
-        return replace(found, problem=f"has {given!r} for an id, and it has to be a text or a number")
+        return replace(found, problem=f"has {_brief(given)} for an id, and it has to be a text or a number")
     # The id and the place are not part of what is asked for: another line may carry it tomorrow.
-    asked = json.dumps({key: fields[key] for key in fields if key != "id"}, sort_keys=True)
+    asked = json.dumps({key: fields[key] for key in fields if key != name}, sort_keys=True)
     found = replace(found, id=str(given), content_hash=_hash(asked.encode()))
+    try:
+        return replace(_asked_for(found, as_ours(fields)), model=asked_model(fields))
+    except Unreadable as problem:
+        return replace(found, problem=str(problem))
+
+
+def _asked_for(found: Input, fields: dict[str, Any]) -> Input:
+    """Raises Unreadable."""
     problem = next(_problems(fields), None)
     if problem is not None:
-        return replace(found, problem=problem)
+        raise Unreadable(problem)
     return replace(
         found,
         text=fields.get("prompt", ""),
-        messages=tuple(fields.get("messages", ())),
+        messages=plain(fields.get("messages", [])),
         system=fields.get("system"),
-        sampling=fields.get("sampling", {}),
+        sampling=_sampling(fields),
+        template_args=fields.get("template_args", {}),
         meta=fields.get("meta"),
     )
+
+
+def _sampling(fields: dict[str, Any]) -> dict[str, Any]:
+    """One stop text may stand without its list."""
+    sampling = fields.get("sampling", {})
+    stop = sampling.get("stop") if isinstance(sampling, dict) else None
+    return {**sampling, "stop": [stop]} if isinstance(stop, str) else sampling
+
+
+LONGEST_SHOWN = 80  # characters of a value that is wrong
+NESTED = f"is nested more than {MOST_NESTED} deep"
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _unwritable(value: Any) -> str | None:
+    """What Python reads as JSON and nobody can write again as such."""
+    level = [value]
+    for _ in range(MOST_NESTED):
+        if not level:
+            return None
+        for one in level:
+            if isinstance(one, float) and not isfinite(one):
+                return "holds a number that is too large"
+            texts = one if isinstance(one, dict) else [one]
+            if any(isinstance(text, str) and HALF.search(text) for text in texts):
+                return "holds half a character (a lone surrogate)"
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return NESTED if level else None
 
 
 def _problems(fields: dict[str, Any]) -> Iterator[str]:
@@ -223,24 +309,18 @@ def _problems(fields: dict[str, Any]) -> Iterator[str]:
         yield "has an empty prompt"
     if not isinstance(fields.get("system", ""), str | None):
         yield "has a system message that is not a text"
+    if not isinstance(fields.get("template_args", {}), dict):
+        yield "has template_args that are not an object"
     if "sampling" in fields:
-        yield from _problems_of_sampling(fields["sampling"])
+        yield from _problems_of_sampling(_sampling(fields))
 
 
-def _problems_of_messages(messages: Any) -> Iterator[str]:
-    fine = isinstance(messages, list) and all(
-        isinstance(one, dict)
-        and set(one) == {"role", "content"}
-        and one["role"] in ROLES
-        and isinstance(one["content"], str)
-        for one in messages
-    )
-    if not fine:
-        yield f"has messages that are not a list of {{role, content}} with a role of {', '.join(ROLES)}"
-    elif not messages:
+def _problems_of_messages(given: Any) -> Iterator[str]:
+    messages = plain(given)
+    if not messages:
         yield "has no messages"
-    elif messages[-1]["role"] != "user":
-        yield f"has messages that end with the {messages[-1]['role']}'s, and not with the user's"
+    elif messages[-1]["role"] in ("system", "developer"):
+        yield f"has messages that end with the {messages[-1]['role']}'s: there is nothing to answer"
     elif not messages[-1]["content"].strip():
         yield "has an empty last message"
 
@@ -257,17 +337,23 @@ def _problems_of_sampling(sampling: Any) -> Iterator[str]:
         settings = SamplingSettings.model_validate(sampling)
     except ValidationError as error:
         first = error.errors()[0]
-        yield f"sampling.{first['loc'][0]} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        key, given, why = first["loc"][0], _brief(first["input"]), first["msg"]
+        yield f"sampling.{key} is {given}: {why[0].lower()}{why[1:]}"
         return
     if sampling.get("max_new_tokens", 0) is not None:
         for key, text in settings.problems():
             yield f"sampling.{key} {text}"
 
 
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _printable(name: str) -> str:
-    """A file name may be any bytes; those that are no UTF-8 are shown as \\xff."""
+def _in_utf8(name: str) -> str:
+    """A file name may be any bytes; those that are no UTF-8 are spelt as \\xff."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

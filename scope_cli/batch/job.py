@@ -7,7 +7,8 @@ with the same numbers: prompt ids, seeds, and the group whose rectangle a row li
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +17,19 @@ from scope_cli.batch.fit import Memory, choose_lanes
 from scope_cli.batch.groups import Demand, Group, Order, form_groups
 from scope_cli.batch.inputs import Frame, Input
 from scope_cli.batch.ledger import Ledger, Row
-from scope_cli.batch.outputs import PART, OutputNames
+from scope_cli.batch.outputs import PART, RECORD, OutputNames
+from scope_cli.batch.reasons import UNSTOPPABLE, in_words, reason_and_detail
 from scope_cli.batch.work import encode, packed, seed_of, settings_of
-from scope_cli.batch.writer import publish
-from scope_cli.errors import UsageError
+from scope_cli.batch.writer import OutputError, publish
+from scope_cli.errors import ScopeError, UsageError
 from scope_cli.profile import LoadedProfile
 from scope_cli.safe import printable
+from scope_cli.units import counted
 
 if TYPE_CHECKING:
     from scope_cli.model import OpenedModel
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,10 @@ class JobSettings:
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
 
+# What may change while a job goes on: rows keep what they were planned with, and no text promises these.
+FREE = ("model.compile", "model.threads", "order")
+
+
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """'decode.budget: 2048 before, 512 now', one for each setting that differs."""
     for key in sorted(before.keys() | now.keys()):
@@ -66,21 +75,31 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
             yield f"{prefix}{key}: {json.dumps(old)} before, {json.dumps(new)} now"
 
 
-def check_settings(ledger: Ledger, job: JobSettings, accept: bool) -> bool:
-    """Is this job run with other settings than before? Refused, with what differs, unless accepted."""
+def check_settings(ledger: Ledger, job: JobSettings, accept: bool, say: Say = lambda line: None) -> bool:
+    """Is what is not done to be planned anew, with other settings than before?
+
+    Settings that decide a text are refused, with what differs, unless they are accepted. The others are told.
+    """
     before, now = ledger.get("settings"), job.as_dict()
     if before is None:
         return False
     if job.lanes is None:  # auto takes what was chosen
         now["lanes"] = before["lanes"]
     changed = list(differences(before, now))
-    if changed and not accept:
+    free = [line for line in changed if line.startswith(tuple(f"{key}: " for key in FREE))]
+    if len(changed) > len(free) and not accept:
         raise UsageError(
-            "this job was started with other settings:\n  " + "\n  ".join(changed),
+            "this job was started with other settings:\n  "
+            + "\n  ".join(line for line in changed if line not in free),
             "repeat the first command; --accept-changed-profile runs what is not done with the new ones, "
             "--restart begins again",
         )
-    return bool(changed)
+    if accept:
+        return bool(changed)
+    for line in free:
+        if not line.startswith("model.threads"):
+            say(f"note: {line}: what is planned already keeps it; --accept-changed-profile plans it anew")
+    return False
 
 
 @dataclass
@@ -93,14 +112,19 @@ class Changes:
     new: int = 0
     changed: int = 0
     lost: int = 0  # done once, but the output is not there any more
+    found: int = 0
+    models: Counter[str] = field(default_factory=Counter)  # that lines ask for, and how many do
 
     def in_words(self) -> Iterator[str]:
-        if self.changed:
-            yield f"note: {self.changed:,} prompts have changed and are run again"
-        if self.lost:
-            yield f"note: {self.lost:,} outputs are gone and are written again"
-        if self.gone:
-            yield f"note: {len(self.gone):,} prompts are gone and leave the job"
+        for model, count in self.models.items():
+            yield f"note: {counted(count, 'line')} with the model {model}, which is not looked at"
+        for count, thing, one, many in (
+            (self.changed, "prompt", "has changed and is run again", "have changed and are run again"),
+            (self.lost, "output", "is gone and is written again", "are gone and are written again"),
+            (len(self.gone), "prompt", "is gone and leaves the job", "are gone and leave the job"),
+        ):
+            if count:
+                yield f"note: {counted(count, thing)} {one if count == 1 else many}"
 
 
 def compare(
@@ -111,14 +135,21 @@ def compare(
     as_lines: bool,
     retry_failed: bool = False,
     settings_changed: bool = False,
+    restart: bool = False,
 ) -> Changes:
-    """Which inputs are new, which have changed, which are to be run again for another reason."""
-    known = {row.id: row for row in ledger.rows()}
+    """Which inputs are new, which have changed, which are to be run again for another reason.
+
+    restart: as if the ledger were empty
+    """
+    known = {} if restart else {row.id: row for row in ledger.rows()}
     names = OutputNames(row.output for row in known.values())
     number = max((row.number for row in known.values()), default=-1)
     found, changes = set[str](), Changes()
     for one in inputs:
+        assert one.id not in found, f"two inputs are called {one.id}"
         found.add(one.id)
+        if one.model:
+            changes.models[one.model] += 1
         row = known.get(one.id)
         if row is None:
             number += 1
@@ -127,7 +158,7 @@ def compare(
             row = Row(number, one.id, one.source, output, one.content_hash)
             changes.fresh.append((row, one))
         elif row.content_hash != one.content_hash:
-            changes.changed += 1
+            changes.changed += row.content_hash != ""  # else it was mended, which was told
             changes.fresh.append((row, one))
         elif row.state == "done":
             if not (out / row.output).exists():
@@ -138,6 +169,7 @@ def compare(
                 changes.fresh.append((row, one))
             else:
                 changes.revived.append(row.number)
+    changes.found = len(found)
     changes.gone = [row for row in known.values() if row.id not in found and row.state != "done"]
     return changes
 
@@ -148,6 +180,7 @@ class Planned:
 
     rows: list[Row] = field(default_factory=list)
     demands: list[Demand] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)  # what there is to say of prompts, and of how many
 
 
 def tokenise(
@@ -158,28 +191,30 @@ def tokenise(
 
     planned, job_seed = Planned(), job.settings.profile.sampling.seed
     for row, found in fresh:
-        seed = found.sampling.get("seed", seed_of(row.id, job_seed))
-        base = Row(
-            row.number, row.id, found.source, row.output, found.content_hash,
-            sampling=found.sampling, meta=found.meta, seed=seed,
-        )  # fmt: skip
+        base = Row(row.number, row.id, found.source, row.output, found.content_hash, meta=found.meta)
         try:
             if found.problem:
                 raise UsageError(found.problem)
-            assert base.seed is not None, "it was just made"
-            own = settings_of(job.settings, found.sampling, base.seed)
-            ids = encode(opened, job.settings, found, job.frame)
+            seed = found.sampling.get("seed", seed_of(row.id, job_seed))
+            base = replace(base, sampling=found.sampling, seed=seed)
+            own = settings_of(job.settings, found.sampling, seed)
+            prompt = encode(opened, job.settings, found, job.frame)
+            ids = prompt.ids
             plan = make_plan(own, opened.geometry, len(ids))
             check_row(own)
             opened.stops(own.profile.sampling)
-        except UsageError as error:
-            planned.rows.append(replace(base, state="failed", error=str(error)))
+            demand = Demand.of(row.number, plan, opened.geometry, opened.dtype.itemsize)
+            ready = replace(base, prompt_ids=packed(ids), prompt_tokens=len(ids), planned=plan.max_new_tokens)
+        except UNSTOPPABLE:
+            raise
+        except BaseException as error:  # a template's TypeError, a panic in Rust: whatever it is
+            told = str(error) if isinstance(error, ScopeError) else in_words(error)
+            reason, detail = reason_and_detail(told)
+            planned.rows.append(replace(base, state="failed", error=reason, detail=detail or None))
         else:
-            planned.rows.append(
-                replace(base, prompt_ids=packed(ids), prompt_tokens=len(ids), planned=plan.max_new_tokens)
-            )
-            itemsize = opened.dtype.itemsize
-            planned.demands.append(Demand.of(row.number, plan, opened.geometry, itemsize))
+            planned.rows.append(ready)
+            planned.notes.update(prompt.notes)
+            planned.demands.append(demand)
         yield planned
 
 
@@ -197,14 +232,20 @@ def commit(
     planned: Planned,
     groups: list[tuple[Group, list[Demand]]],
     facts: dict[str, Any],
+    restart: bool = False,
 ) -> None:
-    """One transaction: settings, rows, groups. Killed before it, the next start does it all again."""
+    """One transaction: settings, rows, groups. Killed before it, the next start does it all again.
+
+    restart: what the ledger held before goes in the same moment
+    """
     place = {
         demand.number: (group.number, turn)
         for group, demands in groups
         for turn, demand in enumerate(demands)
     }
     with ledger.transaction():
+        if restart:
+            ledger.forget()
         for row in planned.rows:
             group_number, turn = place.get(row.number, (None, None))
             ledger.put(replace(row, group_number=group_number, turn=turn))
@@ -217,27 +258,53 @@ def commit(
         ledger.set(settings=job.as_dict(), settings_hash=job.hash, **facts)
 
 
-def refuse_foreign_files(out: Path, outputs: Iterable[str], sources: Iterable[Path]) -> None:
-    """Nothing is overwritten that this job has not written itself, its inputs least of all."""
+def refuse_foreign_files(
+    out: Path, rows: Iterable[Row], sources: Iterable[Path], lost: bool = False, own: set[str] | None = None
+) -> None:
+    """Nothing is overwritten that this job has not written itself, its inputs least of all.
+
+    lost: the ledger has just begun, so that a text with a record is that of a job that has lost its ledger
+    own: of a job that begins again, the outputs that its ledger knows; a record is as good
+    """
     inputs = {os.path.realpath(path) for path in sources}  # Path.resolve raises where links go in a circle
-    for output in outputs:
-        path = out / output
+    for row in rows:
+        path = out / row.output
+        name = printable(str(path))
         if os.path.realpath(path) in inputs:
+            raise UsageError(f"{name} is a prompt, and would be overwritten", "choose another --output-dir")
+        if not os.path.lexists(path):
+            continue
+        written = is_recorded(path, row.id)
+        if own is not None and (written or row.output in own):
+            continue
+        if lost and written:
             raise UsageError(
-                f"{printable(str(path))} is a prompt, and would be overwritten", "choose another --output-dir"
+                f"{name} was written by a job whose ledger is not there any more, or empty",
+                "choose another --output-dir, or --restart to write all of it anew",
             )
-        if path.exists():
-            raise UsageError(
-                f"{printable(str(path))} exists, and this job has not written it",
-                "choose another --output-dir, or --restart to overwrite",
-            )
+        raise UsageError(
+            f"{name} exists, and this job has not written it", "move it away, or choose another --output-dir"
+        )
 
 
-def roll_forward(ledger: Ledger, out: Path) -> None:
-    """What the ledger calls done and a kill left as NAME.part becomes NAME."""
+def is_recorded(path: Path, row_id: str) -> bool:
+    """Does the record beside a text say that it is that row's?"""
+    try:
+        record = json.loads(path.with_name(path.name + RECORD).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and record.get("id") == row_id
+
+
+def roll_forward(ledger: Ledger, out: Path, say: Say = lambda line: None) -> None:
+    """What the ledger calls done and a kill left as NAME.part becomes NAME, or has failed."""
     for row in ledger.rows("done"):
         if (out / f"{row.output}{PART}").exists() and row.record is not None:
-            publish(out, row.output, row.record)
+            try:
+                publish(out, row.output, row.record)
+            except OutputError as error:
+                ledger.withdraw(row.number, str(error))
+                say(f"failed: {row.id}: {error}")
 
 
 def new_groups(

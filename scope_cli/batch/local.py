@@ -2,21 +2,22 @@
 
 import gc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from scope_cli.batch.desk import Desk, reason_and_detail
-from scope_cli.batch.fit import Memory
+from scope_cli.batch.desk import Desk
+from scope_cli.batch.fit import Memory, check_weights
 from scope_cli.batch.groups import Group
-from scope_cli.batch.runner import in_words, run_group
+from scope_cli.batch.reasons import UNSTOPPABLE, in_words, reason_and_detail
+from scope_cli.batch.runner import run_group
 from scope_cli.batch.work import Task
 from scope_cli.batch.workspace import measure
-from scope_cli.errors import ModelError, ScopeError, is_out_of_memory
+from scope_cli.errors import ScopeError, is_out_of_memory
 from scope_cli.memory import free_bytes
 from scope_cli.profile import LoadedProfile
-from scope_cli.units import as_bytes
+from scope_cli.units import counted
 
 if TYPE_CHECKING:
     from scope_cli.model import LoadedModel, OpenedModel
@@ -28,27 +29,23 @@ class LocalEngine:
     def __init__(self, opened: "OpenedModel") -> None:
         self.opened = opened
         self._loaded: LoadedModel | None = None
-        self._free_bytes = 0
+        self._free_bytes: int | None = None
+
+    def free_bytes(self) -> int:
+        """Before the weights were read."""
+        if self._free_bytes is None:
+            self._free_bytes = free_bytes(self.opened.device)
+        return self._free_bytes
 
     def loaded(self) -> "LoadedModel":
         if self._loaded is None:
-            self._free_bytes = free_bytes(self.opened.device)
-            needed = max(self.opened.weight_bytes, self.opened.loading_bytes)
-            if needed > self._free_bytes:
-                raise ModelError(
-                    f"not enough memory: reading the weights of {self.opened.name} takes "
-                    f"{as_bytes(needed)}, {as_bytes(self._free_bytes)} are free",
-                    "try --load-in 4bit, or a smaller model",
-                )
+            check_weights(self.opened, self.free_bytes())
             self._loaded = self.opened.load()
         return self._loaded
 
-    def memory(self, settings: LoadedProfile, longest: int, known: Memory | None) -> Memory:
-        """What the machine has and the model takes, measured where it is not known yet."""
-        loaded = self.loaded()
-        if known is not None:
-            return replace(known, free_bytes=self._free_bytes)
-        return measure(loaded, settings, longest, self._free_bytes)
+    def measure(self, settings: LoadedProfile, prompt_tokens: int, new_tokens: int) -> Memory:
+        """What the model takes beside weights and cache; reads the weights."""
+        return measure(self.loaded(), settings, prompt_tokens, new_tokens, self.free_bytes())
 
     def run(self, desk: Desk, groups: list[Group], stop: Callable[[], bool]) -> None:
         """Every row that waits; groups one after the other, because each has a cache of its own."""
@@ -109,18 +106,20 @@ def attempt(
             event = next(events)
         except StopIteration:
             return None
-        except ScopeError:  # the desk has handed out no row: a full disk
+        except UNSTOPPABLE:
             raise
-        except Exception as error:
-            lost = isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
-            nobody = not desk.running and not (is_out_of_memory(error) and group.lanes > 1)
-            if lost or nobody:  # a GPU of no more use to this process; no row to blame
+        except BaseException as error:
+            if is_out_of_memory(error):
+                nobody = not desk.running and group.lanes == 1
+            else:  # told already: a full disk, say; a GPU of no more use to this process; no row to blame
+                nobody = isinstance(error, ScopeError | torch.AcceleratorError) or not desk.running
+            if nobody:
                 raise
             return trouble_of(error)
         desk.receive(event)
 
 
-def trouble_of(error: Exception) -> Trouble:
+def trouble_of(error: BaseException) -> Trouble:
     return Trouble(*reason_and_detail(in_words(error)), out_of_memory=is_out_of_memory(error))
 
 
@@ -139,7 +138,7 @@ def fewer_lanes(desk: Desk, group: Group, suspects: list[int], trouble: Trouble)
 
 def halve_lanes(desk: Desk, group: Group) -> Group:
     lanes = group.lanes // 2
-    desk.reduce(group, lanes, f"memory ran out with {group.lanes} lanes: {lanes} from here on")
+    desk.reduce(group, lanes, f"memory ran out with {counted(group.lanes, 'lane')}: {lanes} from here on")
     return group.with_lanes(lanes)
 
 

@@ -19,16 +19,17 @@ from queue import Empty, Queue
 from typing import TYPE_CHECKING, Any
 
 from scope_cli.batch.desk import Desk
-from scope_cli.batch.fit import Memory
+from scope_cli.batch.fit import Memory, check_weights
 from scope_cli.batch.groups import Group
 from scope_cli.batch.local import Trouble, halve_lanes, trouble_of
 from scope_cli.batch.work import Task
 from scope_cli.errors import ScopeError, UsageError
 from scope_cli.events import Event, Failed, Finished
 from scope_cli.profile import LoadedProfile, ModelSettings, Profile
+from scope_cli.units import counted
 
 if TYPE_CHECKING:
-    from scope_cli.model import OpenedModel
+    from scope_cli.model import LoadedModel, OpenedModel
 
 BATCH_S = 0.1  # a worker waits so long for more events before it hands over what it has
 MOST_DEATHS = 3  # a row whose workers died so often is not given to another
@@ -89,27 +90,31 @@ class Worker:
         from scope_cli.memory import free_bytes
         from scope_cli.model import open_model
 
-        opened = open_model(model, offline)
-        self._free_bytes = free_bytes(opened.device)
-        self._loaded = opened.load()
+        self._opened = open_model(model, offline)
+        self._free_bytes = free_bytes(self._opened.device)
+        self._model: LoadedModel | None = None
         self._interrupted = False
         self._lines: Queue[str] = Queue()  # for people
 
     def describe(self) -> dict[str, Any]:
-        opened = self._loaded.opened
         return {
             "pid": os.getpid(),
-            "device": opened.device,
-            "dtype": opened.dtype,
-            "weight_bytes": opened.weight_bytes,
+            "device": self._opened.device,
+            "dtype": self._opened.dtype,
+            "weight_bytes": self._opened.weight_bytes,
+            "free_bytes": self._free_bytes,
         }
 
-    def measure(self, settings: LoadedProfile, longest: int, known: Memory | None) -> Memory:
+    def _loaded(self) -> "LoadedModel":
+        if self._model is None:
+            check_weights(self._opened, self._free_bytes)
+            self._model = self._opened.load()
+        return self._model
+
+    def measure(self, settings: LoadedProfile, prompt_tokens: int, new_tokens: int) -> Memory:
         from scope_cli.batch.workspace import measure
 
-        if known is not None:
-            return replace(known, free_bytes=self._free_bytes)
-        return measure(self._loaded, settings, longest, self._free_bytes)
+        return measure(self._loaded(), settings, prompt_tokens, new_tokens, self._free_bytes)
 
     def exchange(
         self, begin: tuple[Profile, Group] | None, tasks: list[Task], last: bool, interrupt: bool
@@ -144,12 +149,12 @@ class Worker:
         trouble = None
         try:
             for event in run_group(
-                self._loaded, profile, group, inbox, lambda: self._interrupted, self._lines.put
+                self._loaded(), profile, group, inbox, lambda: self._interrupted, self._lines.put
             ):
                 if isinstance(event, Finished | Failed):
                     inbox.running -= 1
                 self._events.put(event)
-        except Exception as error:
+        except BaseException as error:
             trouble = trouble_of(error)
         self._events.put(Told([], wants=0, ended=True, trouble=trouble))
 
@@ -205,6 +210,7 @@ class RayEngine:
         self._groups: dict[int, Group] = {}
         self._hands = [self._hire()]
         first = self._asked(self._hands[0].pending)
+        self._free_bytes: int = first["free_bytes"]
         self.opened = replace(
             opened, device=first["device"], dtype=first["dtype"], weight_bytes=first["weight_bytes"]
         )
@@ -221,9 +227,13 @@ class RayEngine:
         with redirect_stdout(sys.stderr):
             self._ray.init(address="local", num_cpus=cores, **local, **quiet)
 
-    def memory(self, settings: LoadedProfile, longest: int, known: Memory | None) -> Memory:
-        """As the first worker measures it; the others are taken to be like it."""
-        return self._asked(self._hands[0].actor.measure.remote(settings, longest, known))
+    def free_bytes(self) -> int:
+        """Of the first worker, before it reads the weights."""
+        return self._free_bytes
+
+    def measure(self, settings: LoadedProfile, prompt_tokens: int, new_tokens: int) -> Memory:
+        """As the first worker does; the others are taken to be like it."""
+        return self._asked(self._hands[0].actor.measure.remote(settings, prompt_tokens, new_tokens))
 
     def _asked(self, answer: Any) -> Any:
         try:
@@ -343,7 +353,7 @@ class RayEngine:
             desk.fail(number, f"its worker died {MOST_DEATHS} times: {why}")
         back = [number for number in rows if number not in lost]
         desk.put_back(back)
-        again = f"; {len(back)} prompts wait again" if back else ""
+        again = f"; {counted(len(back), 'prompt')} wait{'s' * (len(back) == 1)} again" if back else ""
         desk.board.say(f"{hand.name} died{again}: {why}")
         self._hands[self._hands.index(hand)] = self._hire()
 

@@ -4,12 +4,12 @@ import os
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from scope_cli.errors import BusyError
+from scope_cli.errors import BusyError, ScopeError
 from scope_cli.units import as_duration
 
 FOLDER = ".scope"
@@ -33,22 +33,40 @@ class Presence:
     def starting(self, join: bool = False) -> Iterator[None]:
         """One process at a time looks at the others, at the inputs, and enters; who joins waits for that."""
         wait_s = JOIN_WAIT_S if join else TOLD_AFTER_S
-        self._folder.mkdir(exist_ok=True)
+        lock = FileLock(self._folder / "start.lock", timeout=wait_s)
         try:
-            with FileLock(self._folder / "start.lock", timeout=wait_s):
-                yield
+            with self._told():
+                self._folder.mkdir(exist_ok=True)
+                lock.acquire()
         except Timeout as error:
             raise BusyError(
                 f"another process has been starting on {self._folder.parent} for {as_duration(wait_s)}",
                 "" if join else "--join waits for it, and shares the prompts",
             ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except Timeout:
+            raise
+        except OSError as error:
+            raise ScopeError(
+                f"cannot lock {self._folder}: {error.strerror}", "is the output folder there, and writable?"
+            ) from error
 
     def enter(self) -> None:
-        self._own.acquire(timeout=0)
+        with self._told():
+            self._own.acquire(timeout=0)
 
     def leave(self) -> None:
         self._own.release()
-        self._lock_of(self.owner).unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may be gone
+            self._lock_of(self.owner).unlink()
 
     def others(self) -> list[str]:
         """Owners that are alive; the locks of the dead are cleared away."""
@@ -59,7 +77,7 @@ class Presence:
             lock = FileLock(file)
             try:
                 lock.acquire(timeout=0)
-            except Timeout:
+            except OSError:  # Timeout is one; a lock that is not ours to take is somebody's
                 alive.append(file.stem)
             else:
                 lock.release()

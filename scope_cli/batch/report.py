@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from scope_cli.batch.ledger import Ledger, Row
 from scope_cli.batch.writer import write_whole
-from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
+from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio, counted
 
 NAME = "report.html"
 MOST_NAMED, LONGEST_NAME = 60, 32  # bars of a plot that are named, characters of a name
@@ -93,7 +93,7 @@ def page(ledger: Ledger, name: str) -> str:
     ended = [row for row in rows if row.state == "done" and row.end]
     template = Environment(autoescape=True).from_string(PAGE)
     return template.render(
-        title=f"{name}: {len(ended):,} of {len(rows):,} prompts",
+        title=f"{name}: {len(ended):,} of {counted(len(rows), 'prompt')}",
         written=time.strftime("written %Y-%m-%d %H:%M:%S"),
         totals=totals(ledger, rows, ended),
         pictures=pictures(ended),
@@ -117,8 +117,8 @@ def totals(ledger: Ledger, rows: list[Row], ended: list[Row]) -> list[tuple[str,
     ]
     for group in ledger.groups():
         lanes = group["shape"]["lanes"]
-        size = f"{lanes} lanes of {as_bytes(group['lane_bytes'])}"
-        lines.append((f"group {group['number']}", f"{group['rows']:,} prompts, {size}"))
+        size = f"{counted(lanes, 'lane')} of {as_bytes(group['lane_bytes'])}"
+        lines.append((f"group {group['number']}", f"{counted(group['rows'], 'prompt')}, {size}"))
     return lines
 
 

@@ -1,15 +1,15 @@
 """A group's tasks in, their events out; each event names its row in `prompt`."""
 
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
 
 from scope_cli.batch.groups import Group
+from scope_cli.batch.reasons import in_words
 from scope_cli.batch.work import Task
 from scope_cli.decode import Admission, decode
-from scope_cli.errors import ScopeError, is_out_of_memory
+from scope_cli.errors import is_out_of_memory
 from scope_cli.events import Event, Failed
 from scope_cli.generate import Job
 from scope_cli.memory import PeakMeter
@@ -50,12 +50,3 @@ def run_group(
             return Failed(row, in_words(error), in_row[row])
 
         yield from decode(job.step, job.cache, admit, job.finish, interrupted, fail)
-
-
-def in_words(error: BaseException) -> str:
-    """What went wrong on the first line, and the traceback below it."""
-    if isinstance(error, ScopeError):
-        return f"{error}\n{error.hint}"
-    said = str(error).strip().partition("\n")[0]
-    first = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    return f"{first}\n{''.join(traceback.format_exception(error))}"

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from scope_cli.batch.board import LiveBoard, LogBoard
 from scope_cli.batch.desk import Desk
-from scope_cli.batch.fit import Memory
+from scope_cli.batch.fit import Memory, check_weights
 from scope_cli.batch.groups import Group, Order
 from scope_cli.batch.inputs import Frame, Input, read_inputs
 from scope_cli.batch.job import (
@@ -30,23 +30,32 @@ from scope_cli.batch.job import (
     roll_forward,
     tokenise,
 )
+from scope_cli.batch.ledger import DAMAGED, Ledger, Row
 from scope_cli.batch.ledger import NAME as LEDGER
-from scope_cli.batch.ledger import Ledger
 from scope_cli.batch.presence import HOST, Presence
 from scope_cli.batch.results import write_results
 from scope_cli.batch.status import dry_run_lines, summary_lines
-from scope_cli.batch.writer import OutputError
-from scope_cli.errors import AuditError, BusyError, ModelError, ScopeError, UsageError
+from scope_cli.errors import (
+    AuditError,
+    BusyError,
+    ModelError,
+    OutOfMemoryError,
+    ScopeError,
+    UsageError,
+    is_out_of_memory,
+)
+from scope_cli.files import sweep
 from scope_cli.profile import LoadedProfile
 from scope_cli.safe import printable
 from scope_cli.signals import Interruption
-from scope_cli.units import as_bytes
+from scope_cli.units import as_bytes, counted
 
 if TYPE_CHECKING:
     from scope_cli.batch.local import LocalEngine
     from scope_cli.batch.on_ray import RayEngine
     from scope_cli.model import OpenedModel
 
+MOST_NOTES = 10  # of one start
 TELL_EVERY_S = 2.0  # while many prompts are read
 
 
@@ -81,7 +90,11 @@ class Options:
 
     def say(self, line: str) -> None:
         if not self.quiet:
-            print(printable(line, lines=True), file=sys.stderr)
+            self.complain(line)
+
+    def complain(self, line: str) -> None:
+        """Also where nothing but errors is wanted."""
+        print(printable(line, lines=True), file=sys.stderr)
 
 
 def run(options: Options) -> int:
@@ -103,6 +116,10 @@ def run(options: Options) -> int:
     engine = engine_of(options, opened)
     try:
         return run_with(options, engine, inputs)
+    except Exception as error:
+        if is_out_of_memory(error) and not isinstance(error, ScopeError):
+            raise OutOfMemoryError.of(error) from error
+        raise
     finally:
         engine.close()
 
@@ -143,14 +160,10 @@ def run_with(options: Options, engine: "LocalEngine | RayEngine", inputs: Iterat
                 raise BusyError(
                     who_is_there(ledger, others, options.out), "--join shares the prompts that wait"
                 )
-            if not ledger.sound():
-                raise UsageError(
-                    f"{ledger.path} is damaged",
-                    "finished texts are beside it; another --output-dir begins anew",
-                )
+            ledger.check()
             start = Start(options, job, engine, ledger, interruption)
             if others:
-                check_settings(ledger, job, accept=False)
+                check_settings(ledger, job, accept=False, say=options.say)
             else:
                 ledger.recover(())
                 start.prepare(inputs)
@@ -200,11 +213,13 @@ class Start:
 
     def prepare(self, inputs: Iterator[Input]) -> None:
         """Bring the ledger up to the inputs, in one transaction at the end."""
-        options, ledger, out = self.options, self.ledger, self.options.out
-        if options.restart:
-            ledger.forget()
-        roll_forward(ledger, out)
-        changed = check_settings(ledger, self.job, options.accept_changed)
+        options, ledger, out, restart = self.options, self.ledger, self.options.out, self.options.restart
+        changed = False
+        if not restart:
+            for mended in ledger.mend():
+                options.say(f"note: {mended}: {DAMAGED}; it is run again")
+            roll_forward(ledger, out, options.complain)
+            changed = check_settings(ledger, self.job, options.accept_changed, options.say)
         changes = compare(
             ledger,
             inputs,
@@ -212,48 +227,63 @@ class Start:
             as_lines=options.as_lines,
             retry_failed=options.retry_failed,
             settings_changed=changed,
+            restart=restart,
         )
+        if not changes.found:
+            raise UsageError(f"there are no prompts in {options.prompts}", "is --glob right?")
         for line in changes.in_words():
             options.say(line)
-        foreign = [row.output for row, _ in changes.fresh if row.state == "waiting" and not row.attempts]
-        sources = [] if options.as_lines else [Path(one.source) for _, one in changes.fresh]
-        if not options.restart:
-            refuse_foreign_files(out, foreign, sources)
+        refuse_foreign_files(
+            out,
+            [row for row, _ in changes.fresh if row.state == "waiting" and not row.attempts],
+            [] if options.as_lines else [Path(one.source) for _, one in changes.fresh],
+            lost=not restart and ledger.get("settings") is None,
+            own={row.output for row in ledger.rows()} if restart else None,
+        )
         planned = self._tokenise(changes)
         if self.interruption():
             return
-        if not planned.rows and not ledger.rows() and not changes.fresh:
-            raise UsageError(f"there are no prompts in {options.prompts}", "is --glob right?")
-        memory, groups = ledger.get("memory"), []
+        memory, groups = None if restart else ledger.get("memory"), []
         if planned.demands:
-            longest = max(demand.prompt_tokens for demand in planned.demands)
-            now = self.memory(longest)
-            first = max((group["number"] for group in ledger.groups()), default=-1) + 1
-            groups = new_groups(planned, self.opened, self.job, now, first)
+            first = 0 if restart else max((group["number"] for group in ledger.groups()), default=-1) + 1
+            now = self.memory(memory)
+            groups = new_groups(planned, self.opened, self.job, now, first)  # before any weight is read
+            if memory is None:
+                longest = max(demand.prompt_tokens for demand in planned.demands)
+                output = max(demand.planned_tokens for demand in planned.demands)
+                now = self.engine.measure(options.settings, longest, output)
+                groups = new_groups(planned, self.opened, self.job, now, first)
             memory = now.as_dict()
+        for note, count in planned.notes.most_common(MOST_NOTES):
+            options.say(f"note: {counted(count, 'prompt')}: {note}")
         for row in planned.rows:
             if row.state == "failed":
-                print(printable(f"failed: {row.id}: {row.error}"), file=sys.stderr)
-        commit(ledger, self.job, changes, planned, groups, {"memory": memory})
+                options.complain(f"failed: {row.id}: {row.error}")
+        commit(ledger, self.job, changes, planned, groups, {"memory": memory}, restart)
+        sweep_all(ledger, out)
 
     def _tokenise(self, changes: Changes) -> Planned:
         planned, told = Planned(), time.monotonic() + TELL_EVERY_S
         for planned in tokenise(self.opened, self.job, changes.fresh):
             if time.monotonic() > told:
                 told = time.monotonic() + TELL_EVERY_S
-                self.options.say(f"tokenised {len(planned.rows):,} of {len(changes.fresh):,} prompts")
+                self.options.say(
+                    f"tokenised {len(planned.rows):,} of {counted(len(changes.fresh), 'prompt')}"
+                )
             if self.interruption():
                 break
         return planned
 
-    def memory(self, longest_prompt: int) -> Memory:
-        """Measured the first time, and written down."""
-        known = None if self.options.restart else self.ledger.get("memory")
-        return self.engine.memory(self.options.settings, longest_prompt, Memory(**known) if known else None)
+    def memory(self, known: dict[str, int] | None) -> Memory:
+        """As it was measured when the job was planned, or, before that, what shapes alone say."""
+        if known is None:
+            check_weights(self.opened, self.engine.free_bytes())
+            return Memory(self.engine.free_bytes(), self.opened.weight_bytes)
+        return replace(Memory(**known), free_bytes=self.engine.free_bytes())
 
     def groups(self, desk: Desk) -> list[Group]:
         """The groups of the ledger, with fewer lanes where less memory is free than when they were made."""
-        memory, groups = self.memory(1), []
+        memory, groups = self.memory(self.ledger.get("memory")), []
         for group in map(Group.of, self.ledger.groups()):
             fit = memory.lanes_that_fit(group)
             if fit < 1:
@@ -285,33 +315,53 @@ def work(options: Options, start: Start, presence: Presence) -> int:
         fail_fast=options.fail_fast,
         max_seconds=options.row_timeout,
     )
-    began = time.monotonic()
+    began, unwritten = time.monotonic(), False
     try:
         while ledger.counts()["waiting"] + ledger.counts()["interrupted"]:
             start.engine.run(desk, start.groups(desk), lambda: stop() or desk.stopping)
-            if stop() or desk.stopping or desk.used_up or not take_over(ledger, presence):
+            if stop() or desk.stopping or desk.used_up or not take_over(options, ledger, presence):
                 break
     finally:
         board.close()
         with suppress(sqlite3.Error, ScopeError):
             desk.interrupt()
-        with suppress(sqlite3.Error, ScopeError, OutputError):
+        try:
             write_results(ledger, options.out)
+        except ScopeError as error:
+            options.complain(f"failed: {error}")
+            unwritten = True
     if options.report:
         from scope_cli.batch.report import write_report
 
         options.say(f"report:    {write_report(ledger, options.out)}")
     for line in summary_lines(ledger, desk, time.monotonic() - began):
         options.say(line)
+    lost = [] if stop() or desk.stopping or desk.used_up else lost_texts(options, ledger, presence)
+    for row in lost:
+        options.complain(f"missing: {row.output} was written and is gone; the same command writes it again")
     if desk.audit_failed:
         raise AuditError("the audit of a prompt failed", "a bug in scope: please report it with its record")
-    return 1 if ledger.counts()["failed"] else 0
+    return 1 if lost or unwritten or ledger.counts()["failed"] else 0
 
 
-def take_over(ledger: Ledger, presence: Presence) -> bool:
-    """Rows of processes that died meanwhile wait again; were there any?"""
+def take_over(options: Options, ledger: Ledger, presence: Presence) -> bool:
+    """What processes that died meanwhile had finished gets its name, their rows wait again; are there any?"""
     with presence.starting(join=True):
+        roll_forward(ledger, options.out, options.complain)
         return ledger.recover([presence.owner, *presence.others()]) > 0
+
+
+def lost_texts(options: Options, ledger: Ledger, presence: Presence) -> list[Row]:
+    """At the end of a job: every row that is done has its text, or is in this list."""
+    with presence.starting(join=True):
+        roll_forward(ledger, options.out, options.complain)
+        return [row for row in ledger.rows("done") if not (options.out / row.output).exists()]
+
+
+def sweep_all(ledger: Ledger, out: Path) -> None:
+    """What a killed process left half written beside its outputs."""
+    for folder in {(out / row.output).parent for row in ledger.rows()} | {out}:
+        sweep(folder)
 
 
 def make_board(options: Options, start: Start) -> LogBoard:

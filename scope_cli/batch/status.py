@@ -15,7 +15,7 @@ from scope_cli.batch.job import Changes, Planned
 from scope_cli.batch.ledger import Ledger, Row
 from scope_cli.batch.results import as_result
 from scope_cli.safe import as_json, printable
-from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
+from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio, counted
 
 COLOURS = {"done": "green", "failed": "red", "running": "yellow", "interrupted": "yellow", "waiting": "dim"}
 
@@ -72,7 +72,7 @@ def summary_lines(ledger: Ledger, desk: Desk, elapsed_s: float) -> Iterator[str]
     """What one process says at its end."""
     counts, total = ledger.counts(), sum(ledger.counts().values())
     rate = as_rate(desk.tokens / elapsed_s) if elapsed_s else "-"
-    yield f"done:      {counts['done']:,} of {total:,} prompts"
+    yield f"done:      {counts['done']:,} of {counted(total, 'prompt')}"
     if desk.tokens:
         yield f"this run:  {desk.tokens:,} tokens in {as_duration(elapsed_s)}, {rate}"
     if waiting := counts["waiting"] + counts["interrupted"]:
@@ -113,14 +113,14 @@ def dry_run_lines(
         yield f"done already: {already['done'] - changes.lost:,}"
     for group, demands in groups:
         yield (
-            f"group {group.number}: {group.rows:,} prompts, "
-            f"{group.lanes} lanes of {as_bytes(group.lane_bytes)}, "
+            f"group {group.number}: {counted(group.rows, 'prompt')}, "
+            f"{counted(group.lanes, 'lane')} of {as_bytes(group.lane_bytes)}, "
             f"{as_bytes(memory.planned(group))} with the weights and without workspace, "
             f"{as_ratio(group.padding_bytes, group.cache_bytes)} padding"
         )
         for demand in demands:
             row = names[demand.number]
-            size = f"{row.prompt_tokens:,} prompt tokens, up to {row.planned:,} new"
+            size = f"{counted(row.prompt_tokens or 0, 'prompt token')}, up to {row.planned:,} new"
             yield f"  {row.id}: {size} -> {row.output}"
     for row in planned.rows:
         if row.state == "failed":

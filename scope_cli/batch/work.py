@@ -1,17 +1,19 @@
 """What a row becomes when it is run: prompt ids, complete settings, a seed and a plan."""
 
 import hashlib
+import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scope_cli.batch.inputs import Frame, Input
-from scope_cli.batch.ledger import Row
+from scope_cli.batch.ledger import DAMAGED, Row
 from scope_cli.errors import UsageError
 from scope_cli.profile import LoadedProfile, SamplingSettings
 
 if TYPE_CHECKING:
+    from scope_cli.chat import Prompt
     from scope_cli.generate import Work
     from scope_cli.model import OpenedModel
 
@@ -27,23 +29,33 @@ class Task:
     work: "Work"
 
 
-def encode(opened: "OpenedModel", settings: LoadedProfile, found: Input, frame: Frame) -> list[int]:
-    """Token ids of an input. Raises UsageError where the model's tokenizer or template refuses it."""
+def encode(opened: "OpenedModel", settings: LoadedProfile, found: Input, frame: Frame) -> "Prompt":
+    """Token ids of an input, and notes. Raises UsageError where the tokenizer or the template refuses it."""
+    prompt = settings.profile.prompt
+    if found.template_args:
+        prompt = prompt.model_copy(update={"template_args": {**prompt.template_args, **found.template_args}})
     if found.messages:
         if frame != Frame():
             raise UsageError("messages take no --prompt-template and no --suffix")
-        return opened.encode_messages(found.messages)
-    text, prompt = frame.around(found.text), settings.profile.prompt
+        for message in found.messages:
+            check_length(opened, message["content"])
+        answered = found.messages[-1]["role"] == "assistant"  # the model goes on with it
+        return opened.chat.conversation(found.messages, prompt, continue_final=answered)
     if found.system is not None:
         prompt = prompt.model_copy(update={"system": found.system})
+    check_length(opened, found.text)
+    return opened.chat.prompt(found.text, prompt, None if frame == Frame() else frame.around)
+
+
+def check_length(opened: "OpenedModel", text: str) -> None:
+    """Tens of megabytes take a tokenizer minutes, and only the length would matter. Raises UsageError."""
     context, most = opened.geometry.context, LONGEST_TOKEN * opened.geometry.context
-    if len(text) > most:  # tens of megabytes take a tokenizer minutes, and only the length would matter
-        tokens = len(opened.encode(text[:most], prompt))
+    if len(text) > most:
+        tokens = len(opened.tokenizer(text[:most])["input_ids"])
         if tokens > context:
             raise UsageError(
                 f"the prompt has more than {tokens:,} tokens, the model's context is {context:,}"
             )
-    return opened.chat.prompt(found.text, prompt, None if frame == Frame() else frame.around).ids
 
 
 def settings_of(settings: LoadedProfile, sampling: dict[str, Any], seed: int) -> LoadedProfile:
@@ -63,16 +75,23 @@ def seed_of(row_id: str, job_seed: int) -> int:
 def task_of(row: Row, settings: LoadedProfile, opened: "OpenedModel", max_seconds: float | None) -> Task:
     from scope_cli.generate import Work, make_plan
 
-    assert row.prompt_ids is not None and row.seed is not None, "the row was planned"
+    if row.prompt_ids is None or row.prompt_tokens is None or row.seed is None:
+        raise UsageError(row.error or DAMAGED)
     own = settings_of(settings, row.sampling, row.seed)
-    ids, sampling = unpacked(row.prompt_ids), own.profile.sampling
+    ids, sampling = unpacked(row.prompt_ids, row.prompt_tokens), own.profile.sampling
     plan = make_plan(own, opened.geometry, len(ids))
     return Task(row.number, own, Work(ids, plan, sampling, sampling.seed, max_seconds))
 
 
 def packed(ids: list[int]) -> bytes:
-    return np.asarray(ids, dtype="<i4").tobytes()
+    """Prompt ids for the ledger, with their checksum behind them: no disk may change a prompt."""
+    content = np.asarray(ids, dtype="<i4").tobytes()
+    return content + zlib.crc32(content).to_bytes(4, "little")
 
 
-def unpacked(ids: bytes) -> list[int]:
+def unpacked(content: bytes, tokens: int) -> list[int]:
+    """Raises UsageError where they are not as they were written; older ledgers have no checksum."""
+    ids, seal = content[: 4 * tokens], content[4 * tokens :]
+    if len(ids) != 4 * tokens or seal not in (b"", zlib.crc32(ids).to_bytes(4, "little")):
+        raise UsageError(f"{DAMAGED}: its prompt")
     return np.frombuffer(ids, dtype="<i4").tolist()

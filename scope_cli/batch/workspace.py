@@ -1,5 +1,6 @@
 """A loaded model in, Memory out: what it takes beside weights and cache, measured on a few tokens."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psutil
@@ -16,11 +17,19 @@ STEPS = 4
 SAMPLED = 3  # float32 rows over the vocabulary that sampling holds at once: logits, scores, probabilities
 
 
-def measure(loaded: "LoadedModel", settings: LoadedProfile, prompt_tokens: int, free_bytes: int) -> Memory:
+def measure(
+    loaded: "LoadedModel", settings: LoadedProfile, prompt_tokens: int, new_tokens: int, free_bytes: int
+) -> Memory:
     """Write a few tokens after a short prompt, then after the longest of a job, a chunk of it at most.
 
+    prompt_tokens, new_tokens: the most that a row of the job has; no larger cache is made than such a row's
     free_bytes: before the weights were read
     """
+    sampling = settings.profile.sampling.model_copy(
+        update={"max_new_tokens": max(STEPS, new_tokens), "min_new_tokens": 0, "ignore_eos": True, "stop": ()}
+    )
+    profile = settings.profile.model_copy(update={"sampling": sampling})
+    settings = replace(settings, profile=profile, typed=frozenset())
     write(loaded, settings, 1)  # the first run makes what the later ones use again
     weights = loaded.opened.weight_bytes
     resident = used_bytes(loaded)
@@ -40,9 +49,7 @@ def write(loaded: "LoadedModel", settings: LoadedProfile, prompt_tokens: int) ->
     prompt_tokens = min(prompt_tokens, loaded.geometry.context - STEPS)
     plan = make_plan(settings, loaded.geometry, prompt_tokens)
     before, reading, writing = used_bytes(loaded), 0, 0
-    profile = settings.profile.model_copy(
-        update={"sampling": settings.profile.sampling.model_copy(update={"ignore_eos": True, "stop": ()})}
-    )
+    profile = settings.profile
     work = Work([0] * prompt_tokens, plan, profile.sampling, seed=0)
     written = 0
 

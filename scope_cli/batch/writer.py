@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ SYNC_INTERVAL_S = 5.0
 DISK_IS_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no other row will fare better
 
 
-class OutputError(Exception):
+class OutputError(ScopeError):
     """One output cannot be written; others may."""
 
 
@@ -33,7 +34,8 @@ class PartFile:
         self._synced_at = time.monotonic()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.part.open("wb", buffering=0)
+            self.part.unlink(missing_ok=True)  # of an earlier attempt; a link would lead to somebody's file
+            self._file = self.part.open("xb", buffering=0)
         except OSError as error:
             raise told(self.part, error) from error
 
@@ -62,13 +64,17 @@ class PartFile:
 
 
 def publish(out: Path, output: str, record: dict[str, Any]) -> None:
-    """A row is done: NAME.part becomes NAME, and its record is written. Doing it again changes nothing."""
+    """A row is done: NAME.part becomes NAME, and its record is written. Doing it again changes nothing.
+
+    Another process may do the same at the same time. Raises OutputError where there is no text in the end.
+    """
     path = out / output
     part = path.with_name(path.name + PART)
     try:
         write_record(path, record)
-        if part.exists():
+        with suppress(FileNotFoundError):
             part.replace(path)
+        path.stat()
     except OSError as error:
         raise told(path, error) from error
 
@@ -89,4 +95,4 @@ def told(path: Path, error: OSError) -> Exception:
     said = f"cannot write {printable(str(path))}: {error.strerror}"
     if error.errno in DISK_IS_GONE:
         return DiskError(said, "every finished prompt is kept; make room, and the same command goes on")
-    return OutputError(said)
+    return OutputError(said, "is the folder there, and writable?")

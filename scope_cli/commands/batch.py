@@ -142,8 +142,11 @@ def batch_command(
         show_status(status, json, report)
         raise typer.Exit(0)
     if prompts is None or output_dir is None:
-        missing = "prompts" if prompts is None else "--output-dir"
-        raise UsageError(f"there is no {missing}", "scope batch PROMPTS --output-dir OUT")
+        missing = [
+            name for name, given in (("PROMPTS", prompts), ("--output-dir", output_dir)) if given is None
+        ]
+        told = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        raise UsageError(told, "scope batch PROMPTS --output-dir OUT")
     if order not in ("longest", "input"):
         raise UsageError(f"--order is {order!r}, and has to be longest or input")
     if engine not in ("local", "ray"):

@@ -4,9 +4,14 @@ import io
 import json
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from scope_cli.batch import inputs as inputs_module
 from scope_cli.batch.inputs import MOST_BYTES, Frame, read_directory, read_inputs, read_lines
 from scope_cli.errors import UsageError
 
@@ -145,8 +150,41 @@ def test_a_line_is_the_same_prompt_whatever_it_is_called_and_however_it_is_spelt
         ({"prompt": 3}, "a prompt that is not a text"),
         ({"prompt": "a", "messages": []}, "a prompt and messages"),
         ({"messages": []}, "no messages"),
-        ({"messages": [{"role": "robot", "content": "a"}]}, "not a list of {role, content}"),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, "end with the assistant's"),
+        ({"messages": "a"}, "not a list of {role, content}"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, "the role 'robot', and knows system, developer"),
+        ({"messages": [{"role": "user"}]}, "neither a text nor a list of parts"),
+        ({"messages": [{"role": "user", "content": "a", "nmae": "b"}]}, "did you mean name?"),
+        ({"messages": [{"role": "user", "content": "a", "name": 3}]}, "name is not a text"),
+        ({"messages": [{"role": "user", "content": "a", "tool_calls": []}]}, "tool_calls"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "image_url"),
+        ({"messages": [{"role": "user", "content": ["a"]}]}, "no text: 'a'"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "{type: text, text: ...}"),
+        ({"messages": [{"role": "user", "content": []}]}, "empty last message"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}, "end with"),
+        ({"prompt": "a", "sampling": {"stop": ""}}, "sampling.stop is ''"),
+        ({"prompt": "a", "sampling": {"stop": 3}}, "sampling.stop is 3"),
+        ({"custom_id": "a", "body": {}}, "no body.messages"),
+        ({"custom_id": "a"}, "no body"),
+        ({"custom_id": "a", "body": [1]}, "no body"),
+        ({"custom_id": "a", "body": {"messages": []}}, "no messages"),
+        ({"custom_id": "", "body": {"messages": []}}, "'' for an id"),
+        ({"custom_id": "a", "bdy": {}}, "did you mean body?"),
+        ({"custom_id": "a", "url": "/v1/embeddings", "body": {"input": "x"}}, "'/v1/embeddings', and only"),
+        ({"body": {"messages": [{"role": "user", "content": "a"}], "n": 2}}, "body.n, which cannot be done"),
+        ({"body": {"messages": [{"role": "user", "content": "a"}], "tools": [{}]}}, "body.tools"),
+        ({"body": {"messages": [{"role": "user", "content": "a"}], "temprature": 2}}, "body.temprature; did"),
+        ({"body": {"messages": [{"role": "user", "content": "a"}], "top_p": 7}}, "sampling.top_p is 7"),
+        (
+            {"body": {"messages": [], "max_tokens": 3, "max_completion_tokens": 4}},
+            "another body.max_completion_tokens",
+        ),
+        (b'{"prompt": "a", "meta": NaN}', "is not JSON: NaN"),
+        (b'{"prompt": "a", "meta": [-Infinity]}', "is not JSON: -Infinity"),
+        (b'{"prompt": "a", "meta": [1e999]}', "a number that is too large"),
+        (b'{"prompt": "a", "meta": ' + b"7" * 5000 + b"}", "is not JSON"),
+        (b'{"prompt": "a", "sampling": {"seed": ' + b"7" * 4000 + b"}}", "sampling.seed is 777"),
+        (b'{"prompt": "a", "meta": {"\\udfff": 1}}', "half a character"),
+        ({"messages": [{"role": "assistant", "content": ""}]}, "empty last message"),
         ({"messages": [{"role": "user", "content": ""}]}, "empty last message"),
         ({"messages": [{"role": "user", "content": "a"}], "system": "b"}, "put it first"),
         ({"prompt": "a", "system": 3}, "a system message that is not a text"),
@@ -168,6 +206,152 @@ def test_a_bad_line_harms_no_other_line():
     one, bad, two = lines({"id": 1, "prompt": "a"}, b"{", {"id": 2, "prompt": "b"})
     assert (one.id, one.problem, two.id, two.problem) == ("1", None, "2", None)
     assert bad.id == "line-2" and bad.problem
+
+
+@pytest.mark.parametrize("depth", [99, 100_000, 5_000_000])
+@pytest.mark.parametrize(("begin", "end"), [(b"[", b"]"), (b'{"a":', b"}")])
+def test_a_line_that_is_nested_too_deep_fails_alone(begin, end, depth):
+    inner = begin * depth + b"1" + end * depth
+    one, bad, two = lines({"id": 1, "prompt": "a"}, b'{"prompt":"a","meta":%s}' % inner, {"prompt": "b"})
+    assert bad.problem == "is nested more than 100 deep" and one.problem is two.problem is None
+    inner = begin * 98 + b"1" + end * 98
+    assert problem_of(b'{"prompt":"a","meta":%s}' % inner) is None
+
+
+def test_a_line_as_openai_writes_it_is_a_conversation_with_its_sampling():
+    (one,) = lines(
+        {
+            "custom_id": "request-1",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {
+                "model": "gpt-4o-mini",
+                "messages": [
+                    {"role": "developer", "content": "Be brief."},
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "text": t} for t in ("a", "b")],
+                        "name": "x",
+                    },
+                    {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}], "refusal": None},
+                    {"role": "tool", "content": "42", "tool_call_id": "1"},
+                ],
+                "max_completion_tokens": 100,
+                "temperature": 0.5,
+                "top_p": 0.9,
+                "seed": 7,
+                "stop": "END",
+                "n": 1,
+                "logprobs": None,
+            },
+        }
+    )
+    assert one.problem is None and one.id == "request-1"
+    assert one.messages == (
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "a\nb", "name": "x"},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]},
+        {"role": "tool", "content": "42", "tool_call_id": "1"},
+    )
+    assert one.sampling == {
+        "max_new_tokens": 100, "temperature": 0.5, "top_p": 0.9, "seed": 7, "stop": ["END"],
+    }  # fmt: skip
+
+
+def test_a_stop_text_needs_no_list():
+    (one,) = lines({"prompt": "a", "sampling": {"stop": "\n\n", "top_k": 3}})
+    assert one.problem is None and one.sampling == {"stop": ["\n\n"], "top_k": 3}
+
+
+GIVEN = [
+    "a",
+    "a-2",
+    "line-1",
+    "line-2",
+    "line-3",
+    "line-2 (a)",
+    "line-3 (a)",
+    "line-3 (a)-2",
+    "line-2 (line-1)",
+    7,
+]
+
+
+@given(st.lists(st.sampled_from([*GIVEN, None, b"{", b"\xff"]), max_size=8))
+def test_every_line_is_one_input_with_an_id_of_its_own(ids):
+    """Ids that look like those that are made up, lines without one, lines that cannot be read."""
+    asked = [
+        one if isinstance(one, bytes) else {"prompt": f"text {place}", **({} if one is None else {"id": one})}
+        for place, one in enumerate(ids)
+    ]
+    inputs = lines(*asked)
+    assert len(inputs) == len({one.id for one in inputs}) == len(ids)
+    assert sorted(one.source for one in inputs) == sorted(
+        f"prompts.jsonl, line {n + 1}" for n in range(len(ids))
+    )
+    good = {one.source: one for one in inputs if one.problem is None}
+    for place, one in enumerate(ids):
+        found = good.get(f"prompts.jsonl, line {place + 1}")
+        if found is not None:  # under its own name, with its own text
+            assert found.text == f"text {place}" and found.id == str(one or f"line-{place + 1}")
+        elif not isinstance(one, bytes):  # only because somebody had the name before
+            (told,) = [two for two in inputs if two.source == f"prompts.jsonl, line {place + 1}"]
+            assert told.problem.startswith("has the id of line ")
+
+
+NAMES = st.lists(
+    st.sampled_from(
+        [b"a", b"\xff", b"\xfe", b"\\xff", b"\\", b"x", b"ff", b"\xc3", b"\xa9", b"-2", b".txt", b"\n", b" "]
+    ),
+    min_size=1,
+    max_size=4,
+).map(b"".join)
+
+
+@given(st.sets(NAMES.filter(lambda name: not name.startswith(b".")), max_size=8))
+def test_every_file_is_one_input_with_an_id_of_its_own(names):
+    """Bytes that are no UTF-8, beside names that spell them."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            try:
+                (Path(folder) / os.fsdecode(name)).write_bytes(b"text of " + name.hex().encode())
+            except OSError:
+                pytest.skip("this disk takes no such names")
+        inputs = list(read_directory(Path(folder), ("*",)))
+    assert len(inputs) == len({one.id for one in inputs}) == len(names)
+    good = {one.id: one.text for one in inputs if one.problem is None}
+    assert good == {
+        name.decode(): f"text of {name.hex()}"
+        for name in names
+        if name.decode(errors="ignore").encode() == name
+    }
+    for one in inputs:
+        assert f"{one.id}{one.source}{one.problem}".encode()
+
+
+def test_names_come_in_the_order_of_their_numbers(tmp_path):
+    names = ["p1", "p2", "p2a", "p10", "p10a", "p010b", "q1-2", "q1-10", "q10-1", "x", "x0", "x00", "x1"]
+    names += [f"y{10**60}", "z", "z²", "ё1", "ё2", "ё10"]
+    for name in names:
+        (tmp_path / name).write_text("text")
+    assert list(found(tmp_path)) == names
+
+
+def test_whatever_reading_one_raises_is_that_ones_problem(tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text("text")
+    decode = inputs_module.utf8.decode
+
+    def breaks(content):
+        if b"b" in content:
+            raise KeyError("nobody knows")
+        return decode(content)
+
+    monkeypatch.setattr(inputs_module.utf8, "decode", breaks)
+    (tmp_path / "b").write_text("b")
+    assert [bool(one.problem) for one in found(tmp_path).values()] == [False, True, False]
+    one, bad, two = lines(b'{"prompt": "x"}', b'{"prompt": "b"}', b'{"prompt": "y"}')
+    assert bad.problem == "cannot be read: KeyError: 'nobody knows'" and one.problem is two.problem is None
 
 
 def test_an_id_that_comes_twice_is_the_second_ones_problem():

@@ -281,14 +281,14 @@ def make_bad_files(folder):
         "empty.txt": "is empty",
         "blank.txt": "nothing but white space",
         "latin1.txt": "not UTF-8: byte 0xe9 at offset 3, line 1",
-        "utf16.txt": "not UTF-8: byte 0xff at offset 0",
+        "utf16.txt": "it is UTF-16; convert it, for example: iconv -f utf-16",
         "too long.txt": "the prompt has 9,000 tokens, the model's context is 8,192",
         "twenty megabytes.txt": "more than 327,680 tokens",
         "dangling.txt": "No such file",
         "itself.txt": "symbolic links",
         "loop": "link back",
         "pipe.txt": "not a regular file",
-        "image.png": "not UTF-8: byte 0x89",
+        "image.png": "is no text: it has a NUL byte",
         "no\nroom – 夜.txt": "the prompt has 8,192 tokens",  # noqa: RUF001
     }
 
@@ -425,7 +425,8 @@ def test_files_of_somebody_else_are_not_overwritten(batch, prompts, tmp_path):
     refused = batch(prompts)
     assert refused.code == 2 and "p1.txt exists" in refused.stderr
     assert (tmp_path / "out" / "p1.txt").read_text() == "precious"
-    assert batch(prompts, "--restart").code == 0
+    assert batch(prompts, "--restart").code == 2
+    assert (tmp_path / "out" / "p1.txt").read_text() == "precious"
 
 
 def test_outputs_may_lie_among_the_prompts_but_not_over_them(batch, prompts, tmp_path):
@@ -581,8 +582,9 @@ def test_a_log_says_what_begins_what_ends_and_how_it_stands(tiny_folder, prompts
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["batch"], "there is no prompts"),
-        (["batch", "{prompts}"], "there is no --output-dir"),
+        (["batch"], "PROMPTS and --output-dir are missing"),
+        (["batch", "{prompts}"], "--output-dir is missing"),
+        (["batch", "-o", "{out}"], "PROMPTS is missing"),
         (["batch", "{prompts}/nothing", "-o", "{out}"], "there is no"),
         (["batch", "{prompts}/p0.txt", "-o", "{out}"], "neither a directory nor"),
         (["batch", "{prompts}", "-o", "{out}", "--lanes", "many"], "--lanes is 'many'"),
