@@ -83,12 +83,12 @@ class Page:
         return cls(f"scope profile: {target.shape.name}", facts, heads, plan_rows(planned), planned=planned)
 
     def figure(self) -> Figure:
-        what, *_ = [value for _, value in self.facts]
-        facts = dict(self.facts)
-        title = "\n".join([what, ", ".join(filter(None, (facts.get("machine"), facts.get("measured"))))])
-        if self.results:
-            return plots.draw(list(self.results), title.strip())
-        return plots.draw_plans(list(self.planned), what)
+        what, facts = self.facts[0][1], dict(self.facts)
+        if not self.results:
+            return plots.draw_plans(list(self.planned), what)
+        where = on({**self.results[0].machine, "system": None})
+        lines = [what, ", ".join(filter(None, (where, facts.get("measured"))))]
+        return plots.draw(list(self.results), "\n".join(filter(None, lines)))
 
     def write(self, target: Path) -> None:
         import matplotlib
@@ -142,7 +142,7 @@ def escaped(text: str) -> str:
 
 def on(found: dict[str, object]) -> str:
     """A machine in words."""
-    threads = f", {found['threads']} thread(s)" if "threads" in found else ""
+    threads = f", threads: {found['threads']}" if found.get("threads") else ""
     parts = [
         found.get("gpu"),
         found.get("processor"),
