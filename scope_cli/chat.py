@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from itertools import islice
+from itertools import groupby, islice
+from os.path import commonprefix
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -200,7 +201,7 @@ class Chat:
             lost = self._lost(form, arguments, continue_final, sign)
             if lost is None:
                 return rendered, changed
-            hint = "try --raw" if lost == "user" else "put it into the prompt"
+            hint = "try --raw" if lost == "user" else f"put the {lost} message into the prompt"
             problem = problem or UsageError(
                 f"the chat template of {self.name} drops the {lost} message", hint
             )
@@ -351,8 +352,20 @@ def _notes(found: Counter[str], taken: bool) -> Iterator[str]:
 
 
 def _any_of(names: Iterator[str]) -> re.Pattern[str]:
-    longest_first = sorted({name for name in names if name.strip()}, key=lambda name: (-len(name), name))
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    """Finds the longest name at a place. There may be thousands: what begins alike is looked at once."""
+    known = sorted({name for name in names if name.strip()})
+    return re.compile(_alternatives(known) if known else "(?!)")
+
+
+def _alternatives(names: list[str]) -> str:
+    """names: sorted"""
+    branches = []
+    for _, group in groupby([name for name in names if name], key=lambda name: name[0]):
+        alike = list(group)
+        shared = commonprefix(alike)  # noqa: RUF071  (of texts, not of paths)
+        branches.append(re.escape(shared) + _alternatives([name[len(shared) :] for name in alike]))
+    whole = f"(?:{'|'.join(branches)})" if branches else ""
+    return f"{whole}?" if whole and "" in names else whole
 
 
 def _check(texts: list[str]) -> None:

@@ -1,12 +1,14 @@
 """Prompts through chat templates as models have them: nothing is forged, dropped or changed."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from scope_cli.chat import Chat
+from scope_cli.chat import Chat, _any_of
 from scope_cli.errors import UsageError
 from scope_cli.profile import PromptSettings
 from tests.test_text import byte_level, metaspace
@@ -177,6 +179,15 @@ def test_in_a_raw_frame_only_the_frames_are_taken():
     found = [of.tokenizer.convert_ids_to_tokens(one) for one in framed.ids if one in controls]
     assert found == ["<|im_start|>", "<|im_end|>"]
     assert of.tokenizer.decode(framed.ids) == "<|im_start|>a<|im_end|>b<|im_end|>"
+
+
+@given(
+    names=st.sets(st.text("<ab|>", min_size=1, max_size=5), max_size=12),
+    text=st.text("<ab|>", max_size=30),
+)
+def test_names_are_found_longest_first(names, text):
+    one_by_one = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
+    assert _any_of(iter(names)).findall(text) == one_by_one.findall(text)
 
 
 # Without a template
