@@ -6,9 +6,8 @@ from pathlib import Path
 
 import typer
 from typer.cli import get_docs_for_click
-from typer.main import get_command
 
-from scope_cli.cli import app
+from scope_cli.cli import command
 from scope_cli.profile import key_reference, profile_names, read_yaml, shipped_folder
 
 DOCS = Path(__file__).parent
@@ -17,7 +16,7 @@ EXIT_CODES = {
     0: "It worked.",
     1: "It broke off (full disk, no memory, a bug), or prompts of a batch failed. What was written is kept.",
     2: "Bad input: an option, prompt, file or profile; a model that is not found or does not fit in memory.",
-    3: "Another process works on the same output folder (`scope batch`); `--join` helps it.",
+    3: "Another process works on the same output file, or folder (`scope batch`; `--join` helps it).",
     4: "It does not fit: `scope profile --plan` or `--fit` found that it needs more memory than is free.",
     5: "The audit failed: the cache did not do what the profile promised. A bug in scope; please report it.",
     129: "SIGHUP: the terminal was closed. Otherwise like Ctrl-C; under `nohup` the run goes on.",
@@ -87,10 +86,10 @@ def table(columns: tuple[str, ...], rows: Iterable[Iterable[object]]) -> str:
 
 def commands() -> str:
     """typer's own documentation of every command, below second-level headings; it wraps nothing."""
-    scope = get_command(app)
+    scope = command()
     for group in (scope, *scope.commands.values()):  # type: ignore[attr-defined]
-        for command in getattr(group, "commands", {}).values():  # their list would cut a purpose short
-            command.short_help = command.help.partition("\n")[0]
+        for one in getattr(group, "commands", {}).values():  # their list would cut a purpose short
+            one.short_help = one.help.partition("\n")[0]
     ctx = typer.Context(scope, info_name="scope", **scope.context_settings)
     return get_docs_for_click(obj=scope, ctx=ctx, name="scope", indent=1)
 

@@ -8,9 +8,11 @@ import gc
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+from typer.main import get_command
 
 import scope_cli
 from scope_cli import crash, streams
@@ -21,6 +23,7 @@ from scope_cli.commands import (
     evaluate,
     generate,
     models,
+    options,
     profile,
     profiles,
     scorers,
@@ -29,25 +32,66 @@ from scope_cli.commands import (
 from scope_cli.errors import OutOfMemoryError, ScopeError, is_out_of_memory
 from scope_cli.safe import printable
 from scope_cli.signals import ctrl_c
+from scope_cli.words import about_value
+
+HELP_NAMES = ["-h", "--help"]
+WRITE, LOOK, MEASURE = "Write", "See what there is", "Measure"
+EPILOG = """Examples: \b
+
+    scope generate "Write a long letter from a lighthouse." --budget 256
+
+    scope generate --prompt-file report.txt --output summary.txt
+
+    scope batch prompts/ --output-dir texts
+
+    scope profile --plan --model llama.gguf --memory 24GiB
+
+For reading: README.md, and docs/ beside it: profiles.md has every setting, readings.md every number."""
 
 app = typer.Typer(
     name="scope",
     help="Long texts from a language model on one GPU: the prompt's cache is kept, the output's is bounded.",
+    epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": HELP_NAMES},
 )
-app.command("generate")(generate.generate_command)
-app.add_typer(profile.app, name="profile")
-app.command("batch")(batch.batch_command)
-app.add_typer(profiles.app, name="profiles")
-app.add_typer(models.app, name="models")
-app.command("scorers")(scorers.scorers_command)
-app.command("prefills")(scorers.prefills_command)
-app.add_typer(evaluate.app, name="evaluate")
-app.command("tune")(tune.tune_command)
-app.command("calibrate")(calibrate.calibrate_command)
-app.command("bench")(bench.bench_command)
+app.command("generate", rich_help_panel=WRITE)(generate.generate_command)
+app.command("batch", rich_help_panel=WRITE)(batch.batch_command)
+app.add_typer(models.app, name="models", rich_help_panel=LOOK)
+app.add_typer(profiles.app, name="profiles", rich_help_panel=LOOK)
+app.command("scorers", rich_help_panel=LOOK)(scorers.scorers_command)
+app.command("prefills", rich_help_panel=LOOK)(scorers.prefills_command)
+app.add_typer(profile.app, name="profile", rich_help_panel=MEASURE)
+app.add_typer(evaluate.app, name="evaluate", rich_help_panel=MEASURE)
+app.command("tune", rich_help_panel=MEASURE)(tune.tune_command)
+app.command("calibrate", rich_help_panel=MEASURE)(calibrate.calibrate_command)
+app.command("bench", rich_help_panel=MEASURE)(bench.bench_command)
+
+
+def command() -> TyperGroup:
+    """All of it, the options' values named by words: typer names Python's types."""
+    top = get_command(app)
+    assert isinstance(top, TyperGroup)
+    for one in _leaves(top):
+        names = typer.Context(one, help_option_names=HELP_NAMES)
+        if (asks := one.get_help_option(names)) is not None:
+            asks.metavar = ""
+        for param in one.params:
+            if isinstance(param, TyperArgument):
+                vars(param)["display_type_rich"] = lambda ctx: None  # its name says it
+            elif isinstance(param, TyperOption) and param.metavar is None:
+                param.metavar = options.value_word(param.name or "", param.type_descriptor.annotation)
+    return top
+
+
+def _leaves(group: TyperGroup) -> Iterator[TyperCommand | TyperGroup]:
+    yield group
+    for one in group.commands.values():
+        if isinstance(one, TyperGroup):
+            yield from _leaves(one)
+        elif isinstance(one, TyperCommand):
+            yield one
 
 
 def _version(asked: bool) -> None:
@@ -74,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit codes are listed in docs/cli.md."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = app(args=arguments, prog_name="scope", standalone_mode=False, obj=arguments) or 0
+        code = command()(args=arguments, prog_name="scope", standalone_mode=False, obj=arguments) or 0
         if ctrl_c.seen:
             print("interrupted", file=sys.stderr)
         return code
@@ -95,14 +139,14 @@ def _told(error: Exception | SystemExit, argv: Sequence[str]) -> int:
     """Say what went wrong, in one line and a hint; the exit code."""
     if isinstance(error, BrokenPipeError):
         raise error
-    if isinstance(error, SystemExit):  # typer and rich make one of a broken pipe
-        if any(isinstance(one, BrokenPipeError) for one in _chain(error)):
+    if isinstance(error, SystemExit):
+        if streams.reader_left(error):
             raise BrokenPipeError
         return error.code if isinstance(error.code, int) else 1
     if crash.wanted():
         print(crash.traceback_of(error), end="", file=sys.stderr)
     if isinstance(error, typer.TyperException):  # a command line that cannot be understood
-        said = error.format_message()
+        said = _in_words(error) or error.format_message()
         if not said:  # no command was named, and the help was the answer
             return 2
         context = getattr(error, "ctx", None)
@@ -118,12 +162,15 @@ def _told(error: Exception | SystemExit, argv: Sequence[str]) -> int:
     return _tell_of_a_bug(error, argv)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those that it was raised from or beside."""
-    one: BaseException | None = error
-    while one is not None:
-        yield one
-        one = one.__cause__ or one.__context__
+def _in_words(error: typer.TyperException) -> str:
+    """'--budget: is 'abc', and has to be a whole number'; '' where a value is not what is wrong."""
+    problems: list[dict[str, Any]] = getattr(error.__cause__, "errors", list)()
+    param = getattr(error, "param", None)
+    if not problems or param is None:
+        return ""
+    one = problems[0]
+    words = about_value(one["type"], one.get("input"), one.get("ctx", {}))
+    return f"{max(param.opts, key=len)}: {words}" if words else ""
 
 
 def _tell_of_a_bug(error: Exception, argv: Sequence[str]) -> int:
@@ -160,5 +207,9 @@ def run() -> None:
     except OSError as error:
         streams.leave_stdout()
         code = code or _tell(str(streams.StdoutError(error)), "", 1)
+    try:
+        sys.stderr.flush()
+    except BrokenPipeError:
+        streams.leave_stderr()
     gc.freeze()  # else the interpreter looks for garbage among all that was imported, before it ends
     sys.exit(code)

@@ -28,7 +28,7 @@ class ModelError(UsageError):
 
 
 class BusyError(ScopeError):
-    """Another process works on the same output folder."""
+    """Another process works on the same output folder or file."""
 
     exit_code = 3
 

@@ -1,10 +1,11 @@
 """All that travels from the prompts' reading to the sinks: plain values, one class per meaning.
 
-A run is `Started`, and for each prompt some `PromptProgress`, `PromptRead`, a `Token` per step, `Finished`.
+A run is `Started`, and for each prompt some `PromptProgress`, `PromptRead`, a `Token` per step, `Finished`;
+or `Failed`, where something ends it. `Busy` may come at any time.
 Prompts run side by side in lanes; `lane` is the row that one has, `prompt` its number in the run, from 0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "context", "loop", "time", "interrupted"]
@@ -70,6 +71,14 @@ class Started:
     versions: dict[str, str]
     seeds: tuple[int, ...] = ()  # one per prompt
     notes: tuple[str, ...] = ()  # what the user should know: a length that was cut, a policy without effect
+    depends_on: dict[str, Any] = field(default_factory=dict)  # beside the profile: what the text depends on
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Something begins that takes seconds, and is neither reading nor writing."""
+
+    what: str  # "compiling the step"
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,7 @@ class Finished:
     reason: FinishReason
     text: str  # what was still held back
     prompt_tokens: int
+    read_tokens: int  # of them: fewer where it was interrupted, 0 where another sample's were copied
     output_tokens: int
     prefill_s: float
     decode_s: float
@@ -122,7 +132,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """A prompt that could not be read or continued, while others go on."""
+    """A prompt that could not be read or continued; the others go on, unless what ended it ends the run."""
 
     lane: int
     error: str
@@ -130,4 +140,4 @@ class Failed:
     hint: str = ""
 
 
-Event = Started | PromptProgress | PromptRead | Token | Finished | Failed
+Event = Started | Busy | PromptProgress | PromptRead | Token | Finished | Failed

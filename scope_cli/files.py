@@ -1,10 +1,16 @@
-"""A path and a text in, the file whole out."""
+"""A path and a text in, the file whole out; a file in, nobody else who writes it."""
 
+import fcntl
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import TextIO
 from uuid import uuid4
+
+from scope_cli.errors import BusyError
 
 PARTIAL = ".scope-{}.new"  # a kill in the wrong moment leaves one
 
@@ -36,6 +42,23 @@ def replacing_by_name(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+def lock(file: FileIO, path: Path) -> None:
+    """Refuse a file that another run is writing. The system forgets the lock with the process that has it.
+
+    Pipes and devices have many writers, and some file systems no locks: there nothing is refused.
+    """
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BusyError(
+            f"cannot write {path}: another run is writing it", "wait for its end, or name another file"
+        ) from error
+    except OSError:
+        pass
 
 
 def sweep(folder: Path) -> None:

@@ -4,6 +4,7 @@ import platform
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import torch
 import transformers
@@ -15,6 +16,7 @@ from scope_cli.decode import Admission, Lane, decode, raise_again
 from scope_cli.errors import ScopeError
 from scope_cli.events import Event, Failed, Finished, PromptRead, Started
 from scope_cli.geometry import Geometry
+from scope_cli.machine import processor
 from scope_cli.memory import PeakMeter
 from scope_cli.model import LoadedModel, rope_frequencies
 from scope_cli.plan import CacheShape, RunPlan, plan_run, together
@@ -22,7 +24,7 @@ from scope_cli.prefill import read_prompt
 from scope_cli.profile import DecodeSettings, LoadedProfile, Profile, SamplingSettings
 from scope_cli.sampling import Sampler
 from scope_cli.scorers.base import Policy
-from scope_cli.step import Tell, attention_of, compiles, new_step
+from scope_cli.step import Tell, attention_of, compiles, new_step, told_of_compiling
 from scope_cli.text import TextStream
 
 
@@ -46,6 +48,7 @@ def generate(
     interrupted: Callable[[], bool] = lambda: False,
     tell: Tell = lambda line: None,
     each_alone: bool = False,
+    busy: Tell = lambda what: None,
 ) -> Iterator[Event]:
     """Read the prompts, write the outputs; the caller decides where the events go.
 
@@ -54,6 +57,7 @@ def generate(
     each_alone: a ScopeError of one prompt becomes `Failed` and the others go on; else it is raised
     `interrupted` is asked between chunks and between tokens; once it says yes, what runs ends as
     `interrupted` with everything that was written so far, and what waits is not begun.
+    busy: told in the middle of a step what else takes its time, such as compiling
     """
     plans = [work.plan for work in works]
     shape = shape or together(plans, len(plans))
@@ -72,8 +76,9 @@ def generate(
         notes=tuple(
             dict.fromkeys([*(note for work in works for note in (*work.notes, *work.plan.notes)), *notes])
         ),
+        depends_on=depends_on(loaded, shape.lanes, compiled),
     )
-    with PeakMeter(loaded.device) as peak:
+    with PeakMeter(loaded.device) as peak, told_of_compiling(busy):
         job = Job(loaded, profile, shape, peak, compiled, tell)
         yield from job.run(works, interrupted, job.failed if each_alone else raise_again)
 
@@ -95,6 +100,7 @@ class Job:
         self.step = new_step(loaded.model, self.cache, compiled, tell)
         self._phases: dict[int, tuple[float, int]] = {}  # by number: when it began, peak bytes since
         self._prefill: dict[int, tuple[float, int]] = {}  # by number: seconds and peak bytes of reading
+        self._read: dict[int, int] = {}  # by number: prompt tokens that were read for it
         self._newest: tuple[Work, Lane] | None = None  # the prompt that was read last
         self._in_row: dict[int, int] = {}  # by row of the cache: the number of its prompt
 
@@ -119,6 +125,7 @@ class Job:
         self._open(number)
         self._in_row[row] = number
         source = self._source_of(work)
+        self._read[number] = 0
         if source is not None:
             self.cache.copy_prompt(source.row, row, work.seed)
             logits: torch.Tensor | None = source.logits
@@ -135,6 +142,7 @@ class Job:
                 chunk=self.profile.prefill.chunk,
                 interrupted=interrupted,
             )
+            self._read[number] = self.cache.count(row).prompt
         elapsed_s, peak_bytes = self._close(number)
         self._prefill[number] = elapsed_s, peak_bytes
         self._open(number)
@@ -178,6 +186,7 @@ class Job:
             reason="stop" if stopped_by else (lane.reason if lane else None) or "interrupted",
             text=rest,
             prompt_tokens=prompt_tokens,
+            read_tokens=self._read.pop(number),
             output_tokens=lane.written if lane else 0,
             prefill_s=prefill_s,
             decode_s=decode_s,
@@ -302,6 +311,21 @@ def kept_in_words(profile: Profile, plan: RunPlan) -> str:
         return f", prompt {names}: as much as it takes"
     kept = [tokens for tokens in prompt.kept if tokens]
     return f", prompt {names}: {round(sum(kept) / len(kept))} of {prompt.prompt_tokens} tokens"
+
+
+def depends_on(loaded: LoadedModel, lanes: int, compiled: bool) -> dict[str, Any]:
+    """What changes how sums are rounded, and so, now and then, a text: beside model, prompt and profile."""
+    on_cpu, gpu = loaded.device.type == "cpu", loaded.device.type == "cuda"
+    return {
+        "device": str(loaded.device),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "weights": loaded.opened.load_in or "plain",
+        "compiled": compiled,
+        "lanes": lanes,
+        "threads": torch.get_num_threads() if on_cpu else None,
+        "processor": torch.cuda.get_device_name(loaded.device) if gpu else processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability() if on_cpu else None,
+    }
 
 
 def versions() -> dict[str, str]:

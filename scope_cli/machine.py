@@ -17,7 +17,7 @@ def machine(device: torch.device | None = None) -> dict[str, Any]:
     """System, processor, cores, memory; with a device, PyTorch's threads and the GPU as well."""
     found: dict[str, Any] = {
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
     }
@@ -33,7 +33,7 @@ def machine(device: torch.device | None = None) -> dict[str, Any]:
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
     cpus = Path("/proc/cpuinfo")
     lines = cpus.read_text(encoding="utf-8").splitlines() if cpus.is_file() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 _registered: dict[tuple[str, str], type] = {}
 
@@ -26,7 +27,7 @@ def register(kind: str, name: str) -> Callable[[type], type]:
     """The decorator behind `@scorer(...)` and `@prefill(...)`: a frozen dataclass becomes a plug-in."""
 
     def keep(cls: type) -> type:
-        cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+        cls.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
         _registered[kind, name] = cls
         return cls
 
@@ -44,7 +45,21 @@ def build(kind: str, name: str, options: dict[str, Any]) -> Any:
 
     Raises pydantic's ValidationError; `option_problems` says the same in words.
     """
-    return TypeAdapter(plugin_class(kind, name)).validate_python(options)
+    cls = plugin_class(kind, name)
+    for option in fields(cls):
+        value = options.get(option.name)
+        if isinstance(value, bool) and option.type not in (bool, "bool"):
+            raise ValidationError.from_exception_data(
+                name, [{"type": yes_or_no(value), "loc": (option.name,), "input": value}]
+            )
+    return TypeAdapter(cls).validate_python(options)
+
+
+def yes_or_no(value: bool) -> PydanticCustomError:
+    """YAML reads yes, on and no as true and false, and pydantic true as 1."""
+    return PydanticCustomError(
+        "yes_or_no", "is {value}, which is no value here", {"value": str(value).lower()}
+    )
 
 
 def option_problems(kind: str, name: str, options: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -4,9 +4,10 @@ Found by path, then by name in ./profiles, then among those shipped. What `--set
 say is laid over the file, and the result is checked as a whole.
 """
 
+import os
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -19,35 +20,53 @@ from pydantic import (
     Field,
     JsonValue,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypeIs
 
-from scope_cli import plugins
+from scope_cli import plugins, utf8
 from scope_cli.errors import ProfileError
 from scope_cli.names import did_you_mean
+from scope_cli.words import about_value
 
 Strategy = Literal["full", "slide", "adaptive", "discontinuous", "rpc"]
 DEFAULT_PROFILE = "default"
-BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-COLDEST = 1e-6  # a lower temperature but 0: logits divided by it may leave float32
-PARSING = {  # pydantic's kinds of errors, by how they begin
-    "int_": "a whole number",
-    "float_": "a number",
-    "finite_number": "a number that is not infinite",
-    "bool_": "true or false",
-    "string_type": "a text",
-    "string_too_short": "a text that is not empty",
-    "tuple_type": "a list",
+DRAWING = {"random", "vase", "mix"}  # scorers and methods that draw by the seed
+MOST_BYTES = 2**20  # of a profile
+MOST = 10**9  # of anything that is counted: beyond it PyTorch's own counters overflow
+SYNONYMS = {  # what other tools call it
+    **dict.fromkeys(["fp16", "f16", "half"], "float16"),
+    **dict.fromkeys(["bf16", "brain"], "bfloat16"),
+    **dict.fromkeys(["fp32", "f32", "float", "single"], "float32"),
+    **dict.fromkeys(["fp64", "f64", "double"], "float64"),
+    **dict.fromkeys(["q4", "4", "int-4", "q4_0"], "int4"),
+    **dict.fromkeys(["q8", "8", "int-8", "q8_0"], "int8"),
+    **dict.fromkeys(["4-bit", "nf4", "bnb"], "4bit"),
+    **dict.fromkeys(["8-bit"], "8bit"),
+    **dict.fromkeys(["true", "yes"], "on"),
+    **dict.fromkeys(["false", "no"], "off"),
 }
+MOST_THREADS = 64  # or four for each CPU, where that is more: libraries die of thousands
+COLDEST = 1e-6  # a lower temperature but 0: logits divided by it may leave float32
 
 
 class Settings(BaseModel):
     """One section of a profile."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_is_yes(cls, value: Any, info: ValidationInfo) -> Any:
+        known = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and known.annotation is not bool and _on_or_off not in _before(known):
+            raise plugins.yes_or_no(value)
+        return value
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, what is wrong) for settings that are fine alone and not together."""
@@ -84,9 +103,19 @@ class Plugin(BaseModel):
                 yield option, _in_words(error, list(defaults)) + default
 
 
+def _before(known: FieldInfo) -> list[Any]:
+    """What looks at a field's value before pydantic does."""
+    return [one.func for one in known.metadata if isinstance(one, BeforeValidator)]
+
+
 def _none_is_null(value: Any) -> Any:
     """`--load-in none` on a command line is null in YAML."""
     return None if value == "none" else value
+
+
+def _zero_is_off(value: Any) -> Any:
+    """`--top-k 0` is how others say: all of them."""
+    return None if value == 0 and not isinstance(value, bool) else value
 
 
 def _on_or_off(value: Any) -> Any:
@@ -131,6 +160,15 @@ class ModelSettings(Settings):
         "auto", description="CPU threads; auto: OMP_NUM_THREADS, else the cores that this process may use"
     )
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        cpus = os.cpu_count() or 1
+        most = max(MOST_THREADS, 4 * cpus)
+        if self.threads != "auto" and self.threads > most:
+            yield (
+                "threads",
+                f"is {self.threads:,}; this machine has {cpus:,} CPUs, and {most:,} is the most it may be",
+            )
+
 
 class PromptSettings(Settings):
     system: str | None = Field(None, description="system message, where the chat template takes one")
@@ -148,9 +186,9 @@ class PromptSettings(Settings):
 
 def _tokens_or_share(value: Any) -> Any:
     """A budget of prompt tokens as it stands in YAML."""
-    if value is None or (type(value) is int and value >= 1):
+    if value is None or (type(value) is int and 1 <= value <= MOST):
         return value
-    if isinstance(value, str) and value.isdecimal() and int(value) >= 1:
+    if isinstance(value, str) and value.isdecimal() and 1 <= int(value) <= MOST:
         return int(value)
     if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", value) and 0 < float(value[:-1]) <= 100:
         return value
@@ -169,14 +207,17 @@ class PrefillSettings(Settings):
         "a prompt that fits is kept whole",
     )
     window: int = Field(
-        32, ge=1, description="the last prompt tokens, always kept; their queries rank the others"
+        32, ge=1, le=MOST, description="the last prompt tokens, always kept; their queries rank the others"
     )
     wrap: tuple[Plugin, ...] = Field(
         (),
         description="what goes around the method: adakv, mass, think; see `scope prefills`",
     )
     chunk: int = Field(
-        2048, ge=1, description="prompt tokens read at once; on a CPU at most 512, so that Ctrl-C is heard"
+        2048,
+        ge=1,
+        le=MOST,
+        description="prompt tokens read at once; on a CPU at most 512, so that Ctrl-C is heard",
     )
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -232,24 +273,29 @@ class DecodeSettings(Settings):
     scorer: Plugin = Field(
         Plugin(name="attention"), description="which generated tokens are kept; see `scope scorers`"
     )
-    budget: int = Field(2048, ge=1, description="generated tokens that each KV head of a layer may hold")
-    recent: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+    budget: int = Field(
+        2048, ge=1, le=MOST, description="generated tokens that each KV head of a layer may hold"
+    )
+    recent: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST)] = Field(
         "auto", description="the newest of them, never evicted; auto: half the budget, at most 256"
     )
-    interval: Literal["auto", "discontinuous"] | Annotated[int, Field(ge=1)] = Field(
+    interval: Literal["auto", "discontinuous"] | Annotated[int, Field(ge=1, le=MOST)] = Field(
         "auto",
         description="tokens between evictions; auto: 64; discontinuous: (length - recent) / heavy hitters",
     )
     ratio: int = Field(
-        4, ge=1, description="rpc alone: one token in `ratio` is kept, whatever the budget says"
+        4, ge=1, le=MOST, description="rpc alone: one token in `ratio` is kept, whatever the budget says"
     )
     protect_prompt: bool = Field(
         True, description="false: prompt tokens may be evicted too (the unified baseline)"
     )
     sinks: int = Field(
-        0, ge=0, description="first prompt tokens that stay all the same when the prompt is not protected"
+        0,
+        ge=0,
+        le=MOST,
+        description="first prompt tokens that stay all the same when the prompt is not protected",
     )
-    total_budget: Annotated[int, Field(ge=1)] | None = Field(
+    total_budget: Annotated[int, Field(ge=1, le=MOST)] | None = Field(
         None, description="prompt and generated tokens held together, when the prompt is not protected"
     )
 
@@ -296,7 +342,9 @@ class DecodeSettings(Settings):
 
 class SamplingSettings(Settings):
     temperature: float = Field(0.0, ge=0, description="0: always the most probable token")
-    top_k: Annotated[int, Field(ge=1)] | None = Field(None, description="sample among the k most probable")
+    top_k: Annotated[Annotated[int, Field(ge=1, le=MOST)] | None, BeforeValidator(_zero_is_off)] = Field(
+        None, description="sample among the k most probable; null, or 0: among all"
+    )
     top_p: float = Field(1.0, gt=0, le=1, description="sample among the most probable that together reach p")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="sample among those at least min_p times as probable as the best"
@@ -304,11 +352,11 @@ class SamplingSettings(Settings):
     repetition_penalty: float = Field(
         1.0, ge=1e-3, description="above 1: tokens written before lose; the prompt's do not"
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="same seed, same text")
-    max_new_tokens: Annotated[int, Field(ge=1)] | None = Field(
+    seed: int = Field(0, ge=0, lt=2**63, description="same seed, same settings, same machine: same text")
+    max_new_tokens: Annotated[int, Field(ge=1, le=MOST)] | None = Field(
         4096, description="planned length; null: until the model stops or its context ends"
     )
-    min_new_tokens: int = Field(0, ge=0, description="the model may not end before that many")
+    min_new_tokens: int = Field(0, ge=0, le=MOST, description="the model may not end before that many")
     ignore_eos: bool = Field(False, description="the model may never end by itself")
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_list)] = Field(
         (), description="texts that end the output, or one of them; not written; special tokens too"
@@ -375,6 +423,21 @@ class LoadedProfile:
     profile: Profile
     source: str  # the file it came from
     typed: frozenset[str]  # dotted keys that were given on the command line
+    names: Mapping[str, str] = field(default_factory=dict)  # what was typed for them: "--budget"
+
+    def idle(self) -> Iterator[str]:
+        """What was typed and has no effect, each with the reason."""
+        for key, why in _idle(self.profile):
+            if key in self.typed:
+                yield f"{self.names.get(key, key)} has no effect: {why}"
+
+
+class Typed(dict[str, Any]):
+    """What was given on the command line, by dotted key, and as what: {"decode.budget": "--budget"}."""
+
+    def __init__(self, values: Mapping[str, Any], names: Mapping[str, str]) -> None:
+        super().__init__(values)
+        self.names = dict(names)
 
 
 def load_profile(name: str = DEFAULT_PROFILE, overrides: Mapping[str, Any] | None = None) -> LoadedProfile:
@@ -384,10 +447,46 @@ def load_profile(name: str = DEFAULT_PROFILE, overrides: Mapping[str, Any] | Non
     """
     path = find_profile(name)
     tree = read_yaml(path)
+    names = overrides.names if isinstance(overrides, Typed) else {}
     overrides = dict(overrides or {})
-    for key, value in overrides.items():
-        _lay_over(tree, key, value)
-    return LoadedProfile(check(tree, str(path), overrides), str(path), frozenset(overrides))
+    for key in sorted(overrides, key=lambda key: key.count(".")):  # a plug-in before its options
+        _lay_over(tree, key, overrides[key])
+    profile = check(tree, str(path), {key: names.get(key, key) for key in overrides})
+    return LoadedProfile(profile, str(path), frozenset(overrides), names)
+
+
+def _idle(profile: Profile) -> Iterator[tuple[str, str]]:
+    """(key, why) for what this profile does not look at."""
+    decode, sampling, prefill = profile.decode, profile.sampling, profile.prefill
+    if decode.strategy == "full":
+        for key in DecodeSettings.model_fields:
+            if key != "strategy":
+                yield f"decode.{key}", "strategy full evicts nothing"
+    if decode.strategy == "rpc":
+        yield "decode.budget", f"rpc allows one token in {decode.ratio}, whatever the budget says"
+    else:
+        yield "decode.ratio", f"it belongs to rpc, and the strategy is {decode.strategy}"
+    if sampling.temperature == 0:
+        greedy = "temperature 0 takes the most probable token each time"
+        yield from ((f"sampling.{key}", greedy) for key in ("top_k", "top_p", "min_p"))
+        if not {decode.scorer.name, prefill.method.name} & DRAWING:
+            yield "sampling.seed", greedy
+    if sampling.ignore_eos:
+        yield "sampling.min_new_tokens", "the model may never end by itself"
+    if prefill.method.name == "full" and not prefill.wrap:
+        yield "prefill.window", "full keeps the whole prompt"
+    if profile.model.device.startswith(("cuda", "mps")):
+        yield "model.threads", f"the model runs on {profile.model.device}"
+
+
+def in_place_of_shipped(name: str, source: str) -> str:
+    """'' or, for a file of ./profiles that is taken in the place of a shipped one of its name, a note."""
+    own = Path(source).resolve()
+    shipped = shipped_folder().resolve()
+    if Path(name).expanduser().is_file() or own.is_relative_to(shipped):
+        return ""
+    there = (shipped / f"{name}.yaml").is_file()
+    return f"the profile is {source}, in the place of the shipped {name}" if there else ""
 
 
 def find_profile(name: str) -> Path:
@@ -417,15 +516,47 @@ def shipped_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parent.parent / "profiles"
 
 
+class _Strict(yaml.SafeLoader):
+    """Plain values alone, each key once. No aliases: a few lines of them can stand for terabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(problem="aliases are not read", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key} stands here twice", problem_mark=key_node.start_mark
+                )
+            seen |= {key} if isinstance(key, Hashable) else set()
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML document. Raises yaml.YAMLError, whatever is wrong with it."""
+    try:
+        return yaml.load(text, _Strict)
+    except RecursionError:
+        raise yaml.YAMLError("too many brackets inside each other") from None
+    except (ValueError, OverflowError) as error:  # a date that is none
+        raise yaml.YAMLError(str(error)) from error
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise ProfileError(f"{path} has {size:,} bytes, and a profile at most {MOST_BYTES:,}")
+        tree = parse_yaml(utf8.decode(path.read_bytes()))
     except OSError as error:
         raise ProfileError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ProfileError(
-            f"{path} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}"
-        ) from error
+    except utf8.NotText as error:
+        raise ProfileError(f"{path} {error}", error.hint(str(path))) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -437,45 +568,61 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def check(tree: dict[str, Any], source: str, typed: Collection[str] = ()) -> Profile:
+def check(tree: dict[str, Any], source: str, typed: Mapping[str, str] | None = None) -> Profile:
     """A tree of plain values in, a Profile out, or one ProfileError with everything that is wrong.
 
-    `typed` are the keys that came from the command line: then the profile's file is not to blame.
+    typed: keys that came from the command line, and what was typed: then the profile's file is not to blame
     """
+    typed = typed or {}
     found: dict[str, str] = {}
+    choices: dict[str, str] = {}  # of a union, beside a number: ", or auto"
     try:
         profile = Profile.model_validate(tree)
     except ValidationError as error:
         for one in error.errors():  # a union complains once for each of its members; the last says most
             key = _yaml_key(one["loc"])
-            found[key] = _in_words(dict(one), _known_keys(key))
+            found[key] = _in_words(dict(one), _known_keys(key)) + choices.get(key, "")
+            if one["type"] == "literal_error":
+                choices[key] = f", or {' or '.join(_listed(one['ctx']['expected']))}"
         profile = _without(tree, list(found))
     for key, text in profile.problems():
         found.setdefault(key, text)
     if found:
-        lines = [f"{key}: {text}" for key, text in found.items()]
-        all_typed = all(any(f"{key}.".startswith(f"{one}.") for one in typed) for key in found)
-        where = "as given on the command line" if all_typed else f"the profile is {source}"
+        names = {key: _name_of(key, typed) for key in found}
+        lines = [f"{names[key] or key}: {text}" for key, text in found.items()]
+        where = "" if all(names.values()) else f"the profile is {source}; "
         raise ProfileError(
             lines[0] if len(lines) == 1 else "\n  ".join([f"the profile has {len(lines)} problems:", *lines]),
-            f"{where}; docs/profiles.md lists every key, `scope profiles show` the values in force",
+            f"{where}--help says what each option takes, `scope profiles show` prints every key",
         )
     return profile
 
 
+def _name_of(key: str, typed: Mapping[str, str]) -> str:
+    """What was typed for a key: its option, or --set with the key; '' where nothing was."""
+    for one, name in typed.items():
+        if one == f"{key}.name":  # of a plug-in, which is told as a whole
+            return name
+        if f"{key}.".startswith(f"{one}."):
+            return name if key == one or name == key else f"{name} ({key})"
+    return ""
+
+
 def parse_set(items: list[str]) -> dict[str, Any]:
     """['decode.recent=128', ...] -> {'decode.recent': 128, ...}; values are YAML."""
-    overrides = {}
+    overrides: dict[str, Any] = {}
     for item in items:
         key, equals, text = item.partition("=")
         if not equals or not key:
             raise ProfileError(f"--set {item!r} is not KEY=VALUE", "for example --set decode.recent=128")
         try:
-            overrides[key.strip()] = yaml.safe_load(text)
+            value = parse_yaml(text)
         except yaml.YAMLError as error:
             raise ProfileError(
                 f"--set {key}: {text!r} is not a YAML value", "quote texts: --set 'key=\"a: b\"'"
             ) from error
+        if overrides.setdefault(key.strip(), value) != value:
+            raise ProfileError(f"--set {key} was given twice: {overrides[key.strip()]!r} and {value!r}")
     return overrides
 
 
@@ -536,31 +683,46 @@ def _in_words(error: dict[str, Any], known: list[str]) -> str:
     """One pydantic error as a person would say it."""
     kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
     name = str(error["loc"][-1])
+    if kind == "yes_or_no":
+        return str(error["msg"])
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"no such key{did_you_mean(name, known)}"
     if kind == "literal_error":
-        choices = [choice.strip("'") for choice in context["expected"].replace(" or ", ", ").split(", ")]
-        return f"there is no {value!r}{did_you_mean(str(value), choices)}"
+        choices = _listed(context["expected"])
+        meant = SYNONYMS.get(str(value).lower())
+        nearest = f"; did you mean {meant}?" if meant in choices else did_you_mean(str(value), choices)
+        return f"there is no {value!r}{nearest}"
     if kind == "string_pattern_mismatch":
-        return f"is {value!r}; a device is auto, cpu, mps, cuda or cuda:N"
+        meant = "; did you mean cuda?" if str(value).lower() in ("gpu", "nvidia", "cuda:") else ""
+        return f"is {value!r}; a device is auto, cpu, mps, cuda or cuda:N{meant}"
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return f"is {value!r}, and has to be a mapping of keys"
-    for bound, wanted in BOUNDS.items():
-        if bound in context:
-            return f"is {value!r}, and has to be {wanted} {context[bound]:g}"
-    for prefix, wanted in PARSING.items():
-        if kind.startswith(prefix):
-            return f"is {value!r}, and has to be {wanted}"
+    if words := about_value(kind, value, context):
+        return words + _advice(name, value)
     return f"is {value!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _listed(expected: str) -> list[str]:
+    """pydantic's "'auto' or 'discontinuous'" -> ['auto', 'discontinuous']"""
+    return [choice.strip("'") for choice in expected.replace(" or ", ", ").split(", ")]
+
+
+def _advice(name: str, value: Any) -> str:
+    """Conventions of other tools."""
+    if name == "seed" and value == -1:
+        return "; for another text each time, give another number each time: --seed $RANDOM"
+    if name == "top_k" and value == -1:
+        return ", or 0: among all tokens"
+    return ""
 
 
 def key_reference() -> Iterator[tuple[str, str, str, str]]:
     """(dotted key, type, default, meaning) of every key, for docs/profiles.md."""
-    for section, field in Profile.model_fields.items():
-        if not _is_section(field.annotation):
-            yield section, _type_text(field.annotation), _default_text(field.default), field.description or ""
+    for section, known in Profile.model_fields.items():
+        if not _is_section(known.annotation):
+            yield section, _type_text(known.annotation), _default_text(known.default), known.description or ""
             continue
-        for key, inner in field.annotation.model_fields.items():
+        for key, inner in known.annotation.model_fields.items():
             default = _default_text(inner.default)
             yield f"{section}.{key}", _type_text(inner.annotation), default, inner.description or ""
 

@@ -6,6 +6,7 @@ and an eviction read and write the cache's buffers alone, whose shapes and addre
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
@@ -200,6 +201,7 @@ class GraphCall:
 
 # Graph, inputs and outputs of the graphs that are called; None where nobody wants to know.
 _graph_calls: list[tuple[Layer, tuple[Any, ...], Any]] | None = None
+_compiling: Tell | None = None  # who is told that a graph is compiled
 
 
 def noting_inductor(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Layer:
@@ -208,6 +210,9 @@ def noting_inductor(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Layer
     One function for all steps: with another backend dynamo would compile anew. On a CPU the code that calls
     the kernels is C++ too.
     """
+    if _compiling is not None:
+        _compiling("compiling the step")
+
     from torch._inductor.compile_fx import compile_fx  # takes 1.5 s, which a plain run need not wait for
 
     patches = {"size_asserts": False, "cpp_wrapper": inputs[0].device.type == "cpu"}
@@ -220,6 +225,17 @@ def noting_inductor(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Layer
         return outputs
 
     return call
+
+
+@contextmanager
+def told_of_compiling(busy: Tell) -> Iterator[None]:
+    """`busy` is told whenever a graph is about to be compiled, which takes seconds."""
+    global _compiling
+    before, _compiling = _compiling, busy
+    try:
+        yield
+    finally:
+        _compiling = before
 
 
 def noting(compiled: Layer, calls: list[GraphCall]) -> Layer:

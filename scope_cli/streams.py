@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from typing import TextIO
 
 from scope_cli.errors import ScopeError
 
@@ -51,6 +52,14 @@ def is_closed(stream: object) -> bool:
         return False
 
 
+def reader_left(error: BaseException) -> bool:
+    """Did a pipe's reader go away? typer and rich make a SystemExit of it."""
+    one: BaseException | None = error
+    while one is not None and not isinstance(one, BrokenPipeError):
+        one = one.__cause__ or one.__context__
+    return one is not None
+
+
 def same_place(one: object, other: object) -> bool:
     """Do two streams end in one pipe, file or terminal?"""
     try:
@@ -69,7 +78,15 @@ class StdoutError(ScopeError):
 
 def leave_stdout() -> None:
     """From now on what is written there goes nowhere: also what Python still holds, at the very end."""
+    _leave(sys.stdout)
+
+
+def leave_stderr() -> None:
+    _leave(sys.stderr)
+
+
+def _leave(stream: TextIO) -> None:
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)

@@ -8,6 +8,8 @@ from typing import TextIO
 
 from rich.cells import cell_len
 
+from scope_cli.safe import printable
+
 GAP = 2  # blanks between columns
 UNITS = r"B|KiB|MiB|GiB|TiB|GB/s|tokens|tokens/s|s|nats|worse|better"
 GLUE = "\N{NO-BREAK SPACE}"
@@ -40,6 +42,8 @@ def show(table: Table, file: TextIO | None = None) -> None:
 def show_list(table: Table) -> None:
     """Laid out for a terminal; for a pipe one line each, whole, with tabs between the columns."""
     width = reader_width(sys.stdout)
+    rows = [[printable(cell) for cell in row] for row in table.rows]  # names may be anybody's
+    table = Table(table.heads, rows, table.names)
     print(as_lines(table) if width is None else laid_out(table, width))
 
 

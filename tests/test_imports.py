@@ -29,6 +29,7 @@ EVERYONE = {
     "safe",
     "ends",
     "lean",
+    "words",
 }
 ABOVE = {  # what each module may import besides EVERYONE; a folder stands for its files
     "cli": {"commands", "crash", "signals", "streams"},
@@ -44,6 +45,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "roofline",
         "sinks",
         "signals",
+        "phases",
         "streams",
         "prefill",
         "calibrate",
@@ -160,8 +162,10 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
     },
     "memory": set(),
     "sampling": {"profile"},
-    "profile": {"plugins"},
-    "sinks": {"streams"},
+    "profile": {"plugins", "utf8"},
+    "sinks": set(),
+    "streams": set(),
+    "phases": set(),
 }
 
 

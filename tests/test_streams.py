@@ -58,6 +58,12 @@ def test_a_reader_that_went_away_is_141_without_a_word(argv, redirections):
     assert ran.stderr == b""
 
 
+def test_an_error_whose_reader_went_away_keeps_its_code_or_is_141():
+    for redirections in ("2>&1 | true", "2>&1 | head -c 1"):
+        ran = shell(redirections, "profiles", "show", "nosuch")
+        assert ran.returncode in (2, 141) and ran.stderr == b""
+
+
 def test_no_file_takes_the_number_of_a_closed_stream(tmp_path):
     """What is printed does not end in a file that happened to be opened first."""
     code = (

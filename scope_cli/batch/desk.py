@@ -18,7 +18,7 @@ from scope_cli.batch.results import append_result
 from scope_cli.batch.work import Task, task_of
 from scope_cli.batch.writer import DiskError, OutputError, PartFile, publish, write_record
 from scope_cli.errors import ScopeError
-from scope_cli.events import Event, Failed, Finished, PromptProgress, PromptRead, Started, Token
+from scope_cli.events import Busy, Event, Failed, Finished, PromptProgress, PromptRead, Started, Token
 from scope_cli.profile import LoadedProfile, Profile
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Desk:
     # Events in
 
     def receive(self, event: Event) -> None:
-        if isinstance(event, Started):
+        if isinstance(event, Started | Busy):
             return
         running = self.running.get(event.prompt)
         if running is None:  # it failed when it was written; its lane goes on to its end

@@ -134,7 +134,8 @@ def bench_command(
 
         scope bench --prompt-file report.txt --prompt-tokens 1000 --positions 5000,8000 --budget 512
     """
-    (content,) = prompts_of(prompt, [prompt_file] if prompt_file else [])
+    (given,) = prompts_of(prompt, [prompt_file] if prompt_file else [])
+    content = given.text
     following = read_text(text, "--text") if text else content
     if not profile and not peer:
         profile, peer = ["slide=default", "full"], ["dynamic"]

@@ -1,31 +1,52 @@
 """scope generate: prompts in, their texts streamed to the terminal and to files."""
 
+import errno
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from resource import RLIMIT_NOFILE, getrlimit
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scope_cli import tables, utf8
+from scope_cli import streams, tables, utf8
 from scope_cli.commands import options as o
-from scope_cli.errors import AuditError, ModelError, ScopeError, UsageError
-from scope_cli.events import Failed, Finished
+from scope_cli.errors import (
+    AuditError,
+    ModelError,
+    OutOfMemoryError,
+    ScopeError,
+    UsageError,
+    is_out_of_memory,
+)
+from scope_cli.events import Busy, Event, Failed, Finished
+from scope_cli.phases import Phases
 from scope_cli.signals import Interruption
 
 if TYPE_CHECKING:
+    from scope_cli.generate import Work
     from scope_cli.model import LoadedModel, OpenedModel
-    from scope_cli.plan import RunPlan
-    from scope_cli.profile import LoadedProfile
+    from scope_cli.plan import CacheShape, RunPlan
+    from scope_cli.profile import LoadedProfile, ModelSettings, Profile
     from scope_cli.sinks.base import Sink
+    from scope_cli.sinks.several import Every
     from scope_cli.sinks.textfile import FileMode
 
 PROMPT, OUTPUT = "Prompt", "Output"
+FILES_OF_OTHERS = 100  # that a run opens besides: libraries, weights, sockets
+MOST_SAMPLES = 10_000  # scope batch takes more
+HOW_TO_PROMPT = "give it as an argument, with --prompt-file FILE, or pipe it in"
+ENDING = "ending after this step; again: at once"
+GPU_FILES = ("nvidia*", "nvhost*", "kfd", "dxg", "dri/render*")  # in /dev, of NVIDIA, AMD, and Windows' Linux
 AUDIT_HINT = "this is a bug in scope: the text may be wrong; please report it with the run record"
 
 
 def generate_command(
+    ctx: typer.Context,
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; - reads standard input.", show_default=False)
     ] = None,
@@ -44,6 +65,7 @@ def generate_command(
             "--samples",
             "-n",
             min=1,
+            max=MOST_SAMPLES,
             rich_help_panel=PROMPT,
             help="Write so many texts for each prompt, the seeds counting up from --seed.",
         ),
@@ -131,7 +153,7 @@ def generate_command(
 
         scope generate --prompt-file report.txt --budget 2048
     """
-    texts = [text for text in prompts_of(prompt, prompt_file) for _ in range(samples)]
+    prompts = prompts_of(prompt, prompt_file)
     if system is not None and system_file is not None:
         raise UsageError("--system and --system-file exclude each other")
     system = read_text(system_file, "--system-file") if system_file else system
@@ -150,39 +172,99 @@ def generate_command(
     )  # fmt: skip
     if append and force:
         raise UsageError("--append and --force exclude each other")
+    if output is None and (append or force):
+        given = "--append" if append else "--force"
+        raise UsageError(f"{given} needs --output", "for example --output story.txt")
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose exclude each other")
 
-    from scope_cli.profile import load_profile
+    from scope_cli.profile import in_place_of_shipped, load_profile
+    from scope_cli.sinks.several import Every
 
     settings = load_profile(profile, typed)
+    notes = [*o.told_idle(settings), *idle_here(prompts, samples, lanes, settings)]
+    if own := in_place_of_shipped(profile, settings.source):
+        notes.append(own)
+    if argument_names_file(prompt):
+        notes.append(f"the prompt is the text {prompt!r}; --prompt-file {prompt} reads the file of that name")
+    for note in [] if quiet else notes:
+        tell(f"note: {note}")
     mode: FileMode = "append" if append else "overwrite" if force else "new"
-    sinks = open_sinks(output, mode, json, quiet, len(texts))
+    about = [about_of(asked, ctx.obj) for asked in prompts for _ in range(samples)]
+    sinks = open_sinks(output, mode, json, quiet, about)
     sinks += o.live_sinks(stats_file, metrics_port, metrics_address)
-    try:
-        code = run(settings, texts, samples, lanes, sinks, offline, quiet, verbose)
-    finally:
-        for sink in sinks:
-            sink.close()
+    with Every(*sinks) as everything:
+        texts = [asked.text for asked in prompts for _ in range(samples)]
+        watch = Watch(everything, written=output is not None, ending=ending_of(json, quiet))
+        code = run(settings, texts, samples, lanes, watch, offline, quiet, verbose)
     raise typer.Exit(code)
 
 
-def prompts_of(argument: str | None, files: list[str]) -> list[str]:
-    """The prompts from the one place they were given in."""
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, and where it stands."""
+
+    text: str
+    file: str | None = None  # "-" is standard input
+
+
+def prompts_of(argument: str | None, files: list[str]) -> list[Asked]:
+    """The prompts from the one place they were given in; without any, what is piped in."""
     if argument is not None and files:
         raise UsageError("a prompt and --prompt-file exclude each other")
-    if argument is None and not files:
-        raise UsageError(
-            "there is no prompt", "give it as an argument, with --prompt-file FILE, or - for standard input"
-        )
     if files.count("-") > 1:
         raise UsageError("--prompt-file - was given twice: standard input can be read once")
     if argument is not None and argument != "-":
-        named = [("", argument)]
+        named = [Asked(o.text_argument(argument, "the prompt"))]
     else:
-        named = [(file, read_text(file, "--prompt-file")) for file in files or ["-"]]
-    for file, text in named:
-        if not text.strip():
-            raise UsageError("the prompt is empty", f"{file} has nothing but white space" if file else "")
-    return [text for _, text in named]
+        if argument is None and not files and not is_piped():
+            raise UsageError("there is no prompt", HOW_TO_PROMPT)
+        named = [Asked(read_text(file, "--prompt-file"), file) for file in files or ["-"]]
+    for asked in named:
+        if not asked.text.strip():
+            name = "standard input" if asked.file == "-" else asked.file
+            hint = f"{name} has nothing but white space" if name else ""
+            raise UsageError("the prompt is empty", hint)
+    return named
+
+
+def argument_names_file(prompt: str | None) -> bool:
+    """Is a prompt that was typed the name of a file that is there?"""
+    with suppress(OSError, ValueError):  # too long for a name
+        return prompt is not None and len(prompt.split()) == 1 and Path(prompt).is_file()
+    return False
+
+
+def idle_here(
+    prompts: list[Asked], samples: int, lanes: int | None, settings: "LoadedProfile"
+) -> Iterator[str]:
+    """What was typed for this command and has no effect."""
+    texts = len(prompts) * samples
+    if lanes is not None and lanes > texts:
+        yield f"--lanes {lanes:,} has no effect beyond {texts:,}: so many texts are written"
+    if samples > 1 and settings.profile.sampling.temperature == 0:
+        yield "the samples of a prompt will be the same: temperature 0 takes the most probable token"
+
+
+def is_piped() -> bool:
+    """Is standard input anything that may hold a prompt: no terminal, closed stream or /dev/null?"""
+    try:
+        nothing = os.path.samestat(os.fstat(sys.stdin.fileno()), Path(os.devnull).stat())
+        return not nothing and not sys.stdin.isatty()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def about_of(asked: Asked, argv: list[str] | None) -> dict[str, Any]:
+    """What the record says of where a text comes from: a file's name and hash, or the prompt itself."""
+    from hashlib import sha256
+
+    prompt: dict[str, Any] = {"sha256": sha256(asked.text.encode()).hexdigest()}
+    if asked.file not in (None, "-"):
+        prompt["file"] = str(Path(str(asked.file)).expanduser().absolute())
+    else:
+        prompt["text"] = asked.text
+    return {"command": ["scope", *(argv or [])], "prompt": prompt}
 
 
 def read_text(file: str, option: str) -> str:
@@ -191,6 +273,10 @@ def read_text(file: str, option: str) -> str:
     try:
         content = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
     except OSError as error:
+        if file == "-" and error.errno == errno.EBADF:
+            raise UsageError(
+                "standard input is closed", "give the prompt as an argument or in a file"
+            ) from error
         raise UsageError(
             f"{option}: cannot read {name}: {error.strerror}", "give a text file in UTF-8"
         ) from error
@@ -200,33 +286,50 @@ def read_text(file: str, option: str) -> str:
         raise UsageError(f"{option}: {name} {error}", error.hint("" if file == "-" else file)) from error
 
 
-def open_sinks(output: Path | None, mode: "FileMode", json: bool, quiet: bool, outputs: int) -> "list[Sink]":
-    """Where the events go; a file that cannot be written is known before the model is loaded."""
+def open_sinks(
+    output: Path | None, mode: "FileMode", json: bool, quiet: bool, about: list[dict[str, Any]]
+) -> "list[Sink]":
+    """Where the events go; a file that cannot be written is known before the model is loaded.
+
+    about: of each output, what its record says of where it comes from
+    """
     from rich.console import Console
 
     from scope_cli.sinks.jsonl import JsonLines
     from scope_cli.sinks.plain import PlainText
     from scope_cli.sinks.record import RunRecord
-    from scope_cli.sinks.several import InOrder, Only
+    from scope_cli.sinks.several import Every, InOrder, Only
     from scope_cli.sinks.summary import Summary
     from scope_cli.sinks.terminal import Terminal
     from scope_cli.sinks.textfile import TextFile
 
     sinks: list[Sink] = []
-    for prompt, file in enumerate(outputs_of(output, outputs)):
+    files = outputs_of(output, len(about))
+    if len(files) > (most := getrlimit(RLIMIT_NOFILE)[0] - FILES_OF_OTHERS):
+        raise UsageError(
+            f"{len(files):,} output files at once; this system allows {most:,}",
+            "scope batch takes any number",
+        )
+    for prompt, file in enumerate(files):
         sinks.append(Only(prompt, TextFile(file, mode)))
         if file.is_file():  # beside a pipe or a device there is no place for a record
-            sinks.append(Only(prompt, RunRecord(file)))
-    if json:
+            sinks.append(Only(prompt, RunRecord(file, about[prompt])))
+    shown: list[Sink] = []  # in the order of the prompts
+    animated = False
+    if streams.is_closed(sys.stdout):
+        if output is None:
+            raise ScopeError("standard output is closed", "--output FILE needs none")
+    elif json:
         sinks.append(JsonLines(sys.stdout))
-    elif sys.stdout.isatty():
+    elif animated := sys.stdout.isatty():
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that cannot show a character shows a ?
-        sinks.append(InOrder(Terminal(Console(), stats=not quiet)))
+        shown.append(Terminal(Console(), stats=not quiet))
     else:
-        sinks.append(InOrder(PlainText(sys.stdout)))
+        beside = sys.stderr if streams.same_place(sys.stdout, sys.stderr) else None
+        shown.append(PlainText(sys.stdout, beside, quiet))
     if not quiet:
-        sinks.append(Summary(Console(stderr=True)))
-    return sinks
+        shown.append(Summary(Console(stderr=True), files, animated))
+    return [*sinks, InOrder(Every(*shown))]
 
 
 def outputs_of(output: Path | None, outputs: int) -> list[Path]:
@@ -243,56 +346,158 @@ def run(
     texts: list[str],
     samples: int,
     lanes: int | None,
-    sinks: "list[Sink]",
+    watch: "Watch",
     offline: bool,
     quiet: bool,
     verbose: bool = False,
 ) -> int:
     """Open the model, plan, load, generate; the exit code. `texts` has every prompt `samples` times."""
-    say = no_word if quiet else tell
+    phases = Phases(quiet)
+    known_without_torch(settings.profile.model, offline, phases)
+    phases.begin(f"loading {settings.profile.model.name}")
+    try:
+        loaded, works, shape = load(settings, texts, samples, lanes, offline, phases)
+    finally:
+        phases.end()
 
-    from scope_cli.generate import generate, new_work
-    from scope_cli.model import open_model
-    from scope_cli.plan import together
+    from scope_cli.generate import generate
 
-    profile = settings.profile
-    side_by_side = min(lanes or len(texts), len(texts))
-    opened = open_model(profile.model, offline, say, side_by_side)
-    opened.stops(profile.sampling)  # what never comes is told now
-    works = []
-    for index, text in enumerate(texts):
-        prompt = opened.chat.prompt(text, profile.prompt)
-        works.append(new_work(settings, opened.geometry, prompt.ids, index % samples, prompt.notes))
-    plans = [work.plan for work in works]
-    shape = together(plans, side_by_side)
-    check_memory(opened, plans, shape.lanes)
-    loaded = opened.load()
-    ends: list[Finished] = []
-    failures: list[Failed] = []
-    with Interruption() as interruption:
-        for event in generate(loaded, profile, works, shape, interruption, say, each_alone=True):
-            for sink in list(sinks):
-                try:
-                    sink.receive(event)
-                except BrokenPipeError:  # the reader went away: end in good order, and quietly
-                    interruption.signal = signal.SIGPIPE
-                    sinks.remove(sink)
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is buffered
-            if isinstance(event, Finished):
-                if not event.audit.passed:
-                    raise AuditError("the audit failed: " + "; ".join(event.audit.problems), AUDIT_HINT)
-                ends.append(event)
-            elif isinstance(event, Failed):
-                failures.append(event)
+    ends: dict[int, Finished] = {}
+    failures: dict[int, Failed] = {}
+    with Interruption(watch.ending) as interruption:
+        audience = Audience(watch, interruption)
+        try:
+            for event in generate(
+                loaded, settings.profile, works, shape, interruption, phases.say, True, audience.be_busy
+            ):
+                audience.receive(event)
+                if isinstance(event, Finished):
+                    if not event.audit.passed:
+                        raise AuditError("the audit failed: " + "; ".join(event.audit.problems), AUDIT_HINT)
+                    ends[event.prompt] = event
+                elif isinstance(event, Failed):
+                    failures[event.prompt] = event
+        except Exception as error:
+            known = memory_ended(error, settings.profile) if is_out_of_memory(error) else error
+            audience.fail(known, [number for number in range(len(works)) if number not in ends | failures])
+            raise known from error
     if failures and not interruption.exit_code:
-        first = failures[0]
+        first = next(iter(failures.values()))
         which = f"output {first.prompt + 1} of {len(works)}: " if len(works) > 1 else ""
         raise ScopeError(f"{which}{first.error}", first.hint)
     if verbose:
         tell(str(loaded.self_test))
     if verbose and ends:
-        tell(limit_of(loaded, ends, shape.lanes))
+        tell(limit_of(loaded, list(ends.values()), shape.lanes))
+    if audience.lost is not None:
+        raise audience.lost
     return interruption.exit_code
+
+
+def known_without_torch(model: "ModelSettings", offline: bool, phases: Phases) -> None:
+    """What is wrong with model and device is told before the seconds that importing torch takes."""
+    from scope_cli.registry import find
+
+    files = [file for pattern in GPU_FILES for file in Path("/dev").glob(pattern)]
+    if model.device.startswith("cuda") and not files:
+        raise ModelError(f"no GPU for --device {model.device}: this machine has none", "try --device cpu")
+    find(model.name, offline, phases.say)
+
+
+def load(
+    settings: "LoadedProfile",
+    texts: list[str],
+    samples: int,
+    lanes: int | None,
+    offline: bool,
+    phases: Phases,
+) -> "tuple[LoadedModel, list[Work], CacheShape]":
+    """The model with its weights, what is to be written, and the cache's shape."""
+    from scope_cli.generate import Work, new_work
+    from scope_cli.model import open_model
+    from scope_cli.plan import together
+    from scope_cli.units import as_bytes
+
+    profile = settings.profile
+    side_by_side = min(lanes or len(texts), len(texts))
+    opened = open_model(profile.model, offline, phases.say, side_by_side)
+    opened.stops(profile.sampling)  # what never comes is told now
+    firsts: dict[str, Work] = {}  # samples of one prompt are encoded and planned once
+    for text in texts:
+        if text not in firsts:
+            prompt = opened.chat.prompt(text, profile.prompt)
+            firsts[text] = new_work(settings, opened.geometry, prompt.ids, notes=prompt.notes)
+    works = [
+        replace(firsts[text], seed=firsts[text].seed + index % samples) for index, text in enumerate(texts)
+    ]
+    plans = [work.plan for work in works]
+    shape = together(plans, side_by_side)
+    check_memory(opened, plans, shape.lanes)
+    form = f" as {opened.load_in}" if opened.load_in else ""
+    phases.begin(f"reading the weights, {as_bytes(opened.weight_bytes)}{form}")
+    return opened.load(), works, shape
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who follows a run."""
+
+    everything: "Every"  # all sinks; one that fails is left out by itself
+    written: bool  # the text goes into a file as well
+    ending: str  # what Ctrl-C is answered with
+
+
+def ending_of(json: bool, quiet: bool) -> str:
+    """On a terminal that shows the text, in the place of its status line, which is drawn anew after it."""
+    if quiet:
+        return ""
+    if sys.stdout.isatty() and not json:
+        return f"\r{ENDING}\x1b[K"
+    in_a_line = sys.stderr.isatty() or streams.same_place(sys.stdout, sys.stderr)
+    return f"{chr(10) * in_a_line}{ENDING}\n"
+
+
+class Audience:
+    """Events in, to everybody who listens; what is to be done where somebody does not any more."""
+
+    def __init__(self, watch: Watch, interruption: Interruption) -> None:
+        self._watch, self._interruption = watch, interruption
+        self.lost: ScopeError | None = None  # what standard output could not take
+
+    def receive(self, event: Event) -> None:
+        try:
+            self._watch.everything.receive(event)
+        except (OSError, SystemExit) as error:  # of standard output: files say ScopeError
+            streams.leave_stdout()
+            if streams.reader_left(error):  # end in good order, and quietly
+                self._interruption.signal = signal.SIGPIPE
+            elif isinstance(error, SystemExit):
+                raise
+            elif self._interruption():  # its terminal is gone: SIGHUP said so
+                pass
+            elif self._watch.written:
+                self.lost = streams.StdoutError(error)
+            else:
+                raise streams.StdoutError(error) from error
+
+    def be_busy(self, what: str) -> None:
+        """Called in the middle of a step, which must not end here."""
+        with suppress(Exception, SystemExit):
+            self._watch.everything.receive(Busy(what))
+
+    def fail(self, error: Exception, prompts: list[int]) -> None:
+        """What ends the run belongs into the records of the prompts that have not ended well."""
+        for prompt in prompts:
+            with suppress(Exception, SystemExit):
+                self._watch.everything.receive(Failed(-1, str(error), prompt))
+
+
+def memory_ended(error: Exception, profile: "Profile") -> OutOfMemoryError:
+    """In the middle of a run: a sentence, and what to change."""
+    known = OutOfMemoryError.of(error)
+    form = "" if profile.model.load_in in ("int4", "4bit") else ", --load-in int4 (on a GPU 4bit)"
+    known.hint = f"what was written is kept; try a smaller --budget, fewer --lanes or --samples{form}"
+    return known
 
 
 def limit_of(loaded: "LoadedModel", ends: list[Finished], lanes: int) -> str:

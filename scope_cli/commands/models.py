@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from scope_cli.safe import printable
+
 app = typer.Typer(help="List, fetch, describe and remove models.", no_args_is_help=True)
 
 Name = Annotated[
@@ -18,6 +20,7 @@ def list_models(as_json: Json = False) -> None:
     """The embedded models, and what is on this machine."""
     from dataclasses import asdict
 
+    from scope_cli import tables
     from scope_cli.registry import listed
     from scope_cli.units import as_bytes
 
@@ -25,18 +28,20 @@ def list_models(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False))
         return
-    _print_table(
-        ["name", "state", "on disk", "source", ""],
-        [
+    tables.show_list(
+        tables.Table(
+            ["name", "state", "on disk", "source", "what it is"],
             [
-                row.name,
-                "ready" if row.ready else "outdated" if row.disk_bytes else "not pulled",
-                as_bytes(row.disk_bytes) if row.disk_bytes else "-",
-                row.source,
-                row.description,
-            ]
-            for row in rows
-        ],
+                [
+                    row.name,
+                    "ready" if row.ready else "outdated" if row.disk_bytes else "not pulled",
+                    as_bytes(row.disk_bytes) if row.disk_bytes else "-",
+                    row.source,
+                    row.description,
+                ]
+                for row in rows
+            ],
+        )
     )
 
 
@@ -83,9 +88,14 @@ def show(
     as_json: Json = False,
 ) -> None:
     """The shape of a model and what its cache costs; fetches the model if need be."""
-    from scope_cli.model import open_model
+    from scope_cli import tables
     from scope_cli.profile import ModelSettings
+    from scope_cli.registry import find
     from scope_cli.units import as_bytes
+
+    find(name, offline, _say)  # what cannot be found is told before torch is imported
+
+    from scope_cli.model import open_model
 
     opened = open_model(ModelSettings(name=name), offline=offline, say=_say)
     geometry = opened.geometry
@@ -105,23 +115,25 @@ def show(
     sliding = len(geometry.layers) - geometry.policy_layers
     kinds = [f"{geometry.policy_layers} full attention"]
     kinds += [f"{sliding} sliding window ({', '.join(map(str, windows))} tokens)"] if sliding else []
-    _print_table(
-        ["", name],
-        [
-            ["source", facts["source"]],
-            ["path", facts["path"]],
-            ["layers", f"{facts['layers']}: {', '.join(kinds)}"],
-            ["heads", f"{facts['heads']}, {facts['kv_heads']} KV heads, {facts['head_dim']} wide"],
-            ["context", f"{facts['context']} tokens"],
-            ["weights", f"{as_bytes(facts['weight_bytes'])} {form_of(facts)} on {facts['device']}"],
-            ["KV cache", f"{as_bytes(facts['kv_bytes_per_token'])} per token"],
-            ["chat template", "yes" if facts["chat_template"] else "no"],
-            *(
-                [["conversion", f"{as_bytes(facts['conversion_bytes'])} on disk, at the first run"]]
-                if "conversion_bytes" in facts
-                else []
-            ),
-        ],
+    tables.show_list(
+        tables.Table(
+            ["", name],
+            [
+                ["source", facts["source"]],
+                ["path", facts["path"]],
+                ["layers", f"{facts['layers']}: {', '.join(kinds)}"],
+                ["heads", f"{facts['heads']}, {facts['kv_heads']} KV heads, {facts['head_dim']} wide"],
+                ["context", f"{facts['context']:,} tokens"],
+                ["weights", f"{as_bytes(facts['weight_bytes'])} {form_of(facts)} on {facts['device']}"],
+                ["KV cache", f"{as_bytes(facts['kv_bytes_per_token'])} per token"],
+                ["chat template", "yes" if facts["chat_template"] else "no"],
+                *(
+                    [["conversion", f"{as_bytes(facts['conversion_bytes'])} on disk, at the first run"]]
+                    if "conversion_bytes" in facts
+                    else []
+                ),
+            ],
+        )
     )
 
 
@@ -131,18 +143,5 @@ def form_of(facts: dict[str, Any]) -> str:
     return f"as {packed}, computing in {facts['dtype']}" if packed else f"as {facts['dtype']}"
 
 
-def _print_table(columns: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # a path in brackets is no markup
-    Console().print(table)
-
-
 def _say(line: str) -> None:
-    typer.echo(line, err=True)
+    typer.echo(printable(line), err=True)

@@ -1,15 +1,18 @@
 """Option types that the commands share, and how they become overrides of a profile. No torch."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
+from scope_cli import utf8
 from scope_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from scope_cli.profile import LoadedProfile, Typed
     from scope_cli.sinks.base import Sink
 
 Profile = Annotated[
@@ -22,6 +25,28 @@ Set = Annotated[
     ),
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Never touch the network.")]
+
+VALUES = {  # of options, by their name; what is not here is named by its type
+    "model": "NAME", "profile": "NAME", "strategy": "NAME", "scorer": "NAME", "prefill": "NAME",
+    "dtype": "TYPE", "device": "DEVICE", "load_in": "FORM", "compile": "WHEN",
+    "interval": "N", "threads": "N", "lanes": "N", "prefill_budget": "N", "output_dir": "FOLDER",
+    "metrics_address": "ADDRESS", "metrics_port": "PORT", "glob": "PATTERN", "memory": "SIZE",
+}  # fmt: skip
+
+
+def value_word(name: str, annotation: Any) -> str:
+    """What stands behind an option in the help: a word in capitals, nothing behind a switch."""
+    kind = get_args(annotation)[0] if get_origin(annotation) is list else annotation
+    if kind is bool:
+        return ""
+    if name in VALUES:
+        return VALUES[name]
+    if kind is int:
+        return "N"
+    if kind is float:
+        return "X"
+    return "FILE" if kind is Path or name.endswith(("file", "template")) else "TEXT"
+
 
 MODEL, POLICY, SAMPLING = "Model", "Cache policy", "Length and sampling"
 
@@ -74,16 +99,20 @@ AllowControlTokens = Annotated[
 Raw = Annotated[bool, option("--raw", panel=MODEL, help="Prompts as they are, without the chat template.")]
 
 Strategy = Annotated[
-    str | None, option("--strategy", panel=POLICY, help="full, slide, adaptive, discontinuous or rpc.")
+    str | None,
+    option("--strategy", panel=POLICY, help="full, slide (default), adaptive, discontinuous, rpc."),
 ]
 Prefill = Annotated[
-    str | None, option("--prefill", panel=POLICY, help="What is kept of the prompt: `scope prefills`.")
+    str | None,
+    option("--prefill", panel=POLICY, help="What is kept of the prompt (all): `scope prefills`."),
 ]
 PrefillBudget = Annotated[
     str | None,
     option("--prefill-budget", panel=POLICY, help="Prompt tokens each KV head keeps: a number, or 25%."),
 ]
-Scorer = Annotated[str | None, option("--scorer", panel=POLICY, help="Which tokens stay: `scope scorers`.")]
+Scorer = Annotated[
+    str | None, option("--scorer", panel=POLICY, help="Which stay (attention): `scope scorers`.")
+]
 Budget = Annotated[
     int | None, option("--budget", panel=POLICY, help="Generated tokens each KV head may hold (2048).")
 ]
@@ -118,12 +147,14 @@ StopToken = Annotated[
 StopOnLoop = Annotated[
     bool, option("--stop-on-loop", panel=SAMPLING, help="End when the output only repeats itself.")
 ]
-Seed = Annotated[int | None, option("--seed", panel=SAMPLING, help="Same seed, same text.")]
+Seed = Annotated[int | None, option("--seed", panel=SAMPLING, help="Same seed and settings, same text (0).")]
 Temperature = Annotated[
-    float | None, option("--temperature", panel=SAMPLING, help="0: the most probable token.")
+    float | None, option("--temperature", panel=SAMPLING, help="0: the most probable token (0.7).")
 ]
-TopP = Annotated[float | None, option("--top-p", panel=SAMPLING, help="Nucleus sampling.")]
-TopK = Annotated[int | None, option("--top-k", panel=SAMPLING, help="Among the k most probable.")]
+TopP = Annotated[
+    float | None, option("--top-p", panel=SAMPLING, help="Among the best that reach p together (0.95).")
+]
+TopK = Annotated[int | None, option("--top-k", panel=SAMPLING, help="Among the k best; 0: among all (50).")]
 MinP = Annotated[
     float | None, option("--min-p", panel=SAMPLING, help="At least min-p times the best's probability.")
 ]
@@ -183,11 +214,23 @@ KEYS = {
 }
 
 
-def overrides(set_: list[str], template_arg: Sequence[str] = (), **typed: Any) -> dict[str, Any]:
-    """`--set` first, then every short option that was given, as {dotted key: value}."""
-    from scope_cli.profile import parse_set
+def text_argument(text: str, name: str) -> str:
+    """What was typed, where it is UTF-8; a shell passes on any bytes."""
+    try:
+        return utf8.decode(os.fsencode(text))
+    except utf8.NotText as error:
+        raise UsageError(f"{name} {error}", "is the terminal set to another encoding?") from error
 
-    result = parse_set(set_)
+
+def overrides(set_: list[str], template_arg: Sequence[str] = (), **typed: Any) -> "Typed":
+    """`--set` and every short option that was given, as {dotted key: value}, each key once."""
+    from scope_cli.profile import Typed, parse_set
+
+    for option_name, texts in (("--set", set_), ("--template-arg", template_arg)):
+        for text in texts:
+            text_argument(text, option_name)
+    values = parse_set(set_)
+    names = {key: f"--set {key}" for key in values}
     for item in template_arg:
         name, equals, text = item.partition("=")
         if not equals or not name.isidentifier():
@@ -195,18 +238,41 @@ def overrides(set_: list[str], template_arg: Sequence[str] = (), **typed: Any) -
                 f"--template-arg {item!r} is not NAME=VALUE",
                 "for example --template-arg enable_thinking=false",
             )
-        result[f"prompt.template_args.{name}"] = plain_value(text)
+        values[f"prompt.template_args.{name}"] = plain_value(text)
+        names[f"prompt.template_args.{name}"] = f"--template-arg {name}"
     for name, value in typed.items():
         if value is None or value is False or value == []:
             continue
-        if name in ("interval", "threads") and str(value).isdecimal():
+        key, option_name = KEYS[name], f"--{name.replace('_', '-')}"
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and name != "model":  # a path may be any bytes
+                text_argument(text, option_name)
+        if name in ("interval", "threads") and re.fullmatch(r"-?\d{1,18}", str(value)):
             value = int(value)
         elif name == "stop":
             value = [unescaped(text) for text in value]
         elif name == "stop_token":
             value = [int(token) if token.isdecimal() else unescaped(token) for token in value]
-        result[KEYS[name]] = value
-    return result
+        if values.setdefault(key, value) != value:
+            raise UsageError(
+                f"{option_name} {value} and --set {key}={values[key]} contradict each other",
+                "give one of them",
+            )
+        names[key] = option_name
+    return Typed(values, names)
+
+
+def told_idle(settings: "LoadedProfile") -> list[str]:
+    """Notes on what was typed and has no effect. What would hold more than was asked for is refused."""
+    decode = settings.profile.decode
+    total = decode.total_budget
+    if total is not None and "decode.budget" in settings.typed:
+        raise UsageError(
+            f"{settings.names.get('decode.budget', 'decode.budget')} has no effect: the profile "
+            f"({settings.source}) has a total budget, of {total:,}",
+            f"--set decode.total_budget={decode.budget}, for prompt and output together",
+        )
+    return list(settings.idle())
 
 
 def unescaped(text: str) -> str:
@@ -220,8 +286,10 @@ def plain_value(text: str) -> Any:
 
     import yaml
 
+    from scope_cli.profile import parse_yaml
+
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
         json.dumps(value, allow_nan=False)
     except (yaml.YAMLError, TypeError, ValueError):
         return text

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from scope_cli.commands import options as o
+from scope_cli.safe import printable
 
 app = typer.Typer(help="The YAML files of settings: list, show, check.", no_args_is_help=True)
 
@@ -15,7 +16,7 @@ def list_command() -> None:
     from pathlib import Path
 
     from scope_cli import tables
-    from scope_cli.profile import find_profile, profile_names, read_yaml, shipped_folder
+    from scope_cli.profile import profile_names, shipped_folder
 
     rows = []
     seen = set()
@@ -24,9 +25,20 @@ def list_command() -> None:
             if name not in seen:
                 seen.add(name)
                 own = folder != shipped_folder() and folder.resolve() != shipped_folder().resolve()
-                about = str(read_yaml(find_profile(name)).get("description", ""))
+                about = _about(name)
                 rows.append([name, "./profiles" if own else "shipped", about])
     tables.show_list(tables.Table(["profile", "from", "what for"], rows))
+
+
+def _about(name: str) -> str:
+    """A profile's own line, or what is wrong with it."""
+    from scope_cli.errors import ProfileError
+    from scope_cli.profile import load_profile
+
+    try:
+        return load_profile(name).profile.description
+    except ProfileError as error:
+        return f"broken: {error}"
 
 
 @app.command("show")
@@ -37,9 +49,9 @@ def show_command(
     """Print a profile in full, every default written out: YAML that can be saved and changed."""
     import yaml
 
-    from scope_cli.profile import load_profile, parse_set
+    from scope_cli.profile import load_profile
 
-    loaded = load_profile(name, parse_set(set_))
+    loaded = load_profile(name, o.overrides(set_))
     print(yaml.safe_dump(loaded.profile.as_dict(), sort_keys=False, allow_unicode=True), end="")
 
 
@@ -56,8 +68,8 @@ def check_command(
     wrong = False
     for name in names:
         try:
-            print(f"{name}: valid ({load_profile(name).source})")
+            print(printable(f"{name}: valid ({load_profile(name).source})"))
         except ProfileError as error:
             wrong = True
-            print(f"{name}: error: {error}", file=sys.stderr)
+            print(printable(f"{name}: error: {error}", lines=True), file=sys.stderr)
     raise typer.Exit(2 if wrong else 0)

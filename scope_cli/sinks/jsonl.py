@@ -1,14 +1,16 @@
 """Events in, one JSON object a line out: for scripts; docs/events.md describes each."""
 
+from collections import defaultdict
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from scope_cli.events import Event, Failed, Finished, PromptProgress, PromptRead, Started, Token
+from scope_cli.events import Busy, Event, Failed, Finished, PromptProgress, PromptRead, Started, Token
 from scope_cli.safe import as_json
-from scope_cli.sinks.base import write_utf8
+from scope_cli.sinks.base import text_of, write_utf8
 
 EVENT_NAMES: dict[type[Event], str] = {
     Started: "started",
+    Busy: "busy",
     PromptProgress: "prompt_progress",
     PromptRead: "prompt_read",
     Token: "token",
@@ -21,9 +23,15 @@ TOKEN_READINGS = ("held_bytes", "full_bytes", "evictions")  # the rest is in pro
 class JsonLines:
     def __init__(self, stdout: TextIO) -> None:
         self._stdout = stdout
+        self._texts: dict[int, list[str]] = defaultdict(list)  # by prompt, in pieces
 
     def receive(self, event: Event) -> None:
-        write_utf8(self._stdout, f"{as_json(as_object(event))}\n")
+        fields = as_object(event)
+        if isinstance(event, Token | Finished):
+            self._texts[event.prompt].append(text_of(event))
+        if isinstance(event, Finished):
+            fields["full_text"] = "".join(self._texts.pop(event.prompt))
+        write_utf8(self._stdout, as_json(fields) + "\n")
 
     def close(self) -> None:
         """Every line was flushed when it came."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from scope_cli.events import Event, Failed, Finished, PromptProgress, PromptRead, Started, Token
+from scope_cli.events import Busy, Event, Failed, Finished, PromptProgress, PromptRead, Started, Token
 
 RATE_WINDOW_S = 5.0
 
@@ -35,6 +35,8 @@ class Meter:
                 case Started():
                     self._phase, self._policy, self._model = "prompt", event.policy, event.model["name"]
                     self._planned = event.max_new_tokens * len(event.prompt_tokens)
+                case Busy():
+                    self._phase = event.what
                 case PromptProgress():
                     self._phase = "prompt"
                 case PromptRead():

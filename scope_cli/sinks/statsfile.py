@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Event as Signal
 from threading import Thread
 
-from scope_cli.errors import UsageError
+from scope_cli.errors import ScopeError, UsageError
 from scope_cli.events import Event
 from scope_cli.safe import as_json
 from scope_cli.sinks.meter import Meter
@@ -16,13 +16,18 @@ EVERY_S = 1.0
 
 
 class StatsFile:
-    """A thread writes, so that a long step leaves no gap; the last line is the end of the run."""
+    """A thread writes, so that a long step leaves no gap; the last line is the end of the run.
+
+    Where the disk is full the run goes on, and is told at its end.
+    """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._meter = Meter()
         self._closed = Signal()
+        self._failure: OSError | None = None
         try:
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise UsageError(
                 f"--stats-file: cannot write {path}: {error.strerror}",
@@ -39,12 +44,22 @@ class StatsFile:
         self._writer.join()
         self._line()
         self._file.close()
+        if self._failure is not None:
+            raise ScopeError(
+                f"--stats-file: cannot go on writing {self._path}: {self._failure.strerror}",
+                "the run itself is through",
+            )
 
     def _write_on(self) -> None:
         while not self._closed.wait(EVERY_S):
             self._line()
 
     def _line(self) -> None:
+        if self._failure is not None:
+            return
         now = datetime.now().astimezone().isoformat(timespec="milliseconds")
-        self._file.write(f"{as_json({'time': now, **self._meter.snapshot()})}\n")
-        self._file.flush()
+        line = as_json({"time": now, **self._meter.snapshot()}) + "\n"
+        try:
+            self._file.write(line.encode())
+        except OSError as error:
+            self._failure = error

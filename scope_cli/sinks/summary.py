@@ -1,44 +1,78 @@
 """Events in, notes at the start and a block of numbers at the end out: stderr, whatever stdout is."""
 
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from scope_cli.events import Audit, Event, Failed, Finished, Loop, Started
+from scope_cli.events import Audit, Busy, Event, Failed, Finished, Loop, Started
+from scope_cli.safe import printable
+from scope_cli.sinks.record import record_of
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
 
 
 class Summary:
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    """Of several outputs each gets a heading, above its text where both go to one place.
+
+    files: by prompt, where its text is written as well
+    animated: stdout is a terminal that shows by itself what is going on
+    """
+
+    def __init__(self, console: Console, files: Sequence[Path] = (), animated: bool = False) -> None:
+        self._console, self._files, self._animated = console, files, animated
         self._outputs = 1
+        self._stops_on_loop = False
+        self._busy: set[str] = set()
 
     def receive(self, event: Event) -> None:
         if isinstance(event, Started):
             self._outputs = len(event.prompt_tokens)
+            self._stops_on_loop = bool(event.profile.get("sampling", {}).get("stop_on_loop"))
             for note in event.notes:
                 self._print("note:", note, "yellow")
             model = event.model
             self._print("", f"{model['name']}, {_machine(model)}, {event.policy}", "")
+            self._head(0)
+        elif isinstance(event, Busy) and not self._animated and event.what not in self._busy:
+            self._busy.add(event.what)
+            self._print("", f"{event.what} ...", "")
         elif isinstance(event, Failed):
             if self._outputs > 1:  # the only one is told at the end, as the run's error
-                self._print("", f"output {event.prompt + 1} of {self._outputs}", "")
                 self._print("failed:   ", event.error, "bold red")
+            self._head(event.prompt + 1)
         elif isinstance(event, Finished):
-            if self._outputs > 1:
-                self._print("", f"output {event.prompt + 1} of {self._outputs}", "")
-            for label, value in summary_lines(event):
+            for label, value in summary_lines(event, self._stops_on_loop):
                 failed = label == "audit:" and not event.audit.passed
                 self._print(f"{label:<10}", value, "bold red" if failed else "dim")
+            if event.prompt < len(self._files):
+                self._print(f"{'written:':<10}", written(self._files[event.prompt]), "dim")
+            self._head(event.prompt + 1)
 
     def close(self) -> None:
         """Nothing is held back."""
 
+    def _head(self, prompt: int) -> None:
+        if self._outputs > 1 and prompt < self._outputs:
+            self._print("", f"output {prompt + 1} of {self._outputs}", "")
+
     def _print(self, label: str, value: str, style: str) -> None:
-        """One line, never wrapped, and Text all through: markup in a name is only text."""
-        self._console.print(Text.assemble((label, style), " " if label else "", value), soft_wrap=True)
+        """One line, broken between words on a terminal; Text all through: markup in a name is only text."""
+        line = Text.assemble((label, style), " " if label else "", printable(value))
+        self._console.print(line, soft_wrap=not self._console.is_terminal)
+
+
+def written(file: Path) -> str:
+    """'story.txt, 1.20 KiB, and story.txt.run.json'"""
+    record = record_of(file)
+    with suppress(OSError):
+        if stat.S_ISREG(file.stat().st_mode):
+            also = f", and {record.name}" if record.is_file() else ""
+            return f"{file}, {as_bytes(file.stat().st_size)}{also}"
+    return str(file)
 
 
 def _machine(model: dict[str, Any]) -> str:
@@ -51,11 +85,11 @@ def _machine(model: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def summary_lines(run: Finished) -> Iterator[tuple[str, str]]:
+def summary_lines(run: Finished, stops_on_loop: bool = False) -> Iterator[tuple[str, str]]:
     """(label, value), one per line."""
     reading = run.reading
-    yield "prompt:", _phase(run.prompt_tokens, run.prefill_s, run.prefill_peak_bytes)
-    yield "output:", _phase(run.output_tokens, run.decode_s, run.decode_peak_bytes)
+    yield "prompt:", _prompt(run)
+    yield "output:", _phase(f"{run.output_tokens:,}", run.output_tokens, run.decode_s, run.decode_peak_bytes)
     yield "finish:", f"{run.reason} {run.stopped_by!r}" if run.stopped_by else run.reason
     held, full = reading.held_bytes, reading.full_bytes
     yield "KV held:", f"{as_bytes(held)} / {as_bytes(full)} full cache ({as_ratio(held, full)})"
@@ -80,19 +114,30 @@ def summary_lines(run: Finished) -> Iterator[tuple[str, str]]:
     )
     yield "evicted:", f"{reading.evicted_tokens:,} tokens in {reading.evictions:,} evictions"
     if run.loop:
-        yield "loop:", _loop(run.loop)
+        yield "loop:", _loop(run.loop, stops_on_loop)
     yield "audit:", _audit(run.audit)
 
 
-def _phase(tokens: int, seconds: float, peak_bytes: int) -> str:
+def _prompt(run: Finished) -> str:
+    """What was read of it: all, a part where Ctrl-C came, nothing where another sample has read the same."""
+    count = f"{run.prompt_tokens:,}"
+    if not run.read_tokens and run.output_tokens:
+        return f"{count} tokens, read once for all samples"
+    if run.read_tokens < run.prompt_tokens:
+        count = f"{run.read_tokens:,} of {count}"
+    return _phase(count, run.read_tokens, run.prefill_s, run.prefill_peak_bytes)
+
+
+def _phase(count: str, tokens: int, seconds: float, peak_bytes: int) -> str:
     rate = as_rate(tokens / seconds) if seconds else "-"
-    return f"{tokens:,} tokens in {as_duration(seconds)}, {rate}, peak {as_bytes(peak_bytes)}"
+    return f"{count} tokens in {as_duration(seconds)}, {rate}, peak {as_bytes(peak_bytes)}"
 
 
-def _loop(loop: Loop) -> str:
+def _loop(loop: Loop, stops: bool) -> str:
     end = "the end" if loop.to_the_end else f"token {loop.start + loop.tokens:,}"
     where = f"from token {loop.start + 1:,} to {end} ({loop.tokens:,} tokens)"
-    return f"repeats itself: period {loop.period:,}, {where}; --stop-on-loop ends such a run"
+    advice = "" if stops else "; --stop-on-loop ends such a run"
+    return f"repeats itself: period {loop.period:,}, {where}{advice}"
 
 
 def _audit(audit: Audit) -> str:

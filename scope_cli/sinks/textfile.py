@@ -9,6 +9,7 @@ from typing import Literal
 
 from scope_cli.errors import ScopeError, UsageError
 from scope_cli.events import Event, Finished, Token
+from scope_cli.files import lock
 from scope_cli.sinks.base import text_of
 from scope_cli.units import as_bytes
 
@@ -28,6 +29,7 @@ class TextFile:
         self._file = _open(path)
         status = os.fstat(self._file.fileno())
         self._is_regular = stat.S_ISREG(status.st_mode)
+        lock(self._file, path)
         if mode == "new" and self._is_regular and status.st_size:
             self._file.close()
             raise UsageError(

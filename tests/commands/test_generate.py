@@ -1,10 +1,13 @@
 """scope generate through the user's door, with a tiny model in a folder."""
 
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
+from hashlib import sha256
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from scope_cli.errors import ModelError
 from scope_cli.generate import make_plan
 from scope_cli.model import open_model
 from scope_cli.profile import ModelSettings, load_profile
+from scope_cli.step import EagerStep
 from tests.conftest import scope_process
 from tests.tiny import SHAPE, tiny_tokenizer
 
@@ -188,18 +192,18 @@ def test_the_default_length_is_cut_to_the_context_with_a_note(scope, tiny_folder
         (["generate", "hi", "--profile", "slied"], "did you mean slide?"),
         (["generate", "hi", "--set", "decode.bugdet=3"], "did you mean budget?"),
         (["generate", "hi", "--set", "decode"], "is not KEY=VALUE"),
-        (["generate", "hi", "--budget", "10", "--recent", "20"], "decode.recent"),
+        (["generate", "hi", "--budget", "10", "--recent", "20"], "--recent: is 20"),
         (
             ["generate", "hi", "--strategy", "adaptive", "--set", "sampling.max_new_tokens=null"],
             "max_new_tokens",
         ),
         (["generate", "hi", "--model", "no-such-model", "--offline"], "no-such-model"),
         (["generate", "hi", "--device", "cuda"], "no GPU"),
-        (["generate", "hi", "--device", "gpu"], "model.device"),
+        (["generate", "hi", "--device", "gpu"], "--device: is 'gpu'"),
         (["generate", "hi", "--output", "no/such/folder/out.txt"], "cannot write"),
-        (["generate", "hi", "--load-in", "3bit"], "model.load_in"),
-        (["generate", "hi", "--threads", "0"], "model.threads"),
-        (["generate", "hi", "--threads", "many"], "model.threads"),
+        (["generate", "hi", "--load-in", "3bit"], "--load-in: there is no '3bit'"),
+        (["generate", "hi", "--threads", "0"], "--threads: is 0"),
+        (["generate", "hi", "--threads", "many"], "--threads: is 'many'"),
         (["generate", "hi", "--append", "--force"], "exclude each other"),
     ],
 )
@@ -280,7 +284,7 @@ def test_a_failed_audit_ends_with_code_5_and_keeps_the_text(generate, tmp_path, 
     assert json.loads((tmp_path / "out.txt.run.json").read_text())["results"][0]["audit"]["problems"]
 
 
-def long_run(tiny_folder, *argv):
+def long_run(tiny_folder, *argv, **more):
     return scope_process(
         "generate",
         PROMPT,
@@ -293,12 +297,15 @@ def long_run(tiny_folder, *argv):
         64,
         "--recent",
         16,
+        "--compile",
+        "off",
         *argv,
+        **more,
     )
 
 
 def wait_for_text(path, size=100):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if path.exists() and path.stat().st_size > size:
             return
@@ -306,7 +313,9 @@ def wait_for_text(path, size=100):
     pytest.fail("no text came")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_ends_the_run_with_text_and_record_complete(tiny_folder, tmp_path, number, code):
     out = tmp_path / "out.txt"
     process = long_run(tiny_folder, "--output", out)
@@ -317,7 +326,36 @@ def test_a_signal_ends_the_run_with_text_and_record_complete(tiny_folder, tmp_pa
     assert stdout == out.read_bytes()
     assert b"Traceback" not in stderr and b"interrupted" in stderr
     record = json.loads((tmp_path / "out.txt.run.json").read_text())
-    assert (record["status"], record["results"][0]["reason"]) == ("finished", "interrupted")
+    assert (record["status"], record["results"][0]["reason"]) == ("interrupted", "interrupted")
+    assert b"audit:" in stderr and b"ending after this step" in stderr
+
+
+def test_a_run_under_nohup_hears_no_hangup(tiny_folder, tmp_path):
+    out = tmp_path / "out.txt"
+    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+    process = long_run(tiny_folder, "--output", out, preexec_fn=ignore)
+    wait_for_text(out)
+    process.send_signal(signal.SIGHUP)
+    wait_for_text(out, out.stat().st_size + 50)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=300)
+    assert process.returncode == 143
+
+
+def test_an_output_that_another_run_writes_is_refused(generate, tiny_folder, tmp_path):
+    out = tmp_path / "out.txt"
+    first = long_run(tiny_folder, "--output", out)
+    try:
+        wait_for_text(out)
+        for mode in ("--append", "--force"):
+            second = generate(PROMPT, "--output", out, mode)
+            assert (second.code, second.stdout) == (3, "")
+            assert f"cannot write {out}: another run is writing it" in second.stderr
+    finally:
+        first.kill()
+        text, _ = first.communicate(timeout=300)
+    assert out.read_bytes().startswith(text), "nobody else wrote into it"
+    assert generate(PROMPT, "--output", out, "--append").code == 0, "a killed run leaves no lock"
 
 
 def test_sigkill_keeps_the_words_in_valid_utf8(tiny_folder, tmp_path):
@@ -399,3 +437,218 @@ def test_a_dash_is_no_output_file(scope, tmp_path, monkeypatch):
         result = scope("generate", "hi", "--output", name)
         assert (result.code, result.stdout) == (2, "")
         assert "stdout" in result.stderr and not list(tmp_path.iterdir())
+
+
+def in_a_shell(redirections, tiny_folder, *argv):
+    """`scope generate PROMPT ... REDIRECTIONS` as a shell starts it; 40 tokens."""
+    words = [sys.executable, "-m", "scope_cli", "generate", "--model", tiny_folder, "--ignore-eos"]
+    words += ["--max-new-tokens", 40, *argv]
+    return subprocess.run(
+        ["bash", "-c", f'"$@" {redirections}; exit ${{PIPESTATUS[0]}}', "bash", *map(str, words)],
+        capture_output=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def test_a_closed_stdout_is_told_before_the_model_is_loaded(tiny_folder):
+    ran = in_a_shell(">&-", tiny_folder, PROMPT)
+    assert ran.returncode == 1 and ran.stdout == b""
+    assert ran.stderr.splitlines() == [b"error: standard output is closed", b"hint: --output FILE needs none"]
+
+
+def test_with_an_output_file_stdout_may_be_closed(generate, tiny_folder, tmp_path):
+    out = tmp_path / "out.txt"
+    ran = in_a_shell(">&- 2>&- <&-", tiny_folder, PROMPT, "--output", out)
+    assert ran.returncode == 0
+    assert out.read_bytes().decode() == generate(PROMPT).stdout
+    assert json.loads((tmp_path / "out.txt.run.json").read_text())["status"] == "finished"
+
+
+def test_a_full_stdout_ends_the_run_unless_the_text_goes_to_a_file_too(generate, tiny_folder, tmp_path):
+    out = tmp_path / "out.txt"
+    for argv in ([], ["--output", out], ["--json"]):
+        ran = in_a_shell("> /dev/full", tiny_folder, PROMPT, *argv)
+        assert ran.returncode == 1 and b"Traceback" not in ran.stderr
+        assert b"error: cannot write to standard output: No space left on device" in ran.stderr
+    assert out.read_bytes().decode() == generate(PROMPT).stdout
+    assert json.loads((tmp_path / "out.txt.run.json").read_text())["status"] == "finished"
+
+
+def test_a_full_disk_for_the_stats_takes_nothing_from_the_run(generate):
+    plain, ran = generate(PROMPT), generate(PROMPT, "--stats-file", "/dev/full")
+    assert (ran.code, ran.stdout) == (1, plain.stdout)
+    assert "error: --stats-file: cannot go on writing /dev/full: No space left" in ran.stderr
+    assert "audit:" in ran.stderr
+
+
+def test_a_closed_stdin_is_a_sentence(tiny_folder):
+    for dash in (["-"], ["--prompt-file", "-"]):
+        ran = in_a_shell("<&-", tiny_folder, *dash)
+        assert (ran.returncode, ran.stdout) == (2, b"") and b"Traceback" not in ran.stderr
+        assert b"error: standard input is closed" in ran.stderr
+
+
+@pytest.mark.parametrize("argv", [[], ["--json"]])
+def test_a_reader_of_both_streams_that_leaves_is_141(tiny_folder, argv):
+    ran = in_a_shell("2>&1 | head -c 5", tiny_folder, PROMPT, "--max-new-tokens", 900, *argv)
+    assert (ran.returncode, ran.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    "argv", [[b"caf\xe9"], [b"hi", b"--system", b"caf\xe9"], [b"hi", b"--stop", b"caf\xe9"],
+             [b"hi", b"--set", b"prompt.system=caf\xe9"]]
+)  # fmt: skip
+def test_an_argument_that_is_not_utf8_is_a_sentence(tiny_folder, argv):
+    ran = subprocess.run(
+        [sys.executable, "-m", "scope_cli", "generate", "--model", str(tiny_folder), *argv],
+        capture_output=True,
+    )
+    assert (ran.returncode, ran.stdout) == (2, b"")
+    assert b"is not UTF-8: byte 0xe9 at offset " in ran.stderr and b"Traceback" not in ran.stderr
+
+
+def test_a_prompt_is_piped_in_without_a_dash(generate, tiny_folder):
+    process = scope_process(
+        "generate",
+        "--model",
+        tiny_folder,
+        "--ignore-eos",
+        "--max-new-tokens",
+        40,
+        "-q",
+        stdin=subprocess.PIPE,
+    )
+    stdout, _ = process.communicate(PROMPT.encode(), timeout=300)
+    assert stdout.decode() == generate(PROMPT).stdout
+
+
+def test_the_text_ends_its_line_where_the_summary_follows_in_one_place(generate, tiny_folder):
+    ran = in_a_shell("2>&1", tiny_folder, PROMPT)
+    text = generate(PROMPT).stdout
+    assert f"\n{text}\nprompt:  ".encode() in ran.stdout
+    quiet = in_a_shell("2>&1", tiny_folder, PROMPT, "--quiet")
+    assert quiet.stdout.decode() == text
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ..."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"
+    ),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_memory_that_ends_in_the_middle_is_a_sentence_and_keeps_the_text(
+    generate, tmp_path, monkeypatch, error
+):
+    whole, out = generate(PROMPT).stdout, tmp_path / "out.txt"
+    step, steps = EagerStep.__call__, []
+
+    def ends(self, ids):
+        steps.append(ids)
+        if len(steps) == 20:
+            raise error
+        return step(self, ids)
+
+    monkeypatch.setattr(EagerStep, "__call__", ends)
+    result = generate(PROMPT, "--output", out)
+    assert result.code == 1 and "Traceback" not in result.stderr
+    (told,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert told.startswith("error: memory ran out")
+    assert "--budget" in result.stderr and "--load-in" in result.stderr and "--lanes" in result.stderr
+    assert out.read_bytes().decode() == result.stdout and whole.startswith(result.stdout) and result.stdout
+    record = json.loads((tmp_path / "out.txt.run.json").read_text())
+    assert record["status"] == "failed" and record["results"][0]["error"].startswith("memory ran out")
+
+
+def test_a_bug_in_the_middle_keeps_the_text_and_the_record_says_failed(generate, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCOPE_CACHE", str(tmp_path))
+    monkeypatch.setattr(EagerStep, "__call__", lambda self, ids: 1 / 0)
+    result = generate(PROMPT, "--output", tmp_path / "out.txt")
+    assert result.code == 1 and "error: unexpected ZeroDivisionError" in result.stderr
+    assert json.loads((tmp_path / "out.txt.run.json").read_text())["status"] == "failed"
+    assert (tmp_path / "out.txt").read_text() == result.stdout != ""
+
+
+def test_the_record_says_where_a_text_comes_from_and_what_it_depends_on(generate, tiny_folder, tmp_path):
+    (tmp_path / "prompt.txt").write_text(PROMPT)
+    digest = sha256(PROMPT.encode()).hexdigest()
+    prompts = {
+        "typed": ([PROMPT], {"sha256": digest, "text": PROMPT}),
+        "read": (
+            ["--prompt-file", tmp_path / "prompt.txt"],
+            {"sha256": digest, "file": str(tmp_path / "prompt.txt")},
+        ),
+    }
+    for name, (argv, prompt) in prompts.items():
+        assert generate(*argv, "--output", tmp_path / name, "--threads", 1).code == 0
+        record = json.loads((tmp_path / f"{name}.run.json").read_text())
+        assert record["prompt"] == prompt
+        assert record["command"][:4] == ["scope", "generate", "--model", str(tiny_folder)]
+        assert record["command"][-2:] == ["--threads", "1"]
+        told = record["depends_on"]
+        assert (told["device"], told["dtype"], told["weights"]) == ("cpu", "float32", "plain")
+        assert (told["compiled"], told["lanes"], told["threads"]) == (False, 1, 1)
+        assert told["processor"] and told["instructions"]
+
+
+def test_a_run_that_is_interrupted_while_it_reads_says_how_far_it_came(generate, tmp_path, monkeypatch):
+    monkeypatch.setattr("scope_cli.signals.Interruption.__call__", lambda self: True)
+    out = tmp_path / "out.txt"
+    result = generate(PROMPT * 4, "--set", "prefill.chunk=64", "--output", out)
+    assert f"64 of {len(PROMPT) * 4} tokens in" in result.stderr
+    (end,) = json.loads((tmp_path / "out.txt.run.json").read_text())["results"]
+    assert (end["read_tokens"], end["prompt_tokens"]) == (64, len(PROMPT) * 4)
+
+
+def test_a_prompt_that_samples_share_is_read_once_and_said_to_be(generate):
+    told = generate(PROMPT, "--samples", 3).stderr.splitlines()
+    assert sum("tokens, read once for all samples" in line for line in told) == 2
+
+
+def test_what_is_going_on_is_said_from_the_start(generate, tiny_folder):
+    loud = generate(PROMPT).stderr.splitlines()
+    assert loud[0] == f"loading {tiny_folder} ..." and loud[1].startswith("reading the weights, ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--append"], "--append needs --output"),
+        (["--force"], "--force needs --output"),
+        (["--quiet", "--verbose"], "--quiet and --verbose exclude each other"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(generate, argv, message):
+    result = generate(PROMPT, *argv)
+    assert (result.code, result.stdout) == (2, "") and message in result.stderr
+
+
+def test_notes_say_what_does_nothing_and_what_may_be_meant(generate, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("x")
+    argv = [
+        "notes.txt",
+        "--lanes",
+        5,
+        "--strategy",
+        "full",
+        "--budget",
+        9,
+        "--temperature",
+        0,
+        "--samples",
+        2,
+    ]
+    notes = [line for line in generate(*argv).stderr.splitlines() if line.startswith("note: ")]
+    parts = [
+        "--budget has no effect: strategy full",
+        "--lanes 5 has no effect beyond 2",
+        "will be the same",
+        "--prompt-file notes.txt reads the file",
+    ]
+    for part in parts:
+        assert sum(part in note for note in notes) == 1
+    assert generate(*argv, "--quiet").stderr == ""

@@ -55,7 +55,7 @@ def _run(
     for n, piece in enumerate(pieces, 1):
         yield Token(0, n, 100 + n, piece, -0.5, 0.05 * (n - 1), READING)
     audit = Audit(policy_active=True, budget_held=True, bytes_accounted=True)
-    end = Finished(0, "length", held_back, 3210, n, 5.6, 0.05 * n, 2**30, 3 * 2**29, READING, audit)
+    end = Finished(0, "length", held_back, 3210, 3210, n, 5.6, 0.05 * n, 2**30, 3 * 2**29, READING, audit)
     yield replace(end, **finished)
 
 

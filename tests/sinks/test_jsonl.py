@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scope_cli.events import Audit, Loop, Reading, Token
+from scope_cli.events import Audit, Finished, Loop, Reading, Token
 from scope_cli.sinks.jsonl import EVENT_NAMES, TOKEN_READINGS, JsonLines
 
 DOCS = Path(__file__).parents[2] / "docs" / "events.md"
@@ -27,12 +27,15 @@ def test_each_event_is_one_named_object_with_its_own_fields(events_of_a_run):
         expected = {field.name for field in fields(event)}
         if isinstance(event, Token):
             expected = expected - {"reading"} | set(TOKEN_READINGS)
+        if isinstance(event, Finished):
+            expected = expected | {"full_text"}
         assert set(one) == expected
 
 
 def test_values_are_the_events_values(events_of_a_run):
     *_, token, finished = written(events_of_a_run(["a", "漢"], loop=Loop(6, 411, 1120, True)))
     assert (token["n"], token["text"], token["held_bytes"]) == (2, "漢", 12 * 2**20)
+    assert finished["full_text"] == "a漢"
     assert finished["reading"]["host_bytes"] == 25680
     assert finished["loop"] == {"period": 6, "start": 411, "tokens": 1120, "to_the_end": True}
 
@@ -48,4 +51,6 @@ def test_every_field_is_documented_and_nothing_else(section, kind):
     known = {field.name for field in fields(kind)}
     if kind is Token:
         known = known - {"reading"} | set(TOKEN_READINGS)
+    if kind is Finished:
+        known = known | {"full_text"}
     assert set(re.findall(r"`(\w+)`", " ".join(first_cells))) == known

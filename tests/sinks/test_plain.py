@@ -1,8 +1,10 @@
 import io
 import os
+from dataclasses import replace
 
 import pytest
 
+from scope_cli.events import Audit
 from scope_cli.sinks.plain import PlainText
 
 
@@ -39,3 +41,33 @@ def test_a_reader_that_went_away_is_the_callers_business(events_of_a_run):
             PlainText(stdout).receive(event)
     with pytest.raises(BrokenPipeError):
         stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "quiet", "events", "ending"),
+    [
+        ("a line", False, slice(None), "\n"),
+        ("a line\n", False, slice(None), ""),
+        ("a line", True, slice(None), ""),  # nothing follows
+        ("a line", True, slice(-1), "\n"),  # an error follows
+        ("", False, slice(None), ""),
+    ],
+)
+def test_what_is_said_beside_the_text_begins_on_a_line_of_its_own(
+    events_of_a_run, text, quiet, events, ending
+):
+    stdout, stderr = io.StringIO(), io.StringIO()
+    sink = PlainText(stdout, stderr, quiet)
+    for event in events_of_a_run(list(text))[events]:
+        sink.receive(event)
+    sink.close()
+    assert (stdout.getvalue(), stderr.getvalue()) == (text, ending)
+
+
+def test_a_failed_audit_is_told_below_the_text(events_of_a_run):
+    stdout, stderr = io.StringIO(), io.StringIO()
+    *events, end = events_of_a_run(["a"])
+    sink = PlainText(stdout, stderr, quiet=True)
+    for event in [*events, replace(end, audit=Audit(True, False, True, ("over budget",)))]:
+        sink.receive(event)
+    assert stderr.getvalue() == "\n"

@@ -3,13 +3,13 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from scope_cli.events import Audit, Loop
+from scope_cli.events import Audit, Busy, Loop
 from scope_cli.sinks.summary import Summary
 
 
-def printed(events, **console) -> str:
+def printed(events, files=(), **console) -> str:
     file = io.StringIO()
-    sink = Summary(Console(file=file, **{"width": 40, **console}))
+    sink = Summary(Console(file=file, **{"width": 40, **console}), files)
     for event in events:
         sink.receive(event)
     sink.close()
@@ -60,3 +60,44 @@ def test_colour_is_for_terminals(events_of_a_run):
     events = events_of_a_run(["x"], audit=Audit(True, False, True, ("over budget",)))
     assert "\x1b" not in printed(events)
     assert "\x1b[" in printed(events, force_terminal=True, color_system="standard", no_color=False)
+
+
+def test_a_terminal_breaks_lines_between_words(events_of_a_run):
+    started, *_ = events_of_a_run(["x"])
+    text = printed([replace(started, policy="slide, budget 256 (128 recent), every 64")], force_terminal=True)
+    assert [line.rstrip() for line in text.splitlines()] == [
+        "tiny, cpu float32, slide, budget 256",
+        "(128 recent), every 64",
+    ]
+
+
+def test_what_was_read_is_told_not_what_there_was_to_read(events_of_a_run):
+    cut = events_of_a_run([], read_tokens=1024, prefill_s=10.24, reason="interrupted")
+    assert "prompt:    1,024 of 3,210 tokens in 10.2 s, 100 tokens/s" in printed(cut)
+    copied = events_of_a_run(["x"], read_tokens=0, prefill_s=0.0001)
+    assert "prompt:    3,210 tokens, read once for all samples\n" in printed(copied)
+
+
+def test_advice_is_not_given_to_who_has_followed_it(events_of_a_run):
+    started, *rest = events_of_a_run(["x"], loop=Loop(6, 411, 1120, True))
+    started = replace(started, profile={"sampling": {"stop_on_loop": True}})
+    assert "--stop-on-loop" not in printed([started, *rest])
+
+
+def test_the_file_that_was_written_is_named_with_its_size(events_of_a_run, tmp_path):
+    (tmp_path / "a.txt").write_text("x" * 2048)
+    assert f"written:   {tmp_path}/a.txt, 2.00 KiB\n" in printed(events_of_a_run(["x"]), [tmp_path / "a.txt"])
+    (tmp_path / "a.txt.run.json").write_text("{}")
+    assert "2.00 KiB, and a.txt.run.json\n" in printed(events_of_a_run(["x"]), [tmp_path / "a.txt"])
+
+
+def test_control_characters_of_a_models_name_are_spelt_out(events_of_a_run):
+    started, *_ = events_of_a_run(["x"])
+    text = printed([replace(started, model={**started.model, "name": "a\x1b[2J\x9b"})])
+    assert text.startswith("a\\x1b[2J\\x9b, cpu")
+
+
+def test_compiling_is_told_once(events_of_a_run):
+    started, *_ = events_of_a_run(["x"])
+    busy = Busy("compiling the step")
+    assert printed([started, busy, busy]).endswith("\ncompiling the step ...\n")

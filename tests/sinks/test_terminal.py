@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import pyte
 import pytest
@@ -7,8 +8,10 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from scope_cli.events import Busy
 from scope_cli.sinks import terminal
 from scope_cli.sinks.terminal import RecentRate, Terminal, fitting, split_rows
+from tests.sinks.conftest import READING
 
 WIDTH, HEIGHT = 40, 10
 PROSE = "The cache of the prompt is kept, and the cache of the output is bounded by its budget. " * 30
@@ -116,16 +119,49 @@ def test_the_status_line_stands_below_the_growing_text(events_of_a_run):
         sink.receive(event)
     *rows, status = tty.rows()
     assert " ".join(rows) == PROSE[:200].strip()
-    assert status == "67/4,096 tokens  20.0 tokens/s"  # as much as 40 columns hold
+    assert status == "67/4,096 tokens  20.0/s  3:21 left"  # as much as 40 columns hold
     sink.close()
 
 
 def test_a_wide_terminal_shows_every_number(events_of_a_run):
     *_, token, _ = events_of_a_run(["x"] * 24)
-    assert fitting(terminal.meter(token, 4096, 20.0), 200) == (
-        "24/4,096 tokens  20.0 tokens/s  3:24 left  KV 12.00 MiB / 96.00 MiB (12.5%)  slots 3,466/3,467  "
-        "evictions 17  moved 1.00 MiB, saved 5.00 GiB"
+    limit = terminal.Limit.of({"decode": {"strategy": "slide", "budget": 256, "total_budget": None}})
+    parts = terminal.meter(token, 4096, 20.0, limit)
+    assert fitting(parts, 200) == (
+        "24/4,096 tokens  20.0/s  3:24 left  held 256/256  evicted 1,071  KV 12.5% of full  "
+        "12.00 MiB / 96.00 MiB  slots 3,466/3,467"
     )
+    assert fitting(parts, 80).endswith("held 256/256  evicted 1,071")
+
+
+@pytest.mark.parametrize(
+    ("decode", "shown"),
+    [
+        ({"strategy": "adaptive", "budget": 512, "total_budget": None}, "held 256/512"),
+        ({"strategy": "slide", "budget": 512, "total_budget": 4000}, "held 3,466/4,000"),
+        ({"strategy": "full", "budget": 512, "total_budget": None}, None),
+    ],
+)
+def test_what_is_held_stands_beside_its_limit(decode, shown):
+    limit = terminal.Limit.of({"decode": decode})
+    assert (limit and limit.in_words(READING)) == shown
+
+
+def test_compiling_is_shown_as_what_it_is_and_no_rate_comes_from_it(events_of_a_run):
+    tty = Tty()
+    sink = Terminal(tty.console)
+    started, progress, read, *tokens, _ = events_of_a_run(["x"] * 80)
+    slow = [replace(one, elapsed_s=100 + one.elapsed_s) for one in tokens]
+    for event in (started, progress, read, tokens[0], Busy("compiling the step")):
+        sink.receive(event)
+    assert tty.rows()[-1] == "compiling the step ..."
+    for event in slow[1:5]:
+        sink.receive(event)
+    assert "- left" in tty.rows()[-1], "neither the wait nor the first tokens after it say how long it takes"
+    for event in slow[5:40]:
+        sink.receive(event)
+    assert "20.0/s  3:23 left" in tty.rows()[-1]
+    sink.close()
 
 
 @given(st.integers(1, 200))
