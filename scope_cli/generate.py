@@ -218,6 +218,7 @@ class Job:
 def make_plan(settings: LoadedProfile, geometry: Geometry, prompt_tokens: int, ring: int = 1) -> RunPlan:
     """The plan of a run; the cache remembers what the scorer asks for, `ring` queries at least."""
     scorer = policy_of(settings.profile.decode).scorer
+    scorer.check(geometry)
     ring = max(ring, scorer.ring)
     return plan_run(settings, geometry, prompt_tokens, ring=ring, memos=len(scorer.memos))
 

@@ -15,6 +15,7 @@ import typer
 
 from scope_cli import streams, tables, utf8
 from scope_cli.commands import options as o
+from scope_cli.commands.early import check_model
 from scope_cli.errors import (
     AuditError,
     ModelError,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from scope_cli.generate import Work
     from scope_cli.model import LoadedModel, OpenedModel
     from scope_cli.plan import CacheShape, RunPlan
-    from scope_cli.profile import LoadedProfile, ModelSettings, Profile
+    from scope_cli.profile import LoadedProfile, Profile
     from scope_cli.sinks.base import Sink
     from scope_cli.sinks.several import Every
     from scope_cli.sinks.textfile import FileMode
@@ -41,7 +42,6 @@ FILES_OF_OTHERS = 100  # that a run opens besides: libraries, weights, sockets
 MOST_SAMPLES = 10_000  # scope batch takes more
 HOW_TO_PROMPT = "give it as an argument, with --prompt-file FILE, or pipe it in"
 ENDING = "ending after this step; again: at once"
-GPU_FILES = ("nvidia*", "nvhost*", "kfd", "dxg", "dri/render*")  # in /dev, of NVIDIA, AMD, and Windows' Linux
 AUDIT_HINT = "this is a bug in scope: the text may be wrong; please report it with the run record"
 
 
@@ -353,7 +353,13 @@ def run(
 ) -> int:
     """Open the model, plan, load, generate; the exit code. `texts` has every prompt `samples` times."""
     phases = Phases(quiet)
-    known_without_torch(settings.profile.model, offline, phases)
+    check_model(settings.profile.model)
+
+    from scope_cli.registry import find
+
+    find(
+        settings.profile.model.name, offline, phases.say
+    )  # what is not there is told before torch is imported
     phases.begin(f"loading {settings.profile.model.name}")
     try:
         loaded, works, shape = load(settings, texts, samples, lanes, offline, phases)
@@ -392,16 +398,6 @@ def run(
     if audience.lost is not None:
         raise audience.lost
     return interruption.exit_code
-
-
-def known_without_torch(model: "ModelSettings", offline: bool, phases: Phases) -> None:
-    """What is wrong with model and device is told before the seconds that importing torch takes."""
-    from scope_cli.registry import find
-
-    files = [file for pattern in GPU_FILES for file in Path("/dev").glob(pattern)]
-    if model.device.startswith("cuda") and not files:
-        raise ModelError(f"no GPU for --device {model.device}: this machine has none", "try --device cpu")
-    find(model.name, offline, phases.say)
 
 
 def load(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scope_cli.cache import PolicyLayer, ScopeCache
+    from scope_cli.geometry import Geometry
 
 Over = Literal["mean", "max"]
 Group = Literal["mean", "max", "logit_max"]
@@ -53,6 +54,9 @@ class Scorer:
     def memos(self) -> tuple[str, ...]:
         """Names of the float32 values that lie beside each slot, 0 for a new token."""
         return ()
+
+    def check(self, geometry: Geometry) -> None:
+        """Raises UsageError, before anything is read, where it cannot rank this model's tokens."""
 
     def score(self, view: SlotView) -> Tensor:
         """[lanes, kv_heads, slots], finite where a token is held, at least float32; higher is kept. Pure."""

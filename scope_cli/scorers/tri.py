@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
-from numpy import float32
+from numpy import float32, isfinite, zeros
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -17,6 +17,8 @@ from scope_cli.scorers.base import Scorer, SlotView, scorer
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from scope_cli.geometry import Geometry
 
 HINT = "make one: scope calibrate FILE --text TEXT, then --set decode.scorer='{name: tri, calibration: FILE}'"
 
@@ -37,6 +39,19 @@ class Tri(Scorer):
         if not self.calibration:
             raise UsageError("the scorer tri needs a calibration file", HINT)
         calibration_file(self.calibration)
+
+    def check(self, geometry: Geometry) -> None:
+        """Does the file hold a mean and a size for each query head of each layer under the policy?"""
+        file = calibration_file(self.calibration)
+        for number, layer in enumerate(geometry.layers):
+            if layer.kind != "full":
+                continue
+            mean, size = (file.get(f"{number}.{name}", zeros(0, float32)) for name in ("mean", "size"))
+            fits = size.ndim == 2 and size.shape[0] == layer.heads and 2 * size.shape[1] <= layer.head_dim
+            if not fits or mean.shape != (*size.shape, 2):
+                raise UsageError(f"{self.calibration} was made for another model", HINT)
+            if not (isfinite(mean).all() and isfinite(size).all()):
+                raise UsageError(f"{self.calibration} is damaged: not all of it are numbers", HINT)
 
     def score(self, view: SlotView) -> Tensor:
         """[lanes, kv_heads, slots], higher is kept."""
@@ -68,8 +83,6 @@ class Tri(Scorer):
         import torch
 
         file = calibration_file(self.calibration)
-        if f"{view.layer}.mean" not in file or file[f"{view.layer}.mean"].shape[0] != view.queries.shape[1]:
-            raise UsageError(f"{self.calibration} was made for another model", HINT)
         mean = torch.view_as_complex(torch.tensor(file[f"{view.layer}.mean"])).to(view.keys.device)
         size = torch.tensor(file[f"{view.layer}.size"]).to(view.keys.device)
         kv_heads = view.keys.shape[1]

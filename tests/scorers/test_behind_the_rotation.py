@@ -134,3 +134,35 @@ def test_tri_writes_with_its_file_and_says_what_lacks_without(scope, tiny_folder
     assert lacking.code == 2 and "scope calibrate" in lacking.stderr
     missing = scope(*argv, "--set", "decode.scorer={name: tri, calibration: no-such-file}")
     assert missing.code == 2 and "no-such-file" in missing.stderr
+
+
+def calibration(layers=2, heads=4, pairs=4, number=0.5):
+    """What `scope calibrate` writes for a model of that shape; the tiny model's by default."""
+    shapes = {"mean": (heads, pairs, 2), "size": (heads, pairs)}
+    every = [(layer, name, shape) for layer in range(layers) for name, shape in shapes.items()]
+    return {f"{layer}.{name}": torch.full(shape, number) for layer, name, shape in every}
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        (calibration(layers=1), "was made for another model"),
+        (calibration(heads=9), "was made for another model"),
+        (calibration(pairs=32), "was made for another model"),
+        ({"0.mean": torch.zeros(4, 4, 2)}, "was made for another model"),
+        (calibration(number=float("nan")), "is damaged"),
+        (calibration(layers=3), None),  # more than is asked for
+    ],
+)
+def test_a_calibration_file_is_looked_at_before_anything_is_written(scope, tiny_folder, tmp_path, file, told):
+    """Nothing is evicted in this run: without a look the file would not be noticed at all."""
+    from safetensors.torch import save_file
+
+    save_file(file, tmp_path / "tri.safetensors")
+    tri = f"decode.scorer={{name: tri, calibration: {tmp_path / 'tri.safetensors'}}}"
+    argv = ["generate", "hi", "--model", tiny_folder, "--ignore-eos", "--max-new-tokens", 5, "--set", tri]
+    result = scope(*argv)
+    if told is None:
+        assert result.code == 0
+    else:
+        assert (result.code, result.stdout) == (2, "") and told in result.stderr
