@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 import typer
 
 from scope_cli import utf8
+from scope_cli.commands import completion
 from scope_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
     from scope_cli.sinks.base import Sink
 
 Profile = Annotated[
-    str, typer.Option("--profile", "-p", help="A profile's name or file; `scope profiles list` names them.")
+    str,
+    typer.Option(
+        "--profile",
+        "-p",
+        autocompletion=completion.profiles,
+        help="A profile's name or file; `scope profiles list` names them.",
+    ),
 ]
 Set = Annotated[
     list[str],
@@ -57,18 +64,50 @@ def option(*names: str, panel: str, help: str, **more: Any) -> Any:
 
 
 Model = Annotated[
-    str | None, option("--model", "-m", panel=MODEL, help="Name, folder, GGUF file or hub name.")
+    str | None,
+    option(
+        "--model",
+        "-m",
+        autocompletion=completion.models,
+        panel=MODEL,
+        help="Name, folder, GGUF file or hub name.",
+    ),
 ]
 Dtype = Annotated[
-    str | None, option("--dtype", panel=MODEL, help="auto, float32, bfloat16, float16, float64.")
+    str | None,
+    option(
+        "--dtype",
+        autocompletion=completion.among(completion.DTYPES),
+        panel=MODEL,
+        help="auto, float32, bfloat16, float16, float64.",
+    ),
 ]
-Device = Annotated[str | None, option("--device", panel=MODEL, help="auto, cpu, cuda, cuda:N, mps.")]
+Device = Annotated[
+    str | None,
+    option(
+        "--device",
+        autocompletion=completion.among(completion.DEVICES),
+        panel=MODEL,
+        help="auto, cpu, cuda, cuda:N, mps.",
+    ),
+]
 LoadIn = Annotated[
     str | None,
-    option("--load-in", panel=MODEL, help="auto, none, int8, int4 (on a CPU), 8bit, 4bit (bitsandbytes)."),
+    option(
+        "--load-in",
+        autocompletion=completion.among(completion.FORMS),
+        panel=MODEL,
+        help="auto, none, int8, int4 (on a CPU), 8bit, 4bit (bitsandbytes).",
+    ),
 ]
 Compile = Annotated[
-    str | None, option("--compile", panel=MODEL, help="auto, on or off: compile the decode step.")
+    str | None,
+    option(
+        "--compile",
+        autocompletion=completion.among(completion.WHEN),
+        panel=MODEL,
+        help="auto, on or off: compile the decode step.",
+    ),
 ]
 Threads = Annotated[
     str | None, option("--threads", panel=MODEL, help="CPU threads (auto: the cores it may use).")
@@ -100,18 +139,34 @@ Raw = Annotated[bool, option("--raw", panel=MODEL, help="Prompts as they are, wi
 
 Strategy = Annotated[
     str | None,
-    option("--strategy", panel=POLICY, help="full, slide (default), adaptive, discontinuous, rpc."),
+    option(
+        "--strategy",
+        autocompletion=completion.among(completion.STRATEGIES),
+        panel=POLICY,
+        help="full, slide (default), adaptive, discontinuous, rpc.",
+    ),
 ]
 Prefill = Annotated[
     str | None,
-    option("--prefill", panel=POLICY, help="What is kept of the prompt (all): `scope prefills`."),
+    option(
+        "--prefill",
+        autocompletion=completion.plugins_of("prefills"),
+        panel=POLICY,
+        help="What is kept of the prompt (all): `scope prefills`.",
+    ),
 ]
 PrefillBudget = Annotated[
     str | None,
     option("--prefill-budget", panel=POLICY, help="Prompt tokens each KV head keeps: a number, or 25%."),
 ]
 Scorer = Annotated[
-    str | None, option("--scorer", panel=POLICY, help="Which stay (attention): `scope scorers`.")
+    str | None,
+    option(
+        "--scorer",
+        autocompletion=completion.plugins_of("scorers"),
+        panel=POLICY,
+        help="Which stay (attention): `scope scorers`.",
+    ),
 ]
 Budget = Annotated[
     int | None, option("--budget", panel=POLICY, help="Generated tokens each KV head may hold (2048).")
