@@ -45,6 +45,7 @@ from scope_cli.errors import (
     is_out_of_memory,
 )
 from scope_cli.files import sweep
+from scope_cli.phases import loading
 from scope_cli.profile import LoadedProfile
 from scope_cli.safe import printable
 from scope_cli.signals import Interruption
@@ -108,9 +109,11 @@ def run(options: Options) -> int:
     if not options.dry_run:
         make_folder(options.out)
 
-    from scope_cli.model import open_model
+    settings = options.settings.profile.model
+    with loading(settings.name, options.quiet) as phases:
+        from scope_cli.model import open_model
 
-    opened = open_model(options.settings.profile.model, options.offline, options.say)
+        opened = open_model(settings, options.offline, phases.say)
     if options.dry_run:
         return dry_run(options, job_of(options, opened), opened, inputs)
     engine = engine_of(options, opened)

@@ -14,6 +14,7 @@ from scope_cli.commands.early import check_model
 from scope_cli.commands.generate import no_word, prompts_of, read_text, tell
 from scope_cli.errors import UsageError
 from scope_cli.names import did_you_mean
+from scope_cli.phases import loading
 
 if TYPE_CHECKING:
     from scope_cli.bench.contest import Course, Spec
@@ -171,11 +172,12 @@ def bench_command(
     settings = load_profile("full", common).profile
     check_model(settings.model)
 
-    from scope_cli.bench.contest import Course, Row, contest
-    from scope_cli.bench.protocol import Job
-    from scope_cli.model import open_model
+    with loading(settings.model.name, quiet) as phases:
+        from scope_cli.bench.contest import Course, Row, contest
+        from scope_cli.bench.protocol import Job
+        from scope_cli.model import open_model
 
-    opened = open_model(settings.model, offline, say)
+        opened = open_model(settings.model, offline, phases.say)
     ids = opened.encode(content, settings.prompt)
     ids = exactly(ids, prompt_tokens) if prompt_tokens is not None else ids
     at = positions_of(asked, len(ids), max_new_tokens, burst * (rounds + 1), opened.geometry.context)

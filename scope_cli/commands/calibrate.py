@@ -10,6 +10,7 @@ from scope_cli.commands.early import check_model
 from scope_cli.commands.evaluate.shared import check_writable
 from scope_cli.commands.generate import read_text, tell
 from scope_cli.errors import UsageError
+from scope_cli.phases import loading
 
 
 def calibrate_command(
@@ -32,10 +33,11 @@ def calibrate_command(
     settings = load_profile(profile, o.overrides(set_, model=model)).profile.model
     check_model(settings)
 
-    from scope_cli.calibrate import calibrate
-    from scope_cli.model import open_model
+    with loading(settings.name) as phases:
+        from scope_cli.calibrate import calibrate
+        from scope_cli.model import open_model
 
-    opened = open_model(settings, offline, tell)
+        opened = open_model(settings, offline, phases.say)
     ids = opened.tokenizer(content)["input_ids"][: opened.geometry.context]
     if len(ids) < 2:
         raise UsageError(

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from scope_cli.phases import loading
 from scope_cli.safe import printable
 
 app = typer.Typer(help="List, fetch, describe and remove models.", no_args_is_help=True)
@@ -95,9 +96,10 @@ def show(
 
     find(name, offline, _say)  # what cannot be found is told before torch is imported
 
-    from scope_cli.model import open_model
+    with loading(name) as phases:
+        from scope_cli.model import open_model
 
-    opened = open_model(ModelSettings(name=name), offline=offline, say=_say)
+        opened = open_model(ModelSettings(name=name), offline=offline, say=phases.say)
     geometry = opened.geometry
     windows = sorted({layer.window for layer in geometry.layers if layer.kind == "window"})
     facts: dict[str, Any] = opened.describe() | {

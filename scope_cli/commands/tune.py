@@ -12,6 +12,7 @@ from scope_cli.commands.evaluate.texts import text_of_file, text_of_prompt
 from scope_cli.commands.generate import read_text, tell
 from scope_cli.commands.variants import Variant
 from scope_cli.errors import UsageError
+from scope_cli.phases import loading
 from scope_cli.units import as_ratio
 
 if TYPE_CHECKING:
@@ -93,14 +94,15 @@ def tune_command(
     settings = load({})
     check_model(settings.profile.model)
 
-    from scope_cli import tables
-    from scope_cli.evaluate.fidelity import Reference
-    from scope_cli.evaluate.statistics import as_text
-    from scope_cli.model import open_model
-    from scope_cli.progress import Progress
+    with loading(settings.profile.model.name) as phases:
+        from scope_cli import tables
+        from scope_cli.evaluate.fidelity import Reference
+        from scope_cli.evaluate.statistics import as_text
+        from scope_cli.model import open_model
+        from scope_cli.progress import Progress
 
-    opened = open_model(settings.profile.model, offline, tell)
-    loaded = opened.load()
+        opened = open_model(settings.profile.model, offline, phases.say)
+        loaded = opened.load()
     if prompt_file is not None:
         known = text_of_prompt(loaded, Variant(profile, settings), prompt_file, asked, tokens)
     else:

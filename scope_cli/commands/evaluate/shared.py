@@ -10,6 +10,7 @@ import typer
 from scope_cli.commands.generate import tell
 from scope_cli.commands.variants import Variant
 from scope_cli.errors import UsageError
+from scope_cli.phases import loading
 
 if TYPE_CHECKING:
     from scope_cli.model import OpenedModel
@@ -27,9 +28,11 @@ Lanes = Annotated[int, typer.Option("--lanes", min=1, help="Outputs that are wri
 
 def open_for(chosen: Sequence[Variant], offline: bool) -> "OpenedModel":
     """The one model of an evaluation."""
-    from scope_cli.model import open_model
+    settings = chosen[0].settings.profile.model
+    with loading(settings.name) as phases:
+        from scope_cli.model import open_model
 
-    return open_model(chosen[0].settings.profile.model, offline, tell)
+        return open_model(settings, offline, phases.say)
 
 
 def start(
