@@ -565,11 +565,14 @@ def test_memory_that_ends_in_the_middle_is_a_sentence_and_keeps_the_text(
 
 def test_a_bug_in_the_middle_keeps_the_text_and_the_record_says_failed(generate, tmp_path, monkeypatch):
     monkeypatch.setenv("SCOPE_CACHE", str(tmp_path))
-    monkeypatch.setattr(EagerStep, "__call__", lambda self, ids: 1 / 0)
+    step, steps = EagerStep.__call__, iter(range(20))
+    monkeypatch.setattr(
+        EagerStep, "__call__", lambda self, ids: step(self, ids) if next(steps, None) is not None else 1 / 0
+    )
     result = generate(PROMPT, "--output", tmp_path / "out.txt")
     assert result.code == 1 and "error: unexpected ZeroDivisionError" in result.stderr
     assert json.loads((tmp_path / "out.txt.run.json").read_text())["status"] == "failed"
-    assert (tmp_path / "out.txt").read_text() == result.stdout != ""
+    assert (tmp_path / "out.txt").read_bytes().decode() == result.stdout != ""
 
 
 def test_the_record_says_where_a_text_comes_from_and_what_it_depends_on(generate, tiny_folder, tmp_path):
@@ -595,7 +598,8 @@ def test_the_record_says_where_a_text_comes_from_and_what_it_depends_on(generate
 
 
 def test_a_run_that_is_interrupted_while_it_reads_says_how_far_it_came(generate, tmp_path, monkeypatch):
-    monkeypatch.setattr("scope_cli.signals.Interruption.__call__", lambda self: True)
+    asked = iter([False])  # before it begins to read, and then after each chunk
+    monkeypatch.setattr("scope_cli.signals.Interruption.__call__", lambda self: next(asked, True))
     out = tmp_path / "out.txt"
     result = generate(PROMPT * 4, "--set", "prefill.chunk=64", "--output", out)
     assert f"64 of {len(PROMPT) * 4} tokens in" in result.stderr
