@@ -95,7 +95,7 @@ class Options:
 
     def complain(self, line: str) -> None:
         """Also where nothing but errors is wanted."""
-        print(printable(line, lines=True), file=sys.stderr)
+        print(printable(line), file=sys.stderr)
 
 
 def run(options: Options) -> int:
