@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ from scope_cli.profile import ModelSettings, PromptSettings, SamplingSettings
 from scope_cli.random_weights import random_model
 from scope_cli.registry import ModelFolder, Say, find, first_line, hushed
 from scope_cli.rope import fix_length
-from scope_cli.shapes import bytes_of
+from scope_cli.shapes import bytes_of, packed_form
 from scope_cli.stops import Stops, stops_of
 from scope_cli.threads import set_threads
 
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Gemma 3 and what is built like them"
 SINKS = ("gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash", "hy_v4", "flint", "deepseek_v4")
 MANY_LANES = 8
-FOUR_BIT_FILES = ("Q4_0", "Q4_1")  # whose weights int4 holds without loss
 
 
 def open_model(
@@ -137,15 +136,15 @@ def resolve_dtype(name: str, config: PreTrainedConfig, device: torch.device, lan
 
 
 def resolve_load_in(settings: ModelSettings, folder: ModelFolder, device: torch.device) -> str | None:
-    """auto: int4 on a CPU where the weights come from a 4-bit GGUF file and no dtype was asked for."""
+    """auto: on a CPU packed where the weights come from a quantised GGUF file and no dtype was asked for."""
     if settings.load_in in BITS and device.type != "cpu":
         raise ModelError(
             f"load_in {settings.load_in} is for a CPU, not for {device}", "try --load-in 4bit (bitsandbytes)"
         )
     if settings.load_in != "auto":
         return settings.load_in
-    plain = device.type != "cpu" or settings.dtype != "auto" or folder.quantised not in FOUR_BIT_FILES
-    return None if plain else "int4"
+    plain = device.type != "cpu" or settings.dtype != "auto"
+    return None if plain else packed_form(folder.quantised)
 
 
 def geometry_of(config: PreTrainedConfig, context: int | None = None, name: str = "the model") -> Geometry:
@@ -268,6 +267,7 @@ class OpenedModel:
     weight_bytes: int
     load_in: str | None = None
     loading_bytes: int = 0  # what the weights take before they are packed, where that is more
+    loss: float | None = None  # what packing changed in the weights, once they are packed: `packed.pack`
     say: Say = field(default=lambda line: None, compare=False)  # is told what takes long
 
     @cached_property
@@ -319,13 +319,16 @@ class OpenedModel:
             from scope_cli.attention import ATTENTION as attention  # importing it registers it
         if self.folder.random:
             model = random_model(self.config, self.dtype, self.device, str(attention))
-            return self._ready(model, bits, asked)
+            if bits is not None:
+                pack(model.requires_grad_(False), bits)
+            return self._ready(model, asked)
         folder = self.folder.ready()
         packed = None if bits is None else PackedFile.of(folder.path, bits, self.dtype)
         if packed is not None and packed.weight_bytes is not None:
             model = skeleton(self.config, self.dtype, attention)
+            loss = packed.loss
             if packed.load_into(model):
-                return self._ready(model, None, asked)
+                return replace(self, loss=loss)._ready(model, asked)
         options: dict[str, Any] = {}
         if self.load_in and bits is None:
             options["quantization_config"] = self._quantisation()
@@ -344,16 +347,15 @@ class OpenedModel:
             )
         self._refuse(report)
         if packed is None:
-            return self._ready(model, None, asked)
+            return self._ready(model, asked)
         self.say(f"packing the weights of {self.name} to {self.load_in}, once")
-        loaded = self._ready(model, bits, asked)
-        packed.save(model)
+        loss = pack(model.eval().requires_grad_(False), packed.bits)
+        loaded = replace(self, loss=loss)._ready(model, asked)
+        packed.save(model, loss)
         return loaded
 
-    def _ready(self, model: PreTrainedModel, bits: Bits | None, asked: str | None) -> "LoadedModel":
+    def _ready(self, model: PreTrainedModel, asked: str | None) -> "LoadedModel":
         model.eval().requires_grad_(False)
-        if bits is not None:
-            pack(model, bits)
         if asked is not None:
             return LoadedModel(model, self)
         from scope_cli.selftest import self_test
@@ -408,6 +410,8 @@ class OpenedModel:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "load_in": self.load_in,
+            "packed_from": self.folder.quantised if self.load_in in BITS else None,
+            "packing_loss": self.loss,
             "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
             "layers": len(self.geometry.layers),
             "heads": layer.heads,

@@ -25,11 +25,22 @@ AT_ONCE = 4096  # rows of a matrix that are packed at once, which bounds the mem
 ON_GRID = 1e-3  # of a scale: so near to its code's value lies a weight that was read from a quantised file
 
 
-def pack(model: PreTrainedModel, bits: Bits) -> None:
-    """Replace the model's linear layers, one by one; those of a model on the meta device by empty ones."""
+def pack(model: PreTrainedModel, bits: Bits) -> float:
+    """Replace the model's linear layers, one by one; those of a model on the meta device by empty ones.
+
+    returns the loss: the root mean square of what that changed in the layers' weights, as a share of theirs
+    """
+    changed = total = 0.0
+    head = model.get_output_embeddings()
     for name, module, own_bits in list(_targets(model, bits)):
         packed = PackedLinear(module, own_bits) if isinstance(module, nn.Linear) else PackedEmbedding(module)
         model.set_submodule(name, packed)
+        if isinstance(packed, PackedLinear) and module is not head and not module.weight.is_meta:
+            weight = module.weight.detach().float()
+            total += float(weight.square().sum())
+            changed += float((packed.weight - weight).square().sum())
+            del packed.weight
+    return (changed / total) ** 0.5 if total else 0.0
 
 
 def packed_bytes(model: PreTrainedModel, bits: Bits) -> int:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -50,6 +51,12 @@ class PackedFile:
             return None
         return sum(end - start for start, end in (entry["data_offsets"] for entry in header.values()))
 
+    @property
+    def loss(self) -> float | None:
+        """What packing changed in the weights, as `pack` measured it."""
+        header = self._header(metadata=True)
+        return None if header is None else float(header["__metadata__"]["loss"])
+
     def load_into(self, model: PreTrainedModel) -> bool:
         """Give a model on the meta device the weights of the file; False where that cannot be."""
         if self._header() is None:
@@ -75,7 +82,7 @@ class PackedFile:
                 held.update({name: found[id(one)] for name, one in held.items() if id(one) in found})
         return True
 
-    def save(self, model: PreTrainedModel) -> None:
+    def save(self, model: PreTrainedModel, loss: float) -> None:
         """For the next start, which packs again where nothing can be written."""
         tensors = {name: weight.detach().contiguous() for name, weight in _weights(model)}
         with suppress(OSError, SafetensorError, Timeout):
@@ -84,9 +91,12 @@ class PackedFile:
             with FileLock(self.path.with_name(".packed.lock"), timeout=0):
                 sweep(self.path.parent)
                 with replacing_by_name(self.path) as partial:
-                    save_file(tensors, partial, {"key": self.key, "sha256": _digest(tensors)})
+                    save_file(tensors, partial, self._about(tensors, loss))
 
-    def _header(self) -> dict[str, dict[str, list[int]]] | None:
+    def _about(self, tensors: dict[str, Tensor], loss: float) -> dict[str, str]:
+        return {"key": self.key, "loss": repr(loss), "sha256": _digest(tensors)}
+
+    def _header(self, metadata: bool = False) -> dict[str, Any] | None:
         """What the file holds by its own words, if it is whole and was made of these weights."""
         try:
             with self.path.open("rb") as file:
@@ -95,12 +105,15 @@ class PackedFile:
                 if length > size:
                     return None
                 header = json.loads(file.read(length))
-            if header.pop("__metadata__")["key"] != self.key:
+            about = header.pop("__metadata__")
+            if about["key"] != self.key or not float(about["loss"]) >= 0:
                 return None
             end = max(entry["data_offsets"][1] for entry in header.values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return header if 8 + length + end == size else None
+        if 8 + length + end != size:
+            return None
+        return header | {"__metadata__": about} if metadata else header
 
 
 def order_name() -> str:

@@ -145,7 +145,8 @@ class ModelSettings(Settings):
     ] = Field(
         "auto",
         description="quantised weights: int8, int4 (on a CPU), 8bit, 4bit (bitsandbytes); null: plain; "
-        "auto: int4 on a CPU where the weights come from a Q4_0 or Q4_1 file and dtype is auto, else plain",
+        "auto: on a CPU, with dtype auto, int4 for a GGUF file in 4 bits (Q4_0, Q4_1, Q4_K), int8 for one in "
+        "other or several quantised types; else plain",
     )
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = Field(
         "auto",

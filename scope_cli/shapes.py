@@ -18,6 +18,12 @@ from scope_cli.geometry import Geometry, LayerGeometry, context_of, with_context
 Shapes = dict[str, tuple[int, ...]]
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 PACKED_BITS = {"int8": 8, "int4": 4}
+FOUR_BITS = {
+    "Q4_0",
+    "Q4_1",
+    "Q4_K",
+}  # of which int4 changes less than 1 in 100 (tests/gguf/test_packing.py)
+UNQUANTISED = {"F64", "F32", "F16", "BF16"}
 BLOCK, ROWS = 32, 64  # as in packed.py, which needs torch
 QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.5625}  # per weight; 4bit: half a byte, and a float32 scale for 64
 COMMON = {"num_key_value_heads": None, "head_dim": None, "tie_word_embeddings": False}
@@ -249,6 +255,17 @@ def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
     """A linear layer's matrix, lm_head apart."""
     others = ("embed", "lm_head", "projector", "input_projection")
     return len(shape) == 2 and not any(other in name for other in others)
+
+
+def packed_form(quantised: str | None) -> str | None:
+    """How a CPU holds what came from a GGUF file whose layers have these types ("Q4_K, Q6_K"); None: plain.
+
+    int4 loses nothing but the rounding of scales of a file that is 4 bits throughout; int8 holds the others.
+    """
+    types = set(quantised.split(", ")) if quantised else set()
+    if types <= UNQUANTISED:
+        return None
+    return "int4" if types <= FOUR_BITS else "int8"
 
 
 def packed_bytes(weights: Shapes, dtype_bytes: int, bits: int, scales_embedding: bool) -> int:

@@ -212,15 +212,18 @@ def test_the_estimate_for_bitsandbytes_is_near_what_it_loads(tmp_path, load_in):
     assert loaded.opened.weight_bytes == pytest.approx(held, rel=0.02)
 
 
-def test_auto_takes_int4_for_a_4_bit_file_on_a_cpu_when_no_dtype_is_asked_for():
+def test_auto_packs_a_quantised_file_on_a_cpu_when_no_dtype_is_asked_for():
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
 
     def chosen(quantised, device=cpu, **settings):
         folder = model_module.ModelFolder("m", Path("nowhere"), "made up", quantised)
         return resolve_load_in(ModelSettings(**settings), folder, device)
 
-    assert chosen("Q4_1") == chosen("Q4_0") == "int4"
-    assert chosen("Q4_1", gpu) is chosen(None) is chosen("Q4_1, Q6_K") is chosen("Q8_0") is None
+    assert {chosen(kind) for kind in ("Q4_0", "Q4_1", "Q4_K", "Q4_0, Q4_1")} == {"int4"}
+    for kind in ("Q4_K, Q6_K", "Q5_K", "Q5_K, Q6_K", "Q6_K", "Q8_0", "Q2_K", "IQ4_NL", "F16, Q4_K"):
+        assert chosen(kind) == "int8"
+    assert chosen("Q4_1", gpu) is chosen("Q6_K", gpu) is chosen(None) is chosen("F16") is None
+    assert chosen("BF16, F32") is None
     assert chosen("Q4_1", dtype="float32") is chosen("Q4_1", load_in="none") is None
     assert chosen(None, load_in="int8") == "int8" and chosen(None, gpu, load_in="8bit") == "8bit"
     with pytest.raises(ModelError, match="for a CPU, not for cuda:0"):

@@ -8,8 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from scope_cli import packed, shapes
 from scope_cli.errors import ModelError
-from scope_cli.model import FOUR_BIT_FILES, geometry_of, weight_bytes
-from scope_cli.profiling import source, workspace
+from scope_cli.model import geometry_of, weight_bytes
+from scope_cli.profiling import workspace
 from scope_cli.shapes import bytes_of, read_shape, shape_of, stored_shapes
 from tests.profiling.configs import GEMMA3_27B, LLAMA_8B, LLAMA_70B, QWEN3_8B
 from tests.tiny import FAMILIES, SHAPE, tiny_model
@@ -78,7 +78,7 @@ def test_packed_weights_take_what_packing_makes_of_them(name, load_in, tmp_path)
 
 def test_block_sizes_are_those_of_the_kernel():
     assert (shapes.BLOCK, shapes.ROWS, shapes.PACKED_BITS) == (packed.BLOCK, packed.ROWS, packed.BITS)
-    assert (workspace.UNPACKED_FROM, source.FOUR_BIT_FILES) == (packed.MANY, FOUR_BIT_FILES)
+    assert workspace.UNPACKED_FROM == packed.MANY
     assert workspace.has_amx() == packed.bfloat16_is_fast()
 
 

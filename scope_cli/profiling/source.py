@@ -15,12 +15,10 @@ from scope_cli.errors import ModelError
 from scope_cli.profile import ModelSettings
 from scope_cli.profiling.footprint import Target
 from scope_cli.registry import EMBEDDED, HUB_NAME, ModelFolder, find
-from scope_cli.shapes import PACKED_BITS, ModelShape, read_shape, shape_of
+from scope_cli.shapes import PACKED_BITS, ModelShape, packed_form, read_shape, shape_of
 
 if TYPE_CHECKING:
     from scope_cli.gguf.convert import GgufModel
-
-FOUR_BIT_FILES = ("Q4_0", "Q4_1")  # as in model.py, which needs torch
 
 
 @dataclass(frozen=True)
@@ -89,10 +87,10 @@ def target_of(source: Source, settings: ModelSettings, memory_given: bool) -> Ta
         device = "cuda" if memory_given or memory.nvidia_free_bytes() else "cpu"
         if device == "cpu" and platform.system() == "Darwin" and platform.machine() == "arm64":
             device = "mps"
-    shape, dtype, load_in = source.shape(settings.context), str(settings.dtype), settings.load_in
+    shape, dtype = source.shape(settings.context), str(settings.dtype)
+    load_in: str | None = settings.load_in
     if load_in == "auto":  # as model.py resolves it
-        packs = device == "cpu" and dtype == "auto" and source.quantised in FOUR_BIT_FILES
-        load_in = "int4" if packs else None
+        load_in = packed_form(source.quantised) if device == "cpu" and dtype == "auto" else None
     if load_in in PACKED_BITS and device != "cpu":
         raise ModelError(
             f"load_in {load_in} is for a CPU, not for {device}", "try --load-in 4bit (bitsandbytes)"

@@ -79,7 +79,9 @@ def _machine(model: dict[str, Any]) -> str:
     """Where and with what weights it runs: "cpu float32, int4 weights, 2 threads"."""
     parts = [f"{model['device']} {model['dtype']}"]
     if model.get("load_in"):
-        parts.append(f"{model['load_in']} weights")
+        loss = model.get("packing_loss")
+        cost = "" if loss is None else f" ({loss:.1%} off {model.get('packed_from') or 'the plain ones'})"
+        parts.append(f"{model['load_in']} weights{cost}")
     if threads := model.get("threads"):
         parts.append(f"{threads} thread{'s' * (threads > 1)}")
     return ", ".join(parts)

@@ -118,11 +118,13 @@ def write(
     drop: tuple[str, ...] = (),
     tokenizer: bool = True,
     parts: int = 1,
+    but: dict[str, str] | None = None,
     **more: Any,
 ) -> Written:
     """metadata: further keys, {arch} stands for the architecture; a None takes a key away.
 
-    kind: of the layers' matrices. more: goes into the source's config.
+    kind: of the layers' matrices; but: of those whose name has that in it. more: goes into the source's
+    config.
     """
     model = source_model(name, seed, **more)
     architecture = IN_GGUF.get(name, name)
@@ -130,7 +132,8 @@ def write(
     tensors = _tensors(architecture, model)
     for tensor, values in list(tensors.items()):
         if kind != "F32" and tensor.startswith("blk.") and values.ndim >= 2 and "gate_inp" not in tensor:
-            written.tensors[tensor] = _quantised(values, kind, seed)
+            own = next((other for part, other in (but or {}).items() if part in tensor), kind)
+            written.tensors[tensor] = _quantised(values, own, seed)
         else:
             written.tensors[tensor] = (values, None)
     if kind != "F32":
