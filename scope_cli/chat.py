@@ -5,13 +5,16 @@ Texts are other people's: the name of a control token in them (`<|im_end|>`) sta
 """
 
 import re
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from itertools import groupby, islice
 from os.path import commonprefix
+from threading import current_thread, main_thread
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -27,6 +30,7 @@ OWN_ARGUMENTS = (  # of the call that renders a template
     "return_tensors", "return_dict", "return_assistant_tokens_mask",
 )  # fmt: skip
 PRIVATE = range(0x10FF00, 0x10FFFE)  # characters that mean nothing to anybody
+MOST_SECONDS = 10  # of computing; a template takes milliseconds
 SHOWN = 3  # control tokens that a note names
 
 
@@ -113,7 +117,8 @@ class Chat:
         found = set[str]()
         for messages in (turns, [*turns, turns[0]]):  # in between too: what comes last may begin a turn
             try:
-                rendered = self.tokenizer.apply_chat_template(messages, tokenize=False)
+                with within(MOST_SECONDS):
+                    rendered = self.tokenizer.apply_chat_template(messages, tokenize=False)
             except Exception:  # it is told when it is used
                 return ()
             match = self.special.match(rendered.partition(said)[2].lstrip())
@@ -195,6 +200,8 @@ class Chat:
         for form, changed in _forms(messages):
             try:
                 rendered = self._render(form, arguments, continue_final)
+            except EndlessTemplate:  # nor would it with other messages
+                raise
             except UsageError as error:
                 problem = problem or error
                 continue
@@ -211,13 +218,16 @@ class Chat:
     def _render(self, messages: list[Message], arguments: dict[str, Any], continue_final: bool) -> str:
         """Raises UsageError, whatever the template raises."""
         try:
-            rendered = self.tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=not continue_final,
-                continue_final_message=continue_final,
-                **arguments,
-            )
+            with within(MOST_SECONDS):
+                rendered = self.tokenizer.apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=not continue_final,
+                    continue_final_message=continue_final,
+                    **arguments,
+                )
+        except Endless as error:
+            raise EndlessTemplate(f"the chat template of {self.name} does not end", "try --raw") from error
         except Exception as error:
             raise self._refusal(error, messages) from error
         if continue_final:  # it goes on exactly where it stopped, whatever the template trims
@@ -341,6 +351,33 @@ class Marks:
         if backend.pre_tokenizer is not None:
             pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
         return [token.id for piece in pieces for token in backend.model.tokenize(piece)]
+
+
+class Endless(Exception):
+    """A template took longer than any sensible one."""
+
+
+class EndlessTemplate(UsageError):
+    """The same, told."""
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Raises Endless after so many seconds of computing; only where signals are heard, in the main thread."""
+    if not hasattr(signal, "setitimer") or current_thread() is not main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise Endless
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _notes(found: Counter[str], taken: bool) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Prompts through chat templates as models have them: nothing is forged, dropped or changed."""
 
 import re
+import signal
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from scope_cli import chat as chat_module
 from scope_cli.chat import Chat, _any_of
 from scope_cli.errors import UsageError
 from scope_cli.profile import PromptSettings
@@ -310,6 +312,15 @@ def test_a_developer_is_the_system_where_the_template_knows_none():
 def test_whatever_a_template_raises_is_a_sentence(template):
     assert "chat template of tiny" in refused(chat("byte_level", template), user("hi"))
     assert chat("byte_level", template).turn_ends == ()
+
+
+def test_a_template_that_never_ends_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(chat_module, "MOST_SECONDS", 0.3)  # of computing, however busy the machine is
+    loop = "{% for a in range(99999) %}" * 3 + "{{ a }}" + "{% endfor %}" * 3
+    of, before = chat("byte_level", loop), signal.getsignal(signal.SIGVTALRM)
+    assert "does not end" in refused(of, user("hi"))
+    assert of.turn_ends == ()
+    assert signal.getsignal(signal.SIGVTALRM) == before and signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
 
 
 def test_named_templates_without_a_default_are_a_sentence():
