@@ -15,6 +15,7 @@ from scope_cli.generate import Job
 from scope_cli.memory import PeakMeter
 from scope_cli.model import LoadedModel
 from scope_cli.profile import Profile
+from scope_cli.step import told_of_compiling
 
 
 def run_group(
@@ -34,7 +35,14 @@ def run_group(
     shape = group.shape
     if group.alone:  # every prompt makes slots of its own size
         shape = replace(shape, prompt_slots=(0,) * len(shape.prompt_slots))
-    with PeakMeter(loaded.device) as peak:
+    compiling: set[str] = set()
+
+    def busy(what: str) -> None:
+        if what not in compiling:  # every graph of the step is told of
+            compiling.add(what)
+            tell(f"{what} ...")
+
+    with PeakMeter(loaded.device) as peak, told_of_compiling(busy):
         job = Job(loaded, profile, shape, peak, group.compiled, tell)
 
         def admit(row: int) -> Admission | None:

@@ -153,7 +153,7 @@ def engine_of(options: Options, opened: "OpenedModel") -> "LocalEngine | RayEngi
 def run_with(options: Options, engine: "LocalEngine | RayEngine", inputs: Iterator[Input]) -> int:
     job = job_of(options, engine.opened)
     presence = Presence(options.out)
-    with Interruption() as interruption:
+    with Interruption(ending_of(options)) as interruption:
         with presence.starting(options.join):
             others = presence.others()
             ledger = Ledger(options.out)
@@ -180,6 +180,11 @@ def run_with(options: Options, engine: "LocalEngine | RayEngine", inputs: Iterat
                 ledger.leave(presence.owner)
             presence.leave()
             ledger.close()
+
+
+def ending_of(options: Options) -> str:
+    """What Ctrl-C is answered with in a log; a board on a terminal is drawn anew all the time."""
+    return "" if options.quiet or sys.stderr.isatty() else "ending after this step; again: at once\n"
 
 
 def make_folder(out: Path) -> None:

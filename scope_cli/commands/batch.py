@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from scope_cli.commands import options as o
-from scope_cli.commands.generate import read_text
+from scope_cli.commands.generate import read_text, tell
 from scope_cli.errors import UsageError
 from scope_cli.safe import printable
 
@@ -180,12 +180,15 @@ def batch_command(
     from scope_cli.batch.session import Options, run
     from scope_cli.profile import load_profile
 
+    settings = load_profile(profile, typed)
+    for note in [] if quiet else o.notes_on(profile, settings):
+        tell(f"note: {note}")
     code = run(
         Options(
             prompts=prompts,
             out=output_dir,
             globs=tuple(glob),
-            settings=load_profile(profile, typed),
+            settings=settings,
             frame=Frame(template_of(prompt_template), suffix),
             lanes=lanes_of(lanes),
             order="input" if order == "input" else "longest",

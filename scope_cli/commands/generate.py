@@ -26,6 +26,7 @@ from scope_cli.errors import (
 )
 from scope_cli.events import Busy, Event, Failed, Finished
 from scope_cli.phases import Phases
+from scope_cli.safe import printable
 from scope_cli.signals import Interruption
 
 if TYPE_CHECKING:
@@ -172,19 +173,18 @@ def generate_command(
     )  # fmt: skip
     if append and force:
         raise UsageError("--append and --force exclude each other")
+    output = output.expanduser() if output else None
     if output is None and (append or force):
         given = "--append" if append else "--force"
         raise UsageError(f"{given} needs --output", "for example --output story.txt")
     if quiet and verbose:
         raise UsageError("--quiet and --verbose exclude each other")
 
-    from scope_cli.profile import in_place_of_shipped, load_profile
+    from scope_cli.profile import load_profile
     from scope_cli.sinks.several import Every
 
     settings = load_profile(profile, typed)
-    notes = [*o.told_idle(settings), *idle_here(prompts, samples, lanes, settings)]
-    if own := in_place_of_shipped(profile, settings.source):
-        notes.append(own)
+    notes = [*o.notes_on(profile, settings), *idle_here(prompts, samples, lanes, settings)]
     if argument_names_file(prompt):
         notes.append(f"the prompt is the text {prompt!r}; --prompt-file {prompt} reads the file of that name")
     for note in [] if quiet else notes:
@@ -507,7 +507,7 @@ def limit_of(loaded: "LoadedModel", ends: list[Finished], lanes: int) -> str:
 
 def tell(line: str) -> None:
     """On stderr, folded between words where a terminal shows it."""
-    print(tables.fitted(line, sys.stderr), file=sys.stderr)
+    print(tables.fitted(printable(line, lines=True), sys.stderr), file=sys.stderr)
 
 
 def no_word(line: str) -> None:

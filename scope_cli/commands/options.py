@@ -317,11 +317,20 @@ def overrides(set_: list[str], template_arg: Sequence[str] = (), **typed: Any) -
     return Typed(values, names)
 
 
+def notes_on(profile: str, settings: "LoadedProfile") -> list[str]:
+    """What is to be known of the settings in force, `profile` being what was asked for."""
+    from scope_cli.profile import in_place_of_shipped
+
+    own = in_place_of_shipped(profile, settings.source)
+    return [*([own] if own else []), *told_idle(settings)]
+
+
 def told_idle(settings: "LoadedProfile") -> list[str]:
     """Notes on what was typed and has no effect. What would hold more than was asked for is refused."""
     decode = settings.profile.decode
     total = decode.total_budget
-    if total is not None and "decode.budget" in settings.typed:
+    given = settings.typed & {"decode.budget", "decode.total_budget"}
+    if total is not None and given == {"decode.budget"}:
         raise UsageError(
             f"{settings.names.get('decode.budget', 'decode.budget')} has no effect: the profile "
             f"({settings.source}) has a total budget, of {total:,}",
@@ -361,7 +370,7 @@ def live_sinks(
     if stats_file is not None:
         from scope_cli.sinks.statsfile import StatsFile
 
-        sinks.append(StatsFile(stats_file))
+        sinks.append(StatsFile(stats_file.expanduser()))
     if metrics_port is not None:
         import sys
 

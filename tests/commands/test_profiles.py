@@ -227,6 +227,11 @@ def test_what_was_typed_and_does_nothing_is_told(profile, typed, idle):
     assert [note.split(" has no effect: ")[0] for note in notes] == idle
 
 
+def test_a_budget_beside_a_total_budget_that_was_typed_as_well_is_right():
+    both = overrides(["decode.total_budget=100", "decode.protect_prompt=false"], budget=50, recent=10)
+    assert told_idle(load_profile("default", both)) == []
+
+
 def test_a_profile_that_takes_the_place_of_a_shipped_one_is_named(tmp_path, monkeypatch):
     (tmp_path / "profiles").mkdir()
     for name in ("default", "mine"):
