@@ -115,7 +115,7 @@ def test_a_prompt_beyond_the_total_budget_and_one_token_are_no_alarm(generate, b
 
 
 def test_a_total_budget_holds_in_a_schedule_that_grows(generate):
-    keys = {"decode.protect_prompt": False, "decode.total_budget": 100, "decode.interval": 1}
+    keys = {"decode.protect_prompt": False, "decode.total_budget": 100}
     for strategy in ("adaptive", "discontinuous"):
         argv = [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
         argv += ["--strategy", strategy, "--budget", 300, "--recent", 50, "--max-new-tokens", 300]
