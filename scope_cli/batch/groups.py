@@ -83,7 +83,11 @@ def form_groups(
     def size(shape: CacheShape) -> int:
         return shape.cache_bytes(geometry, dtype_bytes)
 
-    by_size = sorted(demands, key=lambda demand: (-size(demand.shape), demand.number))
+    def longest_first(demand: Demand) -> tuple[int, int, int]:
+        """Slots come in steps: rows of one size may still differ in length."""
+        return -size(demand.shape), -demand.prompt_tokens - demand.planned_tokens, demand.number
+
+    by_size = sorted(demands, key=longest_first)
     rectangles: list[tuple[CacheShape, list[Demand]]] = []
     for demand in by_size:
         if rectangles and not demand.alone and not rectangles[-1][1][0].alone:

@@ -58,7 +58,7 @@ def batch_command(
         bool, o.option("--retry-failed", panel=JOB, help="Run the prompts that failed once more.")
     ] = False,
     restart: Annotated[
-        bool, o.option("--restart", panel=JOB, help="Begin again from nothing; outputs are overwritten.")
+        bool, o.option("--restart", panel=JOB, help="Begin again from nothing, over the job's own outputs.")
     ] = False,
     accept_changed_profile: Annotated[
         bool,

@@ -581,6 +581,31 @@ def test_a_template_that_breaks_on_one_conversation_fails_it_alone(run, tmp_path
     assert states(out) == {"add": "failed", "fine": "done", "zero": "failed"}
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_numbers_that_are_none_fail_their_row_alone(run, tmp_path, out, tiny_folder, temperature):
+    """A checkpoint that is broken for one token: who has it in the prompt has failed."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    model.get_input_embeddings().weight.data[1] = torch.nan  # the byte 1, which is nobody's likeliest
+    model.save_pretrained(folder)
+    lines = [{"id": str(number), "prompt": "a\x01" if number % 2 else "ab"} for number in range(6)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    more = ("--temperature", temperature, "--top-k", 5, "--model", folder)
+    code, said = run(*more, prompts=tmp_path / "p.jsonl")
+    assert code == 1
+    assert states(out) == {str(number): "failed" if number % 2 else "done" for number in range(6)}
+    assert "1: failed: the model computed no numbers for token 1 of the output" in said
+    assert "NaN" not in (out / "results.jsonl").read_text()
+    alone = tmp_path / "alone"
+    (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(line) for line in lines if line["prompt"] == "ab"))
+    assert run(*more, prompts=tmp_path / "q.jsonl", out=alone)[0] == 0
+    for name in ("0.txt", "2.txt", "4.txt"):
+        assert (out / name).read_bytes() == (alone / name).read_bytes()
+
+
 def test_odd_lines_fail_alone(run, tmp_path, out):
     odd = [
         b'{"id":"deep","prompt":"hi","meta":' + b"[" * 100_000 + b"]" * 100_000 + b"}",

@@ -130,3 +130,7 @@ def test_lanes_that_were_asked_for_and_do_not_fit_are_refused_with_the_number_th
     assert refused.value.hint == "--lanes 8 fits"
     with pytest.raises(ModelError, match="1 lane of"):
         choose_lanes(group_of(), None, Memory(100, 2000))
+
+
+def test_of_rows_whose_slots_are_rounded_to_the_same_the_longest_comes_first():
+    assert numbers(groups_of(demand(0, 97), demand(1, 99), demand(2, 98), demand(3, 99))) == [[1, 3, 2, 0]]
