@@ -137,10 +137,13 @@ def verdict(lines: list[Line], baseline: str) -> str:
     if not others:
         return ""
     best = max(others, key=lambda line: line.ratio or 0)
+    name = best.contender if best.lanes == 1 else f"{best.contender} ({best.lanes} lanes)"
     said = (
-        f"at position {best.position:,} {best.contender} writes {best.ratio:.2f} times the tokens/s of "
-        f"{baseline} ({best.ratio_least:.2f} to {best.ratio_most:.2f} in single rounds)"
+        f"at position {best.position:,} {name} writes {best.ratio:.2f} times the tokens/s of {baseline} "
+        f"({best.ratio_least:.2f} to {best.ratio_most:.2f} in single rounds"
     )
+    contradict = (best.ratio_least or 0) < 1 < (best.ratio_most or 0)
+    said += ", which contradict each other)" if contradict else ")"
     theirs = there[baseline].held_bytes
     if best.held_bytes is not None and theirs:
         ours, others_lanes = best.held_bytes / best.lanes, theirs / there[baseline].lanes

@@ -40,7 +40,8 @@ def typed_memory(text: str | None) -> int | None:
     if not found:
         raise UsageError(f"--memory {text}: no size", "for example --memory 24GiB")
     if found < SMALLEST_MEMORY:
-        unit = f"did you mean --memory {text.strip()}GiB?" if text.strip().isdecimal() else ""
+        plain = text.strip().isdecimal()
+        unit = f"did you mean --memory {text.strip()}GiB?" if plain else "for example --memory 24GiB"
         raise UsageError(f"--memory {text}: that is {found:,} bytes, which no model fits", unit)
     return found
 
