@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -11,6 +11,7 @@ from rich.cells import cell_len
 from scope_cli.safe import printable
 
 GAP = 2  # blanks between columns
+LONG_CELL = 40  # a last column of sentences is folded where so much is left for it
 UNITS = r"B|KiB|MiB|GiB|TiB|GB/s|tokens|tokens/s|s|nats|worse|better"
 GLUE = "\N{NO-BREAK SPACE}"
 
@@ -22,6 +23,7 @@ class Table:
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     names: int = 1
+    of_text: bool = False  # every column is aligned left; else those of numbers are not
 
 
 def reader_width(file: TextIO) -> int | None:
@@ -43,7 +45,7 @@ def show_list(table: Table) -> None:
     """Laid out for a terminal; for a pipe one line each, whole, with tabs between the columns."""
     width = reader_width(sys.stdout)
     rows = [[printable(cell) for cell in row] for row in table.rows]  # names may be anybody's
-    table = Table(table.heads, rows, table.names)
+    table = Table(table.heads, rows, table.names, of_text=True)
     print(as_lines(table) if width is None else laid_out(table, width))
 
 
@@ -57,11 +59,19 @@ def as_lines(table: Table) -> str:
 
 
 def laid_out(table: Table, width: int) -> str:
-    """A line for each row where they fit; else two, an interval below its mean; else a block for each row."""
+    """A line for each row where they fit; else an interval goes below its mean, or a last cell is folded.
+
+    Where that does not fit either, there is a block for each row.
+    """
     for fold in (whole, at_brackets):
         lines = list(_in_columns(table, fold))
         if max(map(cell_len, lines)) <= width:
             return "\n".join(lines)
+    before = [row[:-1] for row in table.rows]
+    first = max(map(cell_len, _in_columns(Table(table.heads[:-1], before), whole)), default=0)
+    if table.of_text and (rest := width - first - GAP) >= LONG_CELL:
+        cells = [folded(row[-1], rest) for row in table.rows]
+        return "\n".join(_in_columns(table, whole, cells))
     return "\n\n".join("\n".join(_block(table, row, width)) for row in table.rows)
 
 
@@ -75,23 +85,30 @@ def at_brackets(cell: str) -> list[str]:
     return [before, f"({after}"] if bracket else [cell]
 
 
-def _in_columns(table: Table, fold: Callable[[str], list[str]]) -> Iterator[str]:
+def _in_columns(
+    table: Table, fold: Callable[[str], list[str]], last: Sequence[list[str]] = ()
+) -> Iterator[str]:
+    """last: the lines of each row's last cell"""
     rows = [[fold(cell) for cell in row] for row in table.rows]
+    for row, lines in zip(rows, last, strict=False):
+        row[-1] = lines
+    lefts = set(range(len(table.heads) if table.of_text else table.names))
     heads = [_folded_head(head, [row[at] for row in rows]) for at, head in enumerate(table.heads)]
     every = [heads, *rows]
     widths = [max(cell_len(line) for row in every for line in row[at]) for at in range(len(heads))]
-    yield from _lines(heads, widths, table.names, bottom=True)
+    yield from _lines(heads, widths, lefts, bottom=True)
     for row in rows:
-        yield from _lines(row, widths, table.names)
+        yield from _lines(row, widths, lefts)
 
 
 def _folded_head(head: str, cells: Sequence[list[str]]) -> list[str]:
     """A heading takes no more width than what stands below it, and than its longest word."""
-    return folded(head, max([cell_len(line) for cell in cells for line in cell], default=cell_len(head)))
+    widest = max([cell_len(line) for cell in cells for line in cell], default=cell_len(head))
+    return folded(head, max(widest, *map(cell_len, pieces(head))))
 
 
 def _lines(
-    row: Sequence[list[str]], widths: Sequence[int], lefts: int, bottom: bool = False
+    row: Sequence[list[str]], widths: Sequence[int], lefts: Container[int], bottom: bool = False
 ) -> Iterator[str]:
     height = max(map(len, row))
     for number in range(height):
@@ -100,7 +117,7 @@ def _lines(
             place = number - (height - len(lines) if bottom else 0)
             text = lines[place] if 0 <= place < len(lines) else ""
             blanks = " " * (width - cell_len(text))
-            cells.append(text + blanks if at < lefts else blanks + text)
+            cells.append(text + blanks if at in lefts else blanks + text)
         yield (" " * GAP).join(cells).rstrip()
 
 
@@ -151,19 +168,30 @@ def columns(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], wid
 def _row(lines: Sequence[tuple[str, Sequence[str]]], first: int, widths: Sequence[int]) -> Iterator[str]:
     for label, values in lines:
         cells = [folded(value, width) for value, width in zip(values, widths, strict=True)]
-        yield from _lines([[label], *cells], [first, *widths], 1)
+        yield from _lines([[label], *cells], [first, *widths], {0})
 
 
 def folded(text: str, width: int) -> list[str]:
     """Lines of at most `width`, if no word is longer; a number stays with its unit."""
     lines = [""]
-    for piece in pieces(text):
+    for piece in (part for one in pieces(text) for part in in_parts(one, width)):
         joined = f"{lines[-1]} {piece}" if lines[-1] else piece
         if cell_len(joined) <= width:
             lines[-1] = joined
         else:
             lines.append(piece)
     return [line.replace(GLUE, " ") for line in lines if line] or [""]
+
+
+def in_parts(word: str, width: int) -> Iterator[str]:
+    """A word that is longer than a line, such as a path, in parts that are not."""
+    part = ""
+    for letter in word:
+        if cell_len(part + letter) > width:
+            yield part
+            part = ""
+        part += letter
+    yield part
 
 
 def pieces(text: str) -> list[str]:

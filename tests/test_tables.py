@@ -89,3 +89,25 @@ def test_a_sentence_is_folded_between_words_for_a_terminal_alone(monkeypatch):
     assert tables.fitted(sentence, sys.stderr).splitlines() == [
         "  slide budget=16: KL 1.6881, same top", "  token 0.345 (about 0.5 s left)", "and another line"
     ]  # fmt: skip
+
+
+def test_a_last_column_of_sentences_is_folded_beside_its_name():
+    sentence = "one word after the other, " * 4
+    table = Table(
+        ["name", "kind", "what for"],
+        [["slide", "shipped", sentence], ["tova", "ours", "short"]],
+        of_text=True,
+    )
+    lines = tables.laid_out(table, 70).splitlines()
+    assert lines[1].startswith("slide  shipped  one word after") and lines[2].startswith(" " * 16 + "one")
+    assert lines[-1] == "tova   ours     short"
+    assert max(map(len, lines)) <= 70
+
+
+def test_a_word_longer_than_a_line_is_cut():
+    path = "/a/very/long/path" * 20
+    lines = tables.laid_out(
+        Table(["", "tiny"], [["path", path], ["layers", "30"]], of_text=True), 80
+    ).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "".join(line.replace("path  ", "", 1).strip() for line in lines[1:-1]).replace(" ", "") == path
