@@ -74,7 +74,7 @@ def open_model(
             geometry = geometry_of(config, settings.context, settings.name)
             refuse_class(config)
             if folder.pending:
-                tokenizer = folder.pending.gguf.transformers_tokenizer()
+                tokenizer = folder.pending.gguf.transformers_tokenizer
             else:
                 tokenizer = AutoTokenizer.from_pretrained(folder.path, **local)
             tokenizer.decode(tokenizer("a")["input_ids"])  # a broken one is known now

@@ -451,8 +451,8 @@ def _phi3(model: _Model) -> dict[str, Any]:
         model.linear(f"{ours}.mlp.gate_up_proj", f"{theirs}.ffn_up", 2 * model.inner, model.hidden)
         model.linear(f"{ours}.mlp.down_proj", f"{theirs}.ffn_down", model.hidden, model.inner)
     rope = model.rope(partial=True)
-    if rope["rope_type"] == "yarn":
-        raise model.fields.refuse("scales its positions by yarn")  # transformers would take it for longrope
+    if rope["rope_type"] not in ("default", "longrope"):  # transformers knows no other for Phi-3
+        raise model.fields.refuse(f"scales its positions by {rope['rope_type']!r}")
     config = model.config(
         "phi3",
         "Phi3ForCausalLM",

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scope_cli.errors import ModelError
 from scope_cli.gguf import architectures, header, tokenizer, weights
 
 if TYPE_CHECKING:
@@ -37,9 +38,15 @@ class GgufModel:
     def transformers_config(self) -> "PreTrainedConfig":
         from transformers import AutoConfig
 
-        return AutoConfig.for_model(**self.config)
+        try:
+            return AutoConfig.for_model(**self.config)
+        except Exception as error:  # each configuration checks itself, and raises what it likes
+            why = " ".join(str(error).split())
+            raise ModelError(f"{self.header.name} says what transformers does not take: {why}") from error
 
+    @cached_property
     def transformers_tokenizer(self) -> "PreTrainedTokenizerFast":
+        """Made once: a vocabulary of 128,000 takes seconds."""
         return tokenizer.tokenizer_of(self.header)
 
     def write(self, folder: Path, progress: weights.Progress) -> None:
@@ -47,7 +54,7 @@ class GgufModel:
         ids = {key: self.config[key] for key in architectures.IDS if self.config[key] is not None}
         for name, said in (("config.json", self.config), ("generation_config.json", ids)):
             (folder / name).write_text(json.dumps(said, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        self.transformers_tokenizer().save_pretrained(folder)
+        self.transformers_tokenizer.save_pretrained(folder)
         weights.write(self.header, self.described, folder / "model.safetensors", progress)
 
 

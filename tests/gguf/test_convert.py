@@ -55,7 +55,7 @@ def test_a_file_is_converted_once_without_loss(tmp_path, capfd):
 
 def test_the_tokenizer_before_and_after_the_conversion_is_the_same(tmp_path):
     found = find(str(write(tmp_path / "tiny.gguf").path))
-    before = found.pending.gguf.transformers_tokenizer()
+    before = found.pending.gguf.transformers_tokenizer
     after = AutoTokenizer.from_pretrained(found.ready().path)
     for text in ("hi there", "  two spaces", "<|im_end|>", "é\n", "<eos>2023"):
         assert before(text)["input_ids"] == after(text)["input_ids"]
@@ -149,6 +149,13 @@ def test_a_key_that_is_not_understood_is_refused_by_name(tmp_path, cache, key, v
     with pytest.raises(ModelError) as caught:
         find(str(path))
     assert said in str(caught.value) and caught.value.hint and nothing_in(cache)
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn"])
+def test_a_scaling_that_the_architecture_cannot_have_is_refused(tmp_path, cache, kind):
+    metadata = {SCALING + "type": kind, SCALING + "factor": 4.0}
+    with pytest.raises(ModelError, match=f"scales its positions by '{kind}'"):
+        find(str(write(tmp_path / "tiny.gguf", "phi3", metadata=metadata).path))
 
 
 def test_a_key_that_changes_nothing_with_its_value_is_taken(tmp_path):
@@ -285,8 +292,8 @@ def test_digits_are_split_where_the_file_says_so(tmp_path):
     spelt |= {"tokenizer.ggml.tokens": tokens}
     smollm = find(str(write(tmp_path / "a.gguf", metadata=spelt).path)).pending.gguf
     gpt2 = find(str(write(tmp_path / "b.gguf", metadata={**spelt, "tokenizer.ggml.pre": "gpt-2"}).path))
-    assert smollm.transformers_tokenizer()("12")["input_ids"] == [49, 50]
-    assert gpt2.pending.gguf.transformers_tokenizer()("12")["input_ids"] == [261]
+    assert smollm.transformers_tokenizer("12")["input_ids"] == [49, 50]
+    assert gpt2.pending.gguf.transformers_tokenizer("12")["input_ids"] == [261]
 
 
 @pytest.mark.parametrize(("space", "ids"), [(None, [9, 8]), (True, [9, 8]), (False, [8])])
@@ -305,14 +312,14 @@ def test_sentencepiece_puts_a_space_in_front_unless_the_file_says_not(tmp_path, 
         "tokenizer.ggml.add_space_prefix": space,
     }
     gguf = find(str(write(tmp_path / "a.gguf", metadata=metadata).path)).pending.gguf
-    assert gguf.transformers_tokenizer()("ab")["input_ids"] == [1, *ids]
+    assert gguf.transformers_tokenizer("ab")["input_ids"] == [1, *ids]
     assert gguf.config["eos_token_id"] == [2, 10]
 
 
 def test_no_token_is_added_that_the_model_has_no_weights_for(tmp_path):
     """GPT-2's class would add <|endoftext|>, Llama's <s>: an id beyond the table."""
     gguf = find(str(write(tmp_path / "tiny.gguf").path)).pending.gguf
-    tokenizer = gguf.transformers_tokenizer()
+    tokenizer = gguf.transformers_tokenizer
     assert max(tokenizer("<|endoftext|> <s>")["input_ids"]) < 320 and len(tokenizer) <= 320
 
 
