@@ -116,7 +116,9 @@ def test_a_kill_while_the_job_is_planned_leaves_nothing_half_done(prompts, tiny_
     check_it_is_whole(out, whole)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_writes_the_parts_marks_the_rows_and_the_job_goes_on(
     prompts, tiny_folder, tmp_path, whole, number, code
 ):
