@@ -351,6 +351,7 @@ class LaneCount:
     active: bool = False  # writes a token at every step: its prompt is read, and it has not ended
     evictions: int = 0
     evicted_tokens: int = 0
+    aged_tokens: int = 0  # of them, those that left with every other candidate: the scorer had no choice
     moved_bytes: int = 0
     reference_moved_bytes: int = 0
     host_bytes: int = 0
@@ -445,6 +446,7 @@ class ScopeCache:
             count,
             evictions=0,
             evicted_tokens=0,
+            aged_tokens=0,
             moved_bytes=copied,
             reference_moved_bytes=copied,
             host_bytes=0,
@@ -666,6 +668,8 @@ class ScopeCache:
         for count, leaving in zip(self.lanes, excess, strict=True):
             if count is not None and leaving:
                 count.held -= leaving
+                if count.held <= count.schedule.recent + count.schedule.floor:
+                    count.aged_tokens += leaving
                 count.evictions += 1
                 count.evicted_tokens += leaving
                 count.reference_moved_bytes += self._held_bytes(count)
@@ -802,7 +806,9 @@ class ScopeCache:
         if limited and not reading.evictions:
             problems.append("the budget was exceeded and nothing was evicted")
         active = True if reading.evictions else (False if limited else None)
-        return Audit(active, not over, accounted, tuple(problems))
+        by_age = sum(count.aged_tokens for _, count in counts)
+        by_score = sum(count.evicted_tokens for _, count in counts) - by_age
+        return Audit(active, not over, accounted, tuple(problems), by_score, by_age)
 
     def _unaccounted(self, lane: int, count: LaneCount, prompt: int, written: int) -> Iterator[str]:
         """Tokens that were fed to a lane and are neither held nor evicted, by layer and KV head.

@@ -42,6 +42,8 @@ class Audit:
     budget_held: bool  # generated tokens held never exceeded the budget and the current one
     bytes_accounted: bool  # live slots and buffers add up to the readings
     problems: tuple[str, ...] = ()
+    evicted_by_score: int = 0  # tokens, per KV head: the scorer chose them among others that stayed
+    evicted_by_age: int = 0  # every token went that was neither recent nor a sink: no score mattered
 
     @property
     def passed(self) -> bool:

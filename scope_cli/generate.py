@@ -294,7 +294,7 @@ def policy_in_words(profile: Profile, plan: RunPlan) -> str:
     prompt = "" if decode.protect_prompt else f", prompt not protected ({decode.sinks} sinks)"
     interval = schedule.interval
     if decode.strategy != "rpc":
-        interval = min(interval, decode.budget - schedule.recent + 1)  # what the budget leaves room for
+        interval = min(interval, schedule.room + 1)  # what the budget leaves room for
     every = "every token" if interval == 1 else f"every {interval} tokens"
     scorer = f"scorer {decode.scorer.name}"
     return f"{decode.strategy}, {what} ({schedule.recent} recent), {every}, {scorer}{prompt}{kept}"

@@ -11,7 +11,7 @@ from scope_cli import plugins
 from scope_cli.errors import UsageError
 from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.profile import LoadedProfile, PrefillSettings
-from scope_cli.schedule import Schedule
+from scope_cli.schedule import Schedule, nothing_to_choose
 
 if TYPE_CHECKING:
     from scope_cli.prefills.base import Prefill
@@ -183,6 +183,8 @@ def plan_run(
         notes.append(
             "every layer of this model has a sliding window of its own: the strategy has nothing to govern"
         )
+    elif (told := nothing_to_choose(profile.decode, planned, kept)) is not None:
+        notes.append(told)
     most = prompt.kept
     for wrapper in prompt.wrappers if prompt.staged else ():
         most = tuple(wrapper.most(tokens, prompt_tokens) for tokens in most)

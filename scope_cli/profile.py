@@ -278,11 +278,14 @@ class DecodeSettings(Settings):
         2048, ge=1, le=MOST, description="generated tokens that each KV head of a layer may hold"
     )
     recent: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST)] = Field(
-        "auto", description="the newest of them, never evicted; auto: half the budget, at most 256"
+        "auto",
+        description="the newest of them, never evicted; auto: half the budget (or the total budget without "
+        "the sinks, where that is less), at most 256",
     )
     interval: Literal["auto", "discontinuous"] | Annotated[int, Field(ge=1, le=MOST)] = Field(
         "auto",
-        description="tokens between evictions; auto: 64; discontinuous: (length - recent) / heavy hitters",
+        description="tokens between evictions; auto: half of budget - recent, at most 64; "
+        "discontinuous: (length - recent) / heavy hitters",
     )
     ratio: int = Field(
         4, ge=1, le=MOST, description="rpc alone: one token in `ratio` is kept, whatever the budget says"
@@ -338,7 +341,10 @@ class DecodeSettings(Settings):
 
     @property
     def recent_tokens(self) -> int:
-        return max(1, min(256, self.budget // 2)) if self.recent == "auto" else self.recent
+        if self.recent != "auto":
+            return self.recent
+        total = self.budget if self.total_budget is None else self.total_budget - self.sinks
+        return max(1, min(256, self.budget // 2, total // 2))
 
 
 class SamplingSettings(Settings):

@@ -4,12 +4,12 @@ The strategies of SCOPE (arXiv 2412.13649, section 3.3) differ in `allowed` and 
 W = budget, R = recent, H = W - R heavy hitters, T = planned output length, n = generated tokens written.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from scope_cli.profile import DecodeSettings, Strategy
 
-AUTO_INTERVAL = 64
+LONGEST_INTERVAL = 64  # that `auto` takes
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,31 @@ class Schedule:
     def of(cls, decode: DecodeSettings, planned: int, kept_prompt: int) -> "Schedule":
         """For a lane that writes `planned` tokens after a prompt of which `kept_prompt` are held."""
         unified = not decode.protect_prompt
-        return cls(
+        schedule = cls(
             strategy=decode.strategy,
             budget=decode.budget,
             recent=decode.recent_tokens,
-            interval=_interval(decode, planned),
+            interval=1,
             planned=planned,
             base=kept_prompt if unified else 0,
             floor=min(decode.sinks, kept_prompt) if unified else 0,
             total=decode.total_budget,
             ratio=decode.ratio,
         )
+        return replace(schedule, interval=_interval(decode, planned, schedule.room))
+
+    @property
+    def room(self) -> int:
+        """Places that are neither recent tokens' nor sinks', once the whole budget is allowed."""
+        limit = self.base + self.budget if self.total is None else self.total
+        return limit - self.recent - self.floor
+
+    @property
+    def kept_by_score(self) -> int:
+        """Tokens that the scorer has chosen among those that the last eviction leaves, at most."""
+        last = self.limit(self.planned - 1)
+        room = self.room if last is None else last - self.recent - self.floor
+        return max(0, room - self.interval + 1)
 
     def allowed(self, n: int) -> int | None:
         """Generated tokens that may be held after n were written; None where nothing limits them."""
@@ -81,6 +95,15 @@ class Schedule:
         return None if allowed is None else self.base + allowed
 
     @property
+    def never_evicts(self) -> bool:
+        """Whether everything fits that will ever be held; the last token is not fed to the model."""
+        limit = self.limit(self.planned)
+        if limit is None:
+            return True
+        grows = self.strategy != "slide" and self.total is None  # and so is exceeded before it is all there
+        return not grows and self.base + self.planned - 1 <= limit
+
+    @property
     def most_held(self) -> int:
         """The most that is ever held of what the limit counts, the current token included."""
         if self.strategy == "full":
@@ -91,8 +114,43 @@ class Schedule:
         return self.base + min(self.planned if largest is None else largest + 1, self.planned)
 
 
-def _interval(decode: DecodeSettings, planned: int) -> int:
-    """discontinuous: ceil((T - R) / H), about H evictions in all (SCOPE, section 3.3)."""
+def _interval(decode: DecodeSettings, planned: int, room: int) -> int:
+    """discontinuous: ceil((T - R) / H), about H evictions in all (SCOPE, section 3.3).
+
+    auto: the scorer keeps at least half of what it can choose among.
+    """
     if decode.strategy == "discontinuous" or decode.interval == "discontinuous":
         return max(1, ceil((planned - decode.recent_tokens) / (decode.budget - decode.recent_tokens)))
-    return AUTO_INTERVAL if decode.interval == "auto" else decode.interval
+    if decode.interval != "auto":
+        return decode.interval
+    return LONGEST_INTERVAL if decode.strategy == "rpc" else max(1, min(LONGEST_INTERVAL, room // 2))
+
+
+def nothing_to_choose(
+    decode: DecodeSettings, planned: int | None, kept_prompt: int | None = None
+) -> str | None:
+    """In words, where evictions leave the newest tokens (and sinks) alone, whatever the scorer says.
+
+    planned, kept_prompt: tokens; None where they are not known
+    """
+    computed = "discontinuous" in (decode.strategy, decode.interval)
+    if (
+        decode.strategy in ("full", "rpc")
+        or decode.scorer.name == "recency"
+        or (computed and planned is None)
+    ):
+        return None
+    if not decode.protect_prompt and decode.total_budget is None and kept_prompt is None:
+        return None  # prompt tokens compete as well, nobody knows how many
+    kept = decode.sinks if kept_prompt is None else kept_prompt
+    schedule = Schedule.of(decode, planned or 0, kept)
+    if schedule.kept_by_score or (planned is not None and schedule.never_evicts):
+        return None
+    told = (
+        f"{schedule.recent} recent tokens and an interval of {schedule.interval} leave the scorer nothing to "
+        "choose"
+    )
+    if schedule.room < 1 or computed:
+        return f"{told}; a larger budget would"
+    shorter = Schedule.of(decode.model_copy(update={"interval": "auto"}), 0, kept)
+    return f"{told}; interval={shorter.interval} would"

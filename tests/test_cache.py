@@ -1,5 +1,7 @@
 """The cache over thousands of tokens, its state, and what the audit notices."""
 
+from itertools import combinations
+
 import pytest
 import torch
 from torch.nn.attention.bias import causal_lower_right
@@ -187,3 +189,41 @@ def test_a_total_budget_holds_where_the_planned_output_fits_the_budget(tmp_path,
         most = max(most, *((layer.positions >= 0).sum(-1).max().item() for layer in cache.policy_layers))
     assert cache.audit(0, 30, 59).passed and cache.audit().policy_active
     assert most <= 50
+
+
+@pytest.mark.parametrize("strategy", ["slide", "adaptive", "unified"])
+@pytest.mark.parametrize("budget", [2, 3, 4, 5, 8, 13, 32, 63, 64, 65, 127, 128])
+def test_four_scorers_keep_different_tokens_at_every_budget(tmp_path, budget, strategy):
+    loaded = loaded_tiny(tmp_path)
+    settings = {"budget": budget, "strategy": strategy}
+    if strategy == "unified":
+        settings = {"budget": budget, "protect_prompt": False, "total_budget": max(8, budget), "sinks": 2}
+    held = {}
+    for scorer in ("attention", "recency", "random", "knorm"):
+        seen = []
+        for cache in walk(loaded, max(40, 3 * budget), prompt_tokens=10, scorer=scorer, **settings):
+            seen.append(torch.stack([layer.positions.sort(-1).values for layer in cache.policy_layers]))
+        audit = cache.audit()
+        assert audit.passed
+        held[scorer] = torch.stack(seen)
+        leaves_room = cache.count(0).schedule.kept_by_score > 0
+        assert leaves_room == (strategy != "adaptive" or budget > 2), (
+            "adaptive allows the last one at the end"
+        )
+        assert (audit.evicted_by_score > 0) == leaves_room
+    for one, other in combinations(held, 2):
+        assert torch.equal(held[one], held[other]) != leaves_room, (one, other)
+
+
+def test_the_audit_tells_tokens_that_a_score_chose_from_those_that_age_did(tmp_path):
+    loaded = loaded_tiny(tmp_path)
+    for interval, by_score, by_age in (
+        (1, True, False),
+        (12, True, False),
+        (13, False, True),
+        (64, False, True),
+    ):
+        *_, cache = walk(loaded, 100, budget=16, recent=4, interval=interval)
+        audit = cache.audit()
+        assert audit.evicted_by_score + audit.evicted_by_age == cache.reading().evicted_tokens
+        assert (audit.evicted_by_score > 0, audit.evicted_by_age > 0) == (by_score, by_age)

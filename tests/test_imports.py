@@ -41,6 +41,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "memory",
         "plan",
         "plugins",
+        "schedule",
         "generate",
         "roofline",
         "sinks",

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from scope_cli.profile import DecodeSettings
-from scope_cli.schedule import Schedule
+from scope_cli.schedule import Schedule, nothing_to_choose
 
 
 def walk(schedule, steps):
@@ -59,16 +59,15 @@ def test_never_more_than_the_slots_that_were_planned(chosen):
         assert schedule.limit(1) == decode.total_budget
 
 
-def test_slide_evicts_every_token_at_interval_1_and_every_64_by_default():
+def test_slide_evicts_every_token_at_interval_1_and_at_most_every_64_by_default():
     every = Schedule.of(DecodeSettings(budget=100, recent=10, interval=1), 1000, 0)
     assert [n for n, _, excess in walk(every, 300) if excess] == list(range(101, 301))
-    sometimes = Schedule.of(DecodeSettings(budget=100, recent=10), 1000, 0)
-    assert [(n, excess) for n, _, excess in walk(sometimes, 300) if excess] == [
-        (101, 64),
-        (165, 64),
-        (229, 64),
-        (293, 64),
-    ]
+    sometimes = Schedule.of(DecodeSettings(budget=138, recent=10), 1000, 0)
+    at = [(n, excess) for n, _, excess in walk(sometimes, 300) if excess]
+    assert at == [(139, 64), (203, 64), (267, 64)]
+    small = Schedule.of(DecodeSettings(budget=20), 1000, 0)
+    at = [(n, excess) for n, _, excess in walk(small, 40) if excess]
+    assert at == [(21, 5), (26, 5), (31, 5), (36, 5)], "half of the ten that are not recent"
 
 
 def test_adaptive_grows_from_recent_to_budget_over_the_planned_length():
@@ -111,3 +110,48 @@ def test_a_total_budget_counts_the_prompt_and_lets_it_be_read_first():
     assert schedule.most_held == 201
     held = [held - excess for _, held, excess in walk(schedule, 20)]
     assert held == [60] * 20
+
+
+@given(schedules())
+def test_auto_leaves_room_to_choose_at_every_budget_from_2_on(chosen):
+    decode, schedule = chosen
+    decode = decode.model_copy(update={"recent": "auto", "interval": "auto"})
+    total = decode.budget if decode.total_budget is None else decode.total_budget - decode.sinks
+    assume(not list(decode.problems()) and min(decode.budget, total) >= 2)
+    if decode.strategy in ("slide", "adaptive"):
+        schedule = Schedule.of(decode, 1000, schedule.base)
+        if decode.strategy == "adaptive" and decode.total_budget is None:
+            assume(decode.budget > 2)  # the last place is allowed when nothing is written any more
+        assert schedule.kept_by_score >= 1
+        assert nothing_to_choose(decode, 1000, schedule.base) is None
+        assert schedule.interval == max(1, min(64, schedule.room // 2))
+        *_, (held, excess) = [(held, excess) for _, held, excess in walk(schedule, 999) if excess]
+        assert held - excess > schedule.recent + schedule.floor, "not only the newest stay"
+
+
+def test_an_interval_that_leaves_nothing_to_choose_is_told():
+    slide = {"budget": 64, "recent": 32}
+    told = "32 recent tokens and an interval of 64 leave the scorer nothing to choose; interval=16 would"
+    assert nothing_to_choose(DecodeSettings(**slide, interval=64), 1000) == told
+    assert nothing_to_choose(DecodeSettings(**slide, interval=33), None) == told.replace("64", "33")
+    for silent in (
+        DecodeSettings(**slide),
+        DecodeSettings(**slide, interval=32),
+        DecodeSettings(**slide, interval=64, strategy="full"),
+        DecodeSettings(**slide, interval=64, scorer="recency"),
+        DecodeSettings(**slide, interval=64, protect_prompt=False),
+    ):
+        assert nothing_to_choose(silent, 1000) is None
+    assert nothing_to_choose(DecodeSettings(**slide, interval=64), 65) is None, "nothing is evicted"
+    assert nothing_to_choose(DecodeSettings(**slide, interval=64), 66) == told
+    assert nothing_to_choose(DecodeSettings(**slide, interval=64, strategy="adaptive"), 65) == told
+    alone = DecodeSettings(budget=8, recent=8)
+    assert nothing_to_choose(alone, 1000) == (
+        "8 recent tokens and an interval of 1 leave the scorer nothing to choose; a larger budget would"
+    )
+    total = DecodeSettings(**slide, interval=64, protect_prompt=False, total_budget=40, sinks=4)
+    assert nothing_to_choose(total, 1000, 100) == told.replace("interval=16", "interval=2")
+    paper = DecodeSettings(budget=64, strategy="discontinuous")
+    assert nothing_to_choose(paper, None) is None
+    assert "an interval of 127 leave" in nothing_to_choose(paper, 4096)
+    assert nothing_to_choose(paper, 500) is None

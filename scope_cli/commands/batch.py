@@ -179,9 +179,12 @@ def batch_command(
     from scope_cli.batch.inputs import Frame
     from scope_cli.batch.session import Options, run
     from scope_cli.profile import load_profile
+    from scope_cli.schedule import nothing_to_choose
 
     settings = load_profile(profile, typed)
-    for note in [] if quiet else o.notes_on(profile, settings):
+    nothing = nothing_to_choose(settings.profile.decode, settings.profile.sampling.max_new_tokens)
+    notes = [*o.notes_on(profile, settings), *([] if nothing is None else [nothing])]
+    for note in [] if quiet else notes:
         tell(f"note: {note}")
     code = run(
         Options(

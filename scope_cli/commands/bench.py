@@ -244,13 +244,16 @@ def contenders(profiles: list[str], peers: list[str], common: dict[str, Any]) ->
     """Every contender's command, checked as far as it can be without starting it."""
     from scope_cli.bench.contest import Spec
     from scope_cli.profile import load_profile
+    from scope_cli.schedule import nothing_to_choose
 
     specs = []
     for text in profiles:
         name, profile, words = split_contender(text, "--profile")
         overrides, lanes = settings_of(words, "--profile")
         overrides = common | overrides
-        load_profile(profile, overrides)  # a problem is told now
+        decode = load_profile(profile, overrides).profile.decode  # a problem is told now
+        if (told := nothing_to_choose(decode, None)) is not None:
+            tell(f"note: {name}: {told}")
         specs.append(Spec(name, worker("scope", profile, overrides), lanes))
     for text in peers:
         name, kind, words = split_contender(text, "--peer")

@@ -176,7 +176,7 @@ Recent = Annotated[
     option("--recent", panel=POLICY, help="The newest of them, never evicted (half, at most 256)."),
 ]
 Interval = Annotated[
-    str | None, option("--interval", panel=POLICY, help="Tokens between two evictions (auto: 64).")
+    str | None, option("--interval", panel=POLICY, help="Tokens between two evictions (auto: at most 64).")
 ]
 
 MaxNewTokens = Annotated[

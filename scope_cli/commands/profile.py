@@ -223,6 +223,7 @@ def show_plan(
 ) -> int:  # fmt: skip
     from scope_cli.profiling.report import as_csv, plan_table
     from scope_cli.profiling.source import free_bytes, source_of, target_of
+    from scope_cli.schedule import nothing_to_choose
 
     settings = cases[0][1].profile.model
     source = source_of(settings.name, config)
@@ -241,6 +242,10 @@ def show_plan(
         print(profile, end="")
     if not quiet:
         print(plan_table(planned, target, width_of(console)), file=console.file)
+    for label, one in cases:
+        told = nothing_to_choose(one.profile.decode, one.profile.sampling.max_new_tokens)
+        if told is not None and not quiet:
+            print(f"note: {label}: {told}", file=sys.stderr)
     draw_plan(planned, target, plot, quiet, console)
     if all(one.fits for one in planned):
         return 0

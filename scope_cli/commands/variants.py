@@ -87,16 +87,11 @@ def variants(
 
 
 def _note(variant: Variant) -> None:
-    """Where the recent and the newest tokens fill the budget, every scorer is `recency`."""
-    decode = variant.settings.profile.decode
-    interval = 64 if decode.interval == "auto" else decode.interval
-    if decode.strategy == "slide" and decode.total_budget is None and isinstance(interval, int):
-        chosen = decode.budget - interval + 1 - decode.recent_tokens
-        if chosen < 1 and decode.scorer.name != "recency":
-            tell(
-                f"note: {variant.name}: {decode.recent_tokens} recent tokens and an interval of {interval} "
-                f"leave the scorer nothing to choose; interval={max(1, decode.budget // 4)} would"
-            )
+    from scope_cli.schedule import nothing_to_choose
+
+    profile = variant.settings.profile
+    if (told := nothing_to_choose(profile.decode, profile.sampling.max_new_tokens)) is not None:
+        tell(f"note: {variant.name}: {told}")
 
 
 def _of(spec: str, budgets: Sequence[int], common: dict[str, Any]) -> list[Variant]:

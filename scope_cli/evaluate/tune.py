@@ -123,8 +123,7 @@ class _Search:
         self.tried: list[Tried] = []
 
     def at(self, budget: int, keys: dict[str, Any]) -> Tried:
-        interval = "auto" if keys["decode.strategy"] == "discontinuous" else interval_for(budget)
-        wanted = {**keys, "decode.budget": budget, "decode.interval": interval}
+        wanted = {**keys, "decode.budget": budget, "decode.interval": "auto"}
         for one in self.tried:
             if one.keys == wanted:
                 return one
@@ -146,11 +145,6 @@ def _smallest(budgets: Sequence[int], holds: Callable[[int], bool]) -> int | Non
         middle = (low + high) // 2
         low, high = (low, middle) if holds(budgets[middle]) else (middle + 1, high)
     return low
-
-
-def interval_for(budget: int) -> int | str:
-    """A quarter of a small budget, so that there is something left for the scorer to choose."""
-    return "auto" if budget >= 256 else max(1, budget // 4)
 
 
 def _gap(tried: Tried) -> float:

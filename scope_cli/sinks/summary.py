@@ -146,4 +146,6 @@ def _audit(audit: Audit) -> str:
     if not audit.passed:
         return f"failed: {'; '.join(audit.problems)}"
     policy = {True: "policy active", False: "policy not active", None: "nothing had to be evicted"}
+    if audit.evicted_by_age and not audit.evicted_by_score:
+        policy[True] = "evicted by age alone, the scorer had no choice"
     return f"{policy[audit.policy_active]}, budget held, bytes accounted for"

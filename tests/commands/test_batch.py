@@ -112,6 +112,13 @@ def test_each_prompt_has_its_text_its_record_and_its_line(batch, prompts, tmp_pa
         assert line["prompt_tokens"] == len((prompts / name).read_text())
 
 
+def test_an_interval_that_leaves_the_scorer_nothing_to_choose_is_told(scope, prompts, tmp_path, tiny_folder):
+    argv = ["batch", prompts, "--output-dir", tmp_path / "out", "--model", tiny_folder, "--dry-run"]
+    told = "note: 8 recent tokens and an interval of 16 leave the scorer nothing to choose; interval=4 would"
+    assert told in scope(*argv, "--budget", 16, "--interval", 16, "--max-new-tokens", 30).stderr
+    assert "nothing to choose" not in scope(*argv, "--budget", 16, "--max-new-tokens", 30).stderr
+
+
 def test_a_row_writes_what_generate_writes_with_its_seed(batch, scope, prompts, tmp_path, tiny_folder):
     batch(prompts, "--seed", 5)
     for name, text in texts(tmp_path / "out").items():

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from scope_cli.commands.bench import contenders
+
 SHORT = ("--burst", "8", "--rounds", "2", "--positions", "80,120", "--offline")
 PROMPT = "The lighthouse keeper wrote a letter."
 
@@ -108,3 +110,9 @@ def test_a_prompt_of_a_given_length():
 
     assert exactly([1, 2, 3], 7) == [1, 2, 3, 1, 2, 3, 1]
     assert exactly([1, 2, 3], 2) == [1, 2]
+
+
+def test_an_interval_that_leaves_the_scorer_nothing_to_choose_is_told(capsys):
+    contenders(["small=default decode.budget=16 decode.interval=16", "full"], [], {})
+    told = "8 recent tokens and an interval of 16 leave the scorer nothing to choose; interval=4 would"
+    assert capsys.readouterr().err == f"note: small: {told}\n"

@@ -114,12 +114,21 @@ def test_a_prompt_beyond_the_total_budget_and_one_token_are_no_alarm(generate, b
     assert result.code == 0 and "nothing had to be evicted" in result.stderr
 
 
+def test_an_interval_that_leaves_the_scorer_nothing_to_choose_is_told(generate):
+    told = "note: 8 recent tokens and an interval of 16 leave the scorer nothing to choose; interval=4 would"
+    small = generate(PROMPT, "--budget", 16, "--interval", 16)
+    assert told in small.stderr and "evicted by age alone" in small.stderr
+    for argv in (("--interval", 4), (), ("--interval", 16, "--scorer", "recency")):
+        result = generate(PROMPT, "--budget", 16, *argv)
+        assert "nothing to choose" not in result.stderr
+    assert "every 4 tokens" in generate(PROMPT, "--budget", 16).stderr, "what auto makes of it"
+
+
 def test_a_total_budget_holds_in_a_schedule_that_grows(generate):
     keys = {"decode.protect_prompt": False, "decode.total_budget": 100}
     for strategy in ("adaptive", "discontinuous"):
         argv = [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
         argv += ["--strategy", strategy, "--budget", 300, "--recent", 50, "--max-new-tokens", 300]
-        argv += ["--interval", "auto"]
         result = generate(PROMPT, *argv, "--json")
         assert result.code == 0
         end = json.loads(result.stdout.splitlines()[-1])

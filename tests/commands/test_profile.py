@@ -40,6 +40,13 @@ def test_plan_prints_what_fits(scope, llama):
     assert "14.96 GiB" in result.stdout and "llama, bfloat16 on cuda" in result.stdout
 
 
+def test_a_plan_says_where_the_scorer_has_nothing_to_choose(scope, llama):
+    argv = ["profile", "--plan", "--config", llama, "--memory", "24GiB", "--budget", "64,512"]
+    told = "32 recent tokens and an interval of 64 leave the scorer nothing to choose; interval=16 would"
+    assert scope(*argv).stderr == ""
+    assert scope(*argv, "--interval", 64).stderr == f"note: default 64: {told}\n"
+
+
 def test_a_plan_that_does_not_fit_ends_with_4_and_says_the_numbers(scope, llama):
     result = scope("profile", "--plan", "--config", llama, "--memory", "12GiB", "--json")
     assert result.code == 4

@@ -42,6 +42,15 @@ def test_a_loop_that_ended_says_where(events_of_a_run):
     assert "from token 1 to token 80 (80 tokens)" in printed(events_of_a_run([], loop=Loop(2, 0, 80, False)))
 
 
+def test_tokens_that_no_scorer_chose_are_told_from_those_that_one_did(events_of_a_run):
+    for audit, told in (
+        (Audit(True, True, True, (), 64, 0), "policy active, budget held"),
+        (Audit(True, True, True, (), 64, 10), "policy active, budget held"),
+        (Audit(True, True, True, (), 0, 10), "evicted by age alone, the scorer had no choice, budget held"),
+    ):
+        assert f"audit:     {told}" in printed(events_of_a_run([], audit=audit))
+
+
 def test_nothing_evicted_is_said(events_of_a_run):
     assert "audit:     nothing had to be evicted, budget" in printed(
         events_of_a_run([], audit=Audit(None, True, True))
