@@ -26,6 +26,9 @@ FEW = 4  # tokens that leave at once, up to which an eviction is compiled
 WARM_UPS = 3  # runs before a capture, as CUDA graphs want them
 
 Tell = Callable[[str], None]
+Run = Callable[[], None]  # what is recorded
+Replay = Callable[[], None]
+Recorder = Callable[[Run], Replay]
 Layer = Callable[..., Any]  # a decoder layer, or the graph of one
 
 
@@ -321,38 +324,57 @@ def keep_compiled_code() -> None:
 class GraphStep:
     """A step and an eviction as CUDA graphs: one launch each in place of a thousand.
 
-    One is captured for each prefix of the slots that is read, an eviction also for each number of tokens that
-    leave. Not tried without a GPU but for what capturing relies on: a run in which no lane writes and none
-    evicts leaves every buffer as it was (tests/test_step.py).
+    One is recorded for each prefix of the slots that is read, an eviction also for each number of tokens that
+    leave. Recording runs what is recorded: a run in which no lane writes and none evicts leaves every buffer
+    as it was (tests/test_step.py).
     """
 
-    def __init__(self, step: Step, cache: ScopeCache, tell: Tell) -> None:
+    def __init__(
+        self, step: Step, cache: ScopeCache, tell: Tell, recorder: Callable[[], Recorder] | None = None
+    ) -> None:
+        """recorder: makes what records graphs that share their memory; CUDA's where there is none"""
         self.step, self.cache, self._tell = step, cache, tell
         lanes = cache.shape.lanes
         self._ids = torch.zeros(lanes, 1, dtype=torch.int64, device=cache.device)
         self._facts = torch.zeros(5, lanes, 1, 1, dtype=torch.int64, device=cache.device)
-        self._steps: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._evictions: dict[tuple[int, ...], torch.cuda.CUDAGraph] = {}
-        self._fitted = cache.fitted
+        self._logits: Tensor | None = (
+            None  # [lanes, vocab], of every graph: a recorder's memory keeps nothing
+        )
+        self._new_recorder = recorder or (lambda: CudaRecorder(cache.device))
         self._works = True
-        self._pool = torch.cuda.graph_pool_handle()
         self._forget = cache.forget
         cache.forget = self.forget  # type: ignore[method-assign]
+        self._begin()
+
+    def _begin(self) -> None:
+        """Without a graph. The memory of graphs that are gone is gone as well: it takes a new recorder."""
+        self._steps: dict[tuple[int, ...], Replay] = {}
+        self._evictions: dict[tuple[int, ...], Replay] = {}
+        self._fitted = self.cache.fitted
+        self._record = self._new_recorder()
+
+    def _drop_what_is_gone(self) -> None:
+        """Graphs of layers that a prompt of another size has replaced hold their buffers."""
+        if self._fitted != self.cache.fitted:
+            self._begin()
 
     def __call__(self, ids: Tensor) -> Tensor:
         self._drop_what_is_gone()
         reads = tuple(layer.read_slots for layer in self.cache.layers)
         if self._works and reads not in self._steps:
             with self.cache.at_rest():
-                captured = self._capture(lambda: self.step(self._ids))
-            if captured is not None:
-                self._steps[reads] = captured
-        if reads not in self._steps:
+                if self._logits is None:
+                    self._logits = torch.empty_like(self.step(self._ids))
+                self._keep(self._steps, reads, self._step_into_logits)
+        if (replay := self._steps.get(reads)) is None or self._logits is None:
             return self.step(ids)
-        graph, logits = self._steps[reads]
         self._ids.copy_(ids)
-        graph.replay()
-        return logits
+        replay()
+        return self._logits
+
+    def _step_into_logits(self) -> None:
+        assert self._logits is not None
+        self._logits.copy_(self.step(self._ids))
 
     def forget(self, facts: Tensor, most: int) -> None:
         """The cache's own `forget`, replayed."""
@@ -360,36 +382,43 @@ class GraphStep:
         key = (most, *(layer.read_slots for layer in self.cache.layers))
         if self._works and key not in self._evictions and len(self._evictions) < MOST_GRAPHS:
             self._facts.zero_()
-            captured = self._capture(lambda: self._forget(self._facts, most))
-            if captured is not None:
-                self._evictions[key] = captured[0]
-        if key not in self._evictions:
+            self._keep(self._evictions, key, lambda: self._forget(self._facts, most))
+        if (replay := self._evictions.get(key)) is None:
             self._forget(facts, most)
             return
         self._facts.copy_(facts)
-        self._evictions[key].replay()
+        replay()
 
-    def _drop_what_is_gone(self) -> None:
-        """Graphs of layers that a prompt of another size has replaced hold their buffers."""
-        if self._fitted != self.cache.fitted:
-            self._steps.clear()
-            self._evictions.clear()
-            self._fitted = self.cache.fitted
-
-    def _capture(self, run: Callable[[], Tensor | None]) -> tuple[torch.cuda.CUDAGraph, Tensor] | None:
-        """Warm up beside the current stream, then record; None, for good, where that cannot be done."""
+    def _keep(self, graphs: dict[tuple[int, ...], Replay], key: tuple[int, ...], run: Run) -> None:
+        """Record `run`; where that cannot be done, nothing is recorded any more."""
         try:
-            side = torch.cuda.Stream(self.cache.device)
-            side.wait_stream(torch.cuda.current_stream(self.cache.device))
-            with torch.cuda.stream(side):
-                for _ in range(WARM_UPS):
-                    run()
-            torch.cuda.current_stream(self.cache.device).wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
-                out = run()
+            graphs[key] = self._record(run)
         except RuntimeError as error:
             self._works = False
             self._tell(f"warning: no CUDA graph can be made, going on without: {first_line(error)}")
-            return None
-        return graph, out if out is not None else self._facts
+
+
+class CudaRecorder:
+    """Records CUDA graphs into one pool of memory, which they share because they run one after the other.
+
+    Nothing made while one is recorded outlives its replay: the next may write there. (An eviction recorded
+    before the step once wrote over the step's logits.)
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Run) -> Replay:
+        """Warm up beside the current stream, then record."""
+        side = torch.cuda.Stream(self._device)
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                run()
+        torch.cuda.current_stream(self._device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            run()
+        replay: Replay = graph.replay
+        return replay

@@ -246,42 +246,6 @@ def test_a_step_in_which_nobody_writes_or_evicts_changes_nothing(models, family,
         assert torch.equal(tensor, before[name]), name
 
 
-def test_graphs_of_layers_that_are_gone_are_dropped(models, monkeypatch):  # noqa: F811
-    """Each keeps its layers' buffers alive. What a CUDA graph does is played by the step itself."""
-    loaded = models["llama"]
-    chosen = settings_of(**OWN_SIZE, **{"decode.interval": 1})
-    works = [work_of(loaded, chosen, seed, 60 + 7 * seed, 20) for seed in range(4)]
-    job = Job(
-        loaded, chosen.profile, together([work.plan for work in works], 1), PeakMeter(loaded.device).start()
-    )
-    plain = texts_of(job, works)
-
-    class Recorded:
-        def __init__(self, run, out):
-            self.run, self.out = run, out
-
-        def replay(self):
-            if (new := self.run()) is not None:
-                self.out.copy_(new)
-
-    def capture(self, run):
-        out = run()
-        return Recorded(run, out), out if out is not None else self._facts
-
-    monkeypatch.setattr(GraphStep, "_capture", torch.no_grad()(capture))
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    shape = together([work.plan for work in works], 1)
-    job = Job(loaded, chosen.profile, shape, PeakMeter(loaded.device).start())
-    job.step = GraphStep(job.step, job.cache, lambda line: None)
-    most = []
-    texts = texts_of(job, works, lambda: most.append(max(len(job.step._steps), len(job.step._evictions))))
-    assert job.cache.fitted == 4
-    assert max(most) <= 2, "as many as one prompt reads lengths"
-    assert {number: [token for token, _ in text] for number, text in texts.items()} == {
-        number: [token for token, _ in text] for number, text in plain.items()
-    }
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("interval", [1, 5])
 def test_captured_steps_and_evictions_give_the_plain_text(models, interval):  # noqa: F811
