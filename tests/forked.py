@@ -7,7 +7,9 @@ import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-HANGS_S = 50  # then it says where
+from tests.patience import PATIENCE_S
+
+HANGS_S = PATIENCE_S - 20  # then it says where
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.forked_preload"])
 
@@ -30,7 +32,7 @@ class Forked:
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
 
-    def wait(self, timeout: float = 60) -> int:
+    def wait(self, timeout: float = PATIENCE_S) -> int:
         """The exit code; minus the number of the signal that ended it."""
         self._process.join(timeout)
         if self._process.exitcode is None:

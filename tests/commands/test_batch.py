@@ -360,7 +360,7 @@ def test_a_row_may_take_so_many_seconds(batch, tmp_path):
     assert result.code == 0
     (line,) = results(tmp_path / "out").values()
     assert (line["state"], line["reason"]) == ("done", "time")
-    assert 0 < line["output_tokens"] < 8000 and line["decode_s"] < 5
+    assert 0 < line["output_tokens"] < 8000 and line["decode_s"] >= 0.5
 
 
 # The disk

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from hashlib import sha256
 
@@ -20,6 +19,7 @@ from scope_cli.model import open_model
 from scope_cli.profile import ModelSettings, load_profile
 from scope_cli.step import EagerStep
 from tests.conftest import scope_process
+from tests.patience import PATIENCE_S, until
 from tests.tiny import SHAPE, tiny_tokenizer
 
 PROMPT = "The keeper of the lighthouse wrote every evening, and "
@@ -63,7 +63,7 @@ def test_a_prompt_file_standard_input_and_an_argument_are_the_same(generate, tin
             40,
             stdin=subprocess.PIPE,
         )
-        stdout, _ = process.communicate(PROMPT.encode(), timeout=60)
+        stdout, _ = process.communicate(PROMPT.encode(), timeout=PATIENCE_S)
         assert stdout.decode() == from_argument.stdout
 
 
@@ -314,12 +314,7 @@ def long_run(tiny_folder, *argv, **more):
 
 
 def wait_for_text(path, size=100):
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        if path.exists() and path.stat().st_size > size:
-            return
-        time.sleep(0.02)
-    pytest.fail("no text came")
+    until(lambda: path.exists() and path.stat().st_size > size, "text")
 
 
 @pytest.mark.parametrize(
@@ -330,7 +325,7 @@ def test_a_signal_ends_the_run_with_text_and_record_complete(tiny_folder, tmp_pa
     process = long_run(tiny_folder, "--output", out)
     wait_for_text(out)
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code
     assert stdout == out.read_bytes()
     assert b"Traceback" not in stderr and b"interrupted" in stderr
@@ -347,7 +342,7 @@ def test_a_run_under_nohup_hears_no_hangup(tiny_folder, tmp_path):
     process.send_signal(signal.SIGHUP)
     wait_for_text(out, out.stat().st_size + 50)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=300)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 143
 
 
@@ -362,7 +357,7 @@ def test_an_output_that_another_run_writes_is_refused(generate, tiny_folder, tmp
             assert f"cannot write {out}: another run is writing it" in second.stderr
     finally:
         first.kill()
-        text, _ = first.communicate(timeout=300)
+        text, _ = first.communicate(timeout=PATIENCE_S)
     assert out.read_bytes().startswith(text), "nobody else wrote into it"
     assert generate(PROMPT, "--output", out, "--append").code == 0, "a killed run leaves no lock"
 
@@ -374,7 +369,7 @@ def test_sigkill_keeps_the_words_in_valid_utf8(tiny_folder, tmp_path):
     while len(seen) < 200:
         seen += process.stdout.read1(64)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_S)
     kept = out.read_bytes()
     assert kept.startswith(seen)
     kept.decode("utf-8")
@@ -386,7 +381,7 @@ def test_a_broken_pipe_ends_quietly_with_the_record_complete(tiny_folder, tmp_pa
     process = long_run(tiny_folder, "--output", out, "--quiet")
     process.stdout.read1(64)
     process.stdout.close()
-    assert process.wait(timeout=60) == 141
+    assert process.wait(timeout=PATIENCE_S) == 141
     assert process.stderr.read() == b""
     assert json.loads((tmp_path / "out.txt.run.json").read_text())["results"][0]["reason"] == "interrupted"
 
@@ -527,7 +522,7 @@ def test_a_prompt_is_piped_in_without_a_dash(generate, tiny_folder):
         "-q",
         stdin=subprocess.PIPE,
     )
-    stdout, _ = process.communicate(PROMPT.encode(), timeout=300)
+    stdout, _ = process.communicate(PROMPT.encode(), timeout=PATIENCE_S)
     assert stdout.decode() == generate(PROMPT).stdout
 
 

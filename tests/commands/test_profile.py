@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from scope_cli import memory
+from tests.patience import PATIENCE_S
 from tests.profiling.configs import GEMMA3_27B, LLAMA_8B
 
 
@@ -29,7 +30,7 @@ def measured(tmp_path_factory, tiny_folder):
     argv += ["--prompt-tokens", 40, "--max-new-tokens", 90, "--json"]
     argv += [part for kind in ("png", "svg", "html") for part in ("--plot", folder / f"plot.{kind}")]
     process = scope_process(*argv)
-    stdout, stderr = process.communicate(timeout=300)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
     (folder / "out.json").write_bytes(stdout)
     return process.returncode, json.loads(stdout), stderr.decode(), folder
 

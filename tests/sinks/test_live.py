@@ -1,7 +1,6 @@
 """--stats-file and --metrics-port: what they say of a run, while it goes on and at its end."""
 
 import json
-import time
 import urllib.request
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from scope_cli.sinks import statsfile
 from scope_cli.sinks.meter import Meter
 from scope_cli.sinks.metrics import Metrics
 from scope_cli.sinks.statsfile import StatsFile
+from tests.patience import PATIENCE_S, until
 from tests.sinks.conftest import READING
 
 
@@ -29,7 +29,7 @@ def read(prompt_tokens=30):
 
 
 def scraped(port):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S) as answer:
         lines = answer.read().decode().splitlines()
     return dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
 
@@ -62,7 +62,7 @@ def test_the_stats_file_gets_a_line_every_second_and_one_at_the_end(tmp_path, mo
     path.write_text('{"from": "an earlier run"}\n')
     sink = StatsFile(path)
     sink.receive(read())
-    time.sleep(0.5)
+    until(lambda: len(path.read_text().splitlines()) > 4, "lines")
     sink.receive(token(1))
     sink.close()
     earlier, *lines = [json.loads(line) for line in path.read_text().splitlines()]
