@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-long check format docs clean
+AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
+
+.PHONY: run test test-avx2 test-long check format docs clean
 
 run: .venv/installed  ## set everything up and summarise the sample report with the embedded model
 	$(BIN)/scope generate --prompt-file examples/report.txt --budget 2048 --stop-on-loop
@@ -14,6 +16,9 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto  # a process per core
+
+test-avx2: .venv/installed  ## the tests that compute, as a CPU without AVX-512 computes
+	$(AVX2) OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m "numeric and not long and not gpu"
 
 test-long: .venv/installed  ## what takes minutes: thousands of tokens of the embedded model
 	$(BIN)/pytest -q -m "long and not gpu"

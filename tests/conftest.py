@@ -21,6 +21,38 @@ settings.register_profile("scope", deadline=None)  # shared machines are slow at
 settings.load_profile("scope")
 
 
+# What computes with a CPU's vector instructions; `make test-avx2` runs it as an older CPU would.
+NUMERIC = (
+    "prefills",
+    "scorers",
+    "test_cache.py",
+    "test_decode.py",
+    "test_lanes.py",
+    "test_packed.py",
+    "test_real_model.py",
+    "test_received.py",
+    "test_replay.py",
+    "test_rope.py",
+    "test_same_tokens.py",
+    "test_sampling.py",
+    "test_selftest.py",
+    "test_step.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in NUMERIC:
+            item.add_marker(pytest.mark.numeric)
+
+
+def pytest_sessionstart() -> None:
+    """A kind of CPU that was asked for and not got would test nothing."""
+    asked, found = os.environ.get("ATEN_CPU_CAPABILITY"), torch.backends.cpu.get_cpu_capability()
+    if asked and asked.upper() != found:
+        pytest.exit(f"ATEN_CPU_CAPABILITY={asked} has no effect: PyTorch computes with {found}", 1)
+
+
 @dataclass(frozen=True)
 class Result:
     code: int
