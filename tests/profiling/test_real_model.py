@@ -21,7 +21,7 @@ def test_peaks_are_as_planned(prompt_tokens, keys):
     settings = load_profile("default", {**sizes, "sampling.ignore_eos": True, **keys})
     typed = sorted(settings.typed)
     job = Job("x", settings.profile.as_dict(), settings.source, typed, None, prompt_tokens, True, [])
-    result = run_job(job, lambda line: None)
+    result = run_job(job, lambda *said: None)
     errors = result.errors()
     assert result.transfer.evictions > 0 and result.audit == []
     assert {errors[key] for key in errors if key.startswith("kv_")} == {0.0}
