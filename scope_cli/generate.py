@@ -311,7 +311,7 @@ def kept_in_words(profile: Profile, plan: RunPlan) -> str:
     if any(wrapper.finds_budget for wrapper in prompt.wrappers):
         return f", prompt {names}: as much as it takes"
     kept = [tokens for tokens in prompt.kept if tokens]
-    return f", prompt {names}: {round(sum(kept) / len(kept))} of {prompt.prompt_tokens} tokens"
+    return f", prompt {names}: {round(sum(kept) / len(kept)):,} of {prompt.prompt_tokens:,} tokens"
 
 
 def depends_on(loaded: LoadedModel, lanes: int, compiled: bool) -> dict[str, Any]:

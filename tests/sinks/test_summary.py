@@ -4,6 +4,9 @@ from dataclasses import replace
 from rich.console import Console
 
 from scope_cli.events import Audit, Busy, Loop
+from scope_cli.generate import kept_in_words, make_plan
+from scope_cli.geometry import Geometry, LayerGeometry
+from scope_cli.profile import load_profile
 from scope_cli.sinks.summary import Summary
 
 
@@ -110,3 +113,9 @@ def test_compiling_is_told_once(events_of_a_run):
     started, *_ = events_of_a_run(["x"])
     busy = Busy("compiling the step")
     assert printed([started, busy, busy]).endswith("\ncompiling the step ...\n")
+
+
+def test_a_header_writes_thousands_as_the_summary_does():
+    settings = load_profile("default", {"prefill.method": "snapkv", "prefill.budget": 1052})
+    plan = make_plan(settings, Geometry((LayerGeometry("full", 4, 2, 8),), 8192, 32, 260), 2572)
+    assert kept_in_words(settings.profile, plan) == ", prompt snapkv: 1,052 of 2,572 tokens"
