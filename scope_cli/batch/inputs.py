@@ -64,7 +64,9 @@ class Frame:
 def read_inputs(prompts: str, globs: Iterable[str] = (), leave_out: Path | None = None) -> Iterator[Input]:
     """Every prompt. `leave_out` is not looked into: the outputs may lie among the prompts."""
     if prompts == "-":
-        return read_lines(sys.stdin.buffer, "standard input")
+        if sys.stdin is None:
+            raise UsageError("standard input is closed", "name a directory or a .jsonl file")
+        return _told(sys.stdin.buffer, "standard input")
     path = Path(prompts).expanduser()
     if path.is_dir():
         return read_directory(path, tuple(globs) or ("*",), leave_out)
@@ -86,7 +88,15 @@ def _read_file_of_lines(path: Path) -> Iterator[Input]:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     with file:
-        yield from read_lines(file, str(path))
+        yield from _told(file, str(path))
+
+
+def _told(lines: Iterable[bytes], name: str) -> Iterator[Input]:
+    """A disk or a pipe that breaks in the middle ends the reading: nobody knows what would have come."""
+    try:
+        yield from read_lines(lines, name)
+    except OSError as error:
+        raise UsageError(f"cannot read {name}: {error.strerror}") from error
 
 
 # A directory

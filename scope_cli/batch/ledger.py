@@ -144,6 +144,11 @@ class Ledger:
 
     def _check_format(self) -> None:
         (found,) = self._db.execute("PRAGMA user_version").fetchone()
+        if found == 0:
+            raise UsageError(
+                f"{self.path} is empty, or no ledger of scope batch",
+                "finished texts are beside it; another --output-dir begins anew",
+            )
         if found != FORMAT:
             raise UsageError(
                 f"{self.path} has format {found}, this version of scope reads {FORMAT}",

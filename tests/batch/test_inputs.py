@@ -367,6 +367,24 @@ def test_standard_input_is_json_lines(monkeypatch):
     assert [one.text for one in read_inputs("-")] == ["hi"]
 
 
+def test_standard_input_that_is_closed_or_breaks_is_told(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="standard input is closed"):
+        read_inputs("-")
+
+    class Breaking:
+        def __init__(self):
+            self.buffer = self.lines()
+
+        def lines(self):
+            yield b'{"prompt": "hi"}'
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys, "stdin", Breaking())
+    with pytest.raises(UsageError, match="cannot read standard input: Input/output error"):
+        list(read_inputs("-"))
+
+
 def test_what_is_no_place_for_prompts_is_refused_with_a_way_out(tmp_path):
     (tmp_path / "one.txt").write_text("hi")
     with pytest.raises(UsageError, match="neither a directory nor") as refused:
