@@ -263,11 +263,13 @@ def draw(found: list[dict[str, Any]], file: Path) -> None:
     found = [row for row in found if row["lanes"] == 1 and "step_ms" in row]
     models = sorted({row["model"] for row in found})
     looks = styles(one.name for one in CONTENDERS)
-    figure, axes = plt.subplots(1, len(models), figsize=(4 * len(models), 4), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(
+        1, len(models), figsize=(2 + 4.5 * len(models), 4), squeeze=False, sharey=True
+    )
     for axis, model in zip(axes[0], models, strict=True):
         for one in CONTENDERS:
             points = sorted(
-                (row["position"], median(row["step_ms"]))
+                (row["position"] / 1000, median(row["step_ms"]))
                 for row in found
                 if (row["model"], row["contender"]) == (model, one.name)
             )
@@ -280,7 +282,7 @@ def draw(found: list[dict[str, Any]], file: Path) -> None:
                     color=style.colour,
                     label=one.name,
                 )
-        axis.set(title=model.removeprefix("random:"), xlabel="position (tokens)", ylim=(0, None))
+        axis.set(title=model.removeprefix("random:"), xlabel="position (thousands of tokens)", ylim=(0, None))
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("ms a token, one lane")
     axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -1,70 +1,32 @@
 #!/usr/bin/env bash
-# Fills the GPU table: two 8B models, budgets 512 to 4,096 against the full cache and DynamicCache, outputs to 32k.
+# On a machine with a GPU: the tests that need one, then speed and memory of four models with random weights.
 #
 #     benchmarks/gpu.sh [--dry-run] [MODEL ...]
 #
-# MODELs are hub names or folders; without any, Llama-3.1-8B-Instruct (its terms have to be accepted on the hub) and
-# Qwen3-8B. One contender at a time is on the card: 24 GB are enough. Results lie in benchmarks/results/gpu/, what is
-# there is not measured again, and the table comes last, on stdout.
+# A MODEL is a hub name, a folder, or random:NAME, which needs no network: its weights are drawn on the card. Each
+# model takes at most eight minutes; the same command goes on where it stopped. Rows lie in benchmarks/results/gpu/
+# as they are measured; the table comes last, on stdout, and the plot in docs/images/gpu.png.
 #
-#     PYTHON=python  DEVICE=cuda:0  PROMPT_TOKENS=4096  OUTPUTS="4096 16384 32768"  BUDGETS="512 1024 2048 4096"
-#     LANES="1 8"  MORE=""  (options added to every `scope bench`)
+#     PYTHON=python  DEVICE=cuda:0  MINUTES=8  LANES="1 8 32"  POSITIONS="8192 32768 65536"  PROMPT_TOKENS=4096
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-dry_run=false
+run=()
 if [ "${1:-}" = --dry-run ]; then
-    dry_run=true
+    run=(echo)
     shift
 fi
 models=("$@")
 if [ ${#models[@]} -eq 0 ]; then
-    models=(meta-llama/Llama-3.1-8B-Instruct Qwen/Qwen3-8B)
+    models=(random:llama-3.1-8b random:qwen3-8b random:mistral-7b random:gemma-3-12b)
 fi
 python="${PYTHON:-python}"
-device="${DEVICE:-cuda:0}"
-prompt_tokens="${PROMPT_TOKENS:-4096}"
-read -ra outputs <<<"${OUTPUTS:-4096 16384 32768}"
-read -ra budgets <<<"${BUDGETS:-512 1024 2048 4096}"
-read -ra lanes <<<"${LANES:-1 8}"
-read -ra more <<<"${MORE:-}"
-results=benchmarks/results/gpu
+read -ra lanes <<<"${LANES:-1 8 32}"
+read -ra positions <<<"${POSITIONS:-8192 32768 65536}"
 
-positions=""
-for output in "${outputs[@]}"; do
-    positions+="${positions:+,}$((prompt_tokens + output))"
-done
-
-if ! $dry_run; then
-    mkdir -p "$results"
-fi
-
-files=()
+"${run[@]}" "$python" -m pytest -q -m gpu
 for model in "${models[@]}"; do
-    for lane in "${lanes[@]}"; do
-        name="${model##*/}-$lane"
-        files+=("$results/$name.json")
-        if [ -e "$results/$name.json" ] && ! $dry_run; then
-            continue
-        fi
-        contenders=(--peer dynamic --profile full)
-        for budget in "${budgets[@]}"; do
-            contenders+=(--profile "slide $budget=default decode.budget=$budget")
-        done
-        command=("$python" -m scope_cli bench --model "$model" --device "$device" --sequential
-            --prompt-file examples/report.txt --text examples/logbook.txt --prompt-tokens "$prompt_tokens"
-            --positions "$positions" --lanes "$lane" --rounds 5 --baseline dynamic
-            "${contenders[@]}" --json "$results/$name.unfinished.json" --plot "$results/$name.png" "${more[@]}")
-        if $dry_run; then
-            printf '%q ' "${command[@]}"
-            printf '\n'
-            continue
-        fi
-        # a contender that does not fit the card is a row with its reason, and exit code 1
-        "${command[@]}" || [ -e "$results/$name.unfinished.json" ]
-        mv "$results/$name.unfinished.json" "$results/$name.json"
-    done
+    "${run[@]}" "$python" benchmarks/gpu.py "$model" --device "${DEVICE:-cuda:0}" --minutes "${MINUTES:-8}" \
+        --lanes "${lanes[@]}" --positions "${positions[@]}" --prompt "${PROMPT_TOKENS:-4096}"
 done
-if ! $dry_run; then
-    "$python" benchmarks/performance.py --lines "${files[@]}"
-fi
+"${run[@]}" "$python" benchmarks/gpu.py --table --plot docs/images/gpu.png

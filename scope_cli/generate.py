@@ -11,6 +11,7 @@ import transformers
 
 import scope_cli
 from scope_cli import plugins
+from scope_cli.attention import KERNEL
 from scope_cli.cache import ScopeCache
 from scope_cli.decode import Admission, Lane, decode, raise_again
 from scope_cli.errors import ScopeError
@@ -62,8 +63,14 @@ def generate(
     plans = [work.plan for work in works]
     shape = shape or together(plans, len(plans))
     steps = sum(plan.max_new_tokens for plan in plans) // shape.lanes
-    compiled = compiles(profile.model.compile, loaded.device, steps)
+    compiled = compiles(profile.model.compile, loaded.device, steps, loaded.opened.load_in)
     notes = [f"compiling the decode step first: {steps:,} steps are planned"] if compiled else []
+    if profile.model.compile == "on" and not compiled:
+        notes = [f"not compiled: on a CPU, weights in {loaded.opened.load_in} run as they are"]
+    if loaded.device.type == "cuda" and KERNEL is None:
+        notes.append(
+            "Triton is not installed: attention takes PyTorch's kernel, several times slower for one text"
+        )
     yield Started(
         lanes=shape.lanes,
         prompt_tokens=tuple(plan.prompt_tokens for plan in plans),

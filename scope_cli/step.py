@@ -22,6 +22,7 @@ from scope_cli.registry import cache_folder
 Wish = Literal["auto", "on", "off"]
 PAYS_AFTER = {"cpu": 1000, "cuda": 500}  # steps, measured on a CPU (docs/performance.md), a guess on a GPU
 MOST_GRAPHS = 64  # per function; torch gives up after 8, which layers of several sizes exceed
+BITSANDBYTES = ("8bit", "4bit")
 FEW = 4  # tokens that leave at once, up to which an eviction is compiled
 WARM_UPS = 3  # runs before a capture, as CUDA graphs want them
 
@@ -37,8 +38,10 @@ class Step(Protocol):
         """ids: [lanes, 1]; returns logits, [lanes, vocab]"""
 
 
-def compiles(wish: Wish, device: torch.device, steps: int) -> bool:
+def compiles(wish: Wish, device: torch.device, steps: int, load_in: str | None) -> bool:
     """Whether compiling pays for itself in a run of so many steps."""
+    if device.type == "cpu" and load_in in BITSANDBYTES:
+        return False  # the process dies in it (torch 2.13, bitsandbytes 0.50)
     if wish == "auto":
         return steps >= PAYS_AFTER.get(device.type, steps + 1)
     return wish == "on"

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from scope_cli.random_weights import CONFIGS
 from tests.test_docs import parse
 
 ROOT = Path(__file__).parent.parent
@@ -98,21 +98,40 @@ def test_the_shell_scripts_are_shell(script):
     assert run("bash", "-n", BENCHMARKS / script).returncode == 0
 
 
-def test_what_the_gpu_script_runs_is_a_command():
-    result = run(BENCHMARKS / "gpu.sh", "--dry-run", OUTPUTS="1000 32768", BUDGETS="512 4096", LANES="1 8")
+def test_the_gpu_script_tests_measures_and_draws():
+    result = run(BENCHMARKS / "gpu.sh", "--dry-run", LANES="1 8", POSITIONS="8192", PYTHON="py")
     assert (result.returncode, result.stderr) == (0, "")
-    lines = result.stdout.splitlines()
-    assert len(lines) == 4, "two models, one and eight lanes"
-    for line in lines:
-        _, argv = line.split(" -m scope_cli ")
-        params = parse(shlex.split(argv))
-        assert params["positions"] == "5096,36864"
-        assert [one.split("=")[0] for one in params["profile"]] == ["full", "slide 512", "slide 4096"]
-        assert params["sequential"]
-    assert {re.search(r"--model (\S+)", line)[1] for line in lines} == {
-        "meta-llama/Llama-3.1-8B-Instruct",
-        "Qwen/Qwen3-8B",
-    }
+    first, *models, last = result.stdout.splitlines()
+    assert first == "py -m pytest -q -m gpu"
+    assert [shlex.split(line)[2] for line in models] == [f"random:{name}" for name in CONFIGS]
+    assert all("--lanes 1 8 --positions 8192" in line for line in models)
+    assert last.startswith("py benchmarks/gpu.py --table --plot")
+
+
+def test_the_gpu_table_divides_what_was_measured():
+    gpu = load("gpu")
+    row = {
+        "model": "m", "card": "c", "lanes": 2, "position": 8192, "bandwidth": 1e9, "weight_bytes": 8_000_000,
+        "read_bytes": 2_000_000, "held_bytes": 2**30, "writing_peak_bytes": 2**31,
+    }  # fmt: skip
+    rows = [
+        row | {"contender": "slide 512", "step_ms": [20.0, 19.0, 25.0]},
+        row | {"contender": "DynamicCache", "step_ms": [50.0]},
+        {key: row[key] for key in ("model", "card", "lanes")}
+        | {"contender": "full", "position": 8192, "failed": "too large"},
+    ]
+    _, _, dynamic, full, slide = gpu.table(rows).splitlines()
+    assert (
+        slide == "| m | 2 | 8,192 | slide 512 | 20.00 (19.00-25.00) | 100 | 50% | 1.00 GiB | 2.0 GiB | 2.50 |"
+    )
+    assert "failed: too large" in full and dynamic.endswith("| 1.00 |")
+
+
+def test_the_page_of_the_gpu_has_the_table_of_what_was_measured():
+    gpu = load("gpu")
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    table = page.partition("<!-- table of gpu.py -->\n")[2].partition("\n<!-- end -->")[0]
+    assert table == gpu.table(gpu.rows()).replace("random:", "")
 
 
 def test_an_unknown_peer_is_told():

@@ -85,6 +85,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
     },
     "utf8": set(),
     "generate": {
+        "attention",
         "step",
         "scorers",
         "prefill",

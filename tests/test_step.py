@@ -219,9 +219,10 @@ def test_evictions_that_cannot_be_compiled_are_one_warning_and_the_right_text(mo
 
 def test_auto_compiles_a_long_output_and_says_so(models):  # noqa: F811
     cpu = torch.device("cpu")
-    assert [compiles("auto", cpu, steps) for steps in (999, 1000)] == [False, True]
-    assert compiles("on", cpu, 1) and not compiles("off", cpu, 10**6)
-    assert not compiles("auto", torch.device("mps"), 10**6)
+    assert [compiles("auto", cpu, steps, None) for steps in (999, 1000)] == [False, True]
+    assert compiles("on", cpu, 1, "int4") and not compiles("off", cpu, 10**6, None)
+    assert not compiles("auto", torch.device("mps"), 10**6, None)
+    assert not compiles("on", cpu, 10**6, "8bit") and compiles("on", torch.device("cuda"), 1, "8bit")
     loaded = models["llama"]
     chosen = settings_of(**{"sampling.max_new_tokens": 1000})
     work = work_of(loaded, chosen, 1, 10, 1000)

@@ -108,11 +108,11 @@ def measure(job: Job, tell: Any) -> Result:
     return watch.result(job, {**planned.as_dict(), **full})
 
 
-def compile_note(profile: Profile, plan: RunPlan, device: Any) -> list[str]:
+def compile_note(profile: Profile, plan: RunPlan, device: Any, load_in: str | None) -> list[str]:
     """Where a run of this length would be compiled, its speed is not the one that was measured."""
     from scope_cli.step import compiles
 
-    if not compiles(profile.model.compile, device, plan.max_new_tokens):
+    if not compiles(profile.model.compile, device, plan.max_new_tokens, load_in):
         return []
     return [
         "the step was measured uncompiled; scope generate compiles it for an output of "
@@ -326,7 +326,10 @@ class Watch:
             ),
             map=memory_map,
             audit=list(end.audit.problems),
-            notes=[*self.plan.notes, *compile_note(self.profile, self.plan, self.device)],
+            notes=[
+                *self.plan.notes,
+                *compile_note(self.profile, self.plan, self.device, self.loaded.opened.load_in),
+            ],
             measured_at=datetime.now().astimezone().isoformat(timespec="seconds"),
             command=job.command,
         )
