@@ -227,3 +227,30 @@ def test_the_audit_tells_tokens_that_a_score_chose_from_those_that_age_did(tmp_p
         audit = cache.audit()
         assert audit.evicted_by_score + audit.evicted_by_age == cache.reading().evicted_tokens
         assert (audit.evicted_by_score > 0, audit.evicted_by_age > 0) == (by_score, by_age)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_step_at_rest_leaves_lanes_that_run_as_they_were(tmp_path, family):
+    """What the warm-up of a CUDA graph relies on, in the middle of a text."""
+    loaded = loaded_tiny(tmp_path, family)
+    *_, cache = walk(loaded, 30, budget=16, recent=4, scorer="accumulated")
+    before = {name: tensor.clone() for name, tensor in cache.tensors().items()}
+    assert int(cache.running.sum()) == 1
+    with torch.no_grad(), cache.at_rest():
+        loaded.model(
+            input_ids=torch.ones(1, 1, dtype=torch.int64),
+            position_ids=cache.next_position[None],
+            use_cache=False,
+            scope_cache=cache,
+        )
+    for name, tensor in cache.tensors().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("scorer", ["accumulated", "lru", {"name": "window", "memory": 0.8}])
+def test_what_a_scorer_remembered_is_gone_with_the_prompt(tmp_path, scorer):
+    *_, cache = walk(loaded_tiny(tmp_path), 30, budget=16, recent=4, scorer=scorer)
+    memos = [memo for layer in cache.policy_layers for memo in layer.memos.values()]
+    assert memos and all(bool(memo.any()) for memo in memos)
+    cache.start_prompt(0, cache.count(0).schedule)
+    assert not any(bool(memo.any()) for memo in memos)

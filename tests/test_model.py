@@ -1,5 +1,6 @@
 """Folders of tiny random models in, geometry, bytes, prompt ids and loaded weights out."""
 
+import json
 import shutil
 import sys
 from importlib.util import find_spec
@@ -350,3 +351,32 @@ def test_the_record_of_a_run_names_source_shape_and_dtype(folders):
     assert facts["source"] == "local folder"
     assert (facts["layers"], facts["heads"], facts["kv_heads"], facts["head_dim"]) == (2, 6, 2, 4)
     assert (facts["dtype"], facts["device"], facts["context"]) == ("float32", "cpu", 128)
+
+
+@pytest.fixture
+def own_folder(tiny_folder, tmp_path):
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def test_code_that_comes_with_a_model_is_not_run(own_folder, tmp_path):
+    """auto_map names classes of the folder's own files; a model that transformers knows does without."""
+    ran = tmp_path / "ran"
+    code = f"open({str(ran)!r}, 'w')\nfrom transformers import LlamaConfig as C, LlamaForCausalLM as M\n"
+    code += "class Config(C): pass\nclass Model(M): config_class = Config\n"
+    (own_folder / "own.py").write_text(code)
+    file = own_folder / "config.json"
+    named = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": named}))
+    opened = open_model(ModelSettings(name=str(own_folder), device="cpu"), offline=True)
+    assert type(opened.config) is LlamaConfig
+    assert type(opened.load().model).__module__.startswith("transformers.")
+    assert not ran.exists()
+
+
+def test_weights_are_never_read_from_pickle(own_folder):
+    opened = open_model(ModelSettings(name=str(own_folder), device="cpu"), offline=True)
+    weights = opened.load().model.state_dict()
+    (own_folder / "model.safetensors").unlink()
+    torch.save(weights, own_folder / "pytorch_model.bin")
+    with pytest.raises(ModelError):
+        opened.load()

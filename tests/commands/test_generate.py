@@ -276,6 +276,20 @@ def test_what_weights_take_before_they_are_packed_has_to_fit_too(tiny_folder, mo
         check_memory(packed, [plan], 1)
 
 
+def test_the_buffers_that_a_prompt_is_staged_in_have_to_fit_too(tiny_folder, monkeypatch):
+    opened = open_model(ModelSettings(name=str(tiny_folder), device="cpu"))
+    keys = {"prefill.method": "snapkv", "prefill.budget": 40, "sampling.max_new_tokens": 2}
+    plan = make_plan(load_profile("default", keys), opened.geometry, 500)
+    staged = plan.prompt.staging_bytes(opened.geometry, 4)
+    assert staged > 500 * opened.geometry.token_bytes(4)
+    needed = opened.weight_bytes + plan.shape.cache_bytes(opened.geometry, 4) + staged
+    monkeypatch.setattr("scope_cli.memory.free_bytes", lambda device: needed)
+    check_memory(opened, [plan], 1)
+    monkeypatch.setattr("scope_cli.memory.free_bytes", lambda device: needed - 1)
+    with pytest.raises(ModelError, match="not enough memory"):
+        check_memory(opened, [plan], 1)
+
+
 def test_too_little_memory_is_told_before_loading(scope, tiny_folder, monkeypatch):
     monkeypatch.setattr("scope_cli.memory.free_bytes", lambda device: 1000)
     monkeypatch.setattr("scope_cli.model.OpenedModel.load", lambda self: pytest.fail("weights were loaded"))
