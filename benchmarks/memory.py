@@ -42,7 +42,7 @@ def measure(args: argparse.Namespace) -> None:
                 label = f"{strategy} {budget}, prompt {prompt}"
                 if label in done:
                     continue
-                result = run_job(job_of(label, strategy, budget, prompt), lambda line: None)
+                result = run_job(job_of(label, strategy, budget, prompt), lambda *_: None)
                 print(one_line(result), flush=True)
                 args.results.parent.mkdir(exist_ok=True)
                 with args.results.open("a", encoding="utf-8") as file:

@@ -461,7 +461,7 @@ def measure(
         jobs.append(
             Job(
                 label, profile.as_dict(), settings.source, sorted(settings.typed), text, prompt_tokens,
-                offline, sys.argv[1:],
+                offline, tuple(sys.argv[1:]),
             )
         )  # fmt: skip
     stderr = Console(stderr=True)

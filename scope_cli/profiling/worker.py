@@ -52,7 +52,7 @@ class Job:
     prompt: str | None  # a text; else a synthetic prompt of
     prompt_tokens: int
     offline: bool
-    command: list[str]  # as it was typed
+    command: tuple[str, ...] = ()  # as it was typed
 
 
 def main() -> None:
@@ -331,7 +331,7 @@ class Watch:
                 *compile_note(self.profile, self.plan, self.device, self.loaded.opened.load_in),
             ],
             measured_at=datetime.now().astimezone().isoformat(timespec="seconds"),
-            command=job.command,
+            command=list(job.command),
         )
 
 

@@ -20,8 +20,8 @@ def test_peaks_are_as_planned(prompt_tokens, keys):
     sizes = {"decode.budget": 64, "decode.recent": 16, "sampling.max_new_tokens": 90}
     settings = load_profile("default", {**sizes, "sampling.ignore_eos": True, **keys})
     typed = sorted(settings.typed)
-    job = Job("x", settings.profile.as_dict(), settings.source, typed, None, prompt_tokens, True, [])
-    result = run_job(job, lambda *said: None)
+    job = Job("x", settings.profile.as_dict(), settings.source, typed, None, prompt_tokens, offline=True)
+    result = run_job(job, lambda *_: None)
     errors = result.errors()
     assert result.transfer.evictions > 0 and result.audit == []
     assert {errors[key] for key in errors if key.startswith("kv_")} == {0.0}
