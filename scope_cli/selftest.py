@@ -8,7 +8,7 @@ once is remembered for a model of that kind and these versions.
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
@@ -35,6 +35,7 @@ from scope_cli.step import attention_of
 CHUNKS = (13, 7)
 STEPS = 3
 TOKENS = sum(CHUNKS) + STEPS
+WINDOW = 8  # of sliding-window layers, while they are tested
 CHECKED = "scope-checked"
 # How far apart attention may be for the same input, as a share of its size: some 10 times what rounding does.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
@@ -107,10 +108,11 @@ def _compare(model: PreTrainedModel, geometry: Geometry, dtype: torch.dtype, tol
     positions = torch.arange(first, first + TOKENS, device=model.device)
     ids, positions = ids.unsqueeze(0), positions.unsqueeze(0)
     heard = Hearing(model)
-    with _attending(model, "eager"), heard.noting():
-        expected = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
-    with heard.comparing():
-        got, calls = _through_scope(model, geometry, dtype, ids, positions)
+    with _short_windows(model, geometry) as windowed:
+        with _attending(model, "sdpa" if model._supports_sdpa else "eager"), heard.noting():
+            expected = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
+        with heard.comparing():
+            got, calls = _through_scope(model, windowed, dtype, ids, positions)
     _check_calls(model, geometry, calls)
     for layer, module in enumerate(calls[0]):
         if heard.distance.get(module, 0.0) > tolerance:
@@ -119,6 +121,39 @@ def _compare(model: PreTrainedModel, geometry: Geometry, dtype: torch.dtype, tol
         return  # experts are chosen by a hair: where attention agrees, coarse rounding explains the rest
     if _distance(got, expected[list(_ends())]) > tolerance:
         raise _cannot_run(model, "something beside their attention depends on how a text is read")
+
+
+@contextmanager
+def _short_windows(model: PreTrainedModel, geometry: Geometry) -> Iterator[Geometry]:
+    """Sliding windows that these few tokens outgrow: a window that config.json speaks of may not be one.
+
+    Where windows are not in a configuration's `sliding_window` they stay as they are.
+    """
+    wide = {layer.window for layer in geometry.layers if layer.window > WINDOW}
+    configs = [one for one in _configs(model) if vars(one).get("sliding_window") in wide]
+    before = [config.sliding_window for config in configs]
+    if len(wide) != 1 or not configs:
+        yield geometry
+        return
+    for config in configs:
+        config.sliding_window = WINDOW
+    try:
+        yield replace(
+            geometry,
+            layers=tuple(
+                replace(layer, window=min(layer.window, WINDOW)) if layer.window else layer
+                for layer in geometry.layers
+            ),
+        )
+    finally:
+        for config, window in zip(configs, before, strict=True):
+            config.sliding_window = window
+
+
+def _configs(model: PreTrainedModel) -> list[Any]:
+    """Every configuration that a module of the model looks at."""
+    found = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    return [config for config in found.values() if hasattr(config, "_attn_implementation_internal")]
 
 
 def _ends() -> Iterator[int]:
@@ -167,7 +202,7 @@ class Hearing:
 
     @contextmanager
     def comparing(self) -> Iterator[None]:
-        def replace(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        def give(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
             start = self._seen.get(module, 0)
             same = self._went_in[module][:, start : start + _hidden(args, kwargs).shape[1]]
             if "hidden_states" in kwargs:
@@ -180,7 +215,7 @@ class Hearing:
             apart = _distance(_first(out)[0], self._came_out[module][0, start:end])
             self.distance[module] = max(apart, self.distance.get(module, 0.0))
 
-        hooks = [module.register_forward_pre_hook(replace, with_kwargs=True) for module in self._went_in]
+        hooks = [module.register_forward_pre_hook(give, with_kwargs=True) for module in self._went_in]
         hooks += [module.register_forward_hook(compare, with_kwargs=True) for module in self._went_in]
         with _hooks(hooks):
             yield
@@ -267,15 +302,15 @@ def _attending(model: PreTrainedModel, name: str) -> Iterator[list[nn.Module]]:
         return attention.attend(module, *args, **kwargs)
 
     AttentionInterface.register(CHECKED, checked)
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    before = {key: config._attn_implementation_internal for key, config in configs.items()}
-    for config in configs.values():
+    configs = _configs(model)
+    before = [config._attn_implementation_internal for config in configs]
+    for config in configs:
         config._attn_implementation_internal = name
     try:
         yield attended
     finally:
-        for key, config in configs.items():
-            config._attn_implementation_internal = before[key]
+        for config, was in zip(configs, before, strict=True):
+            config._attn_implementation_internal = was
 
 
 def _check_calls(model: PreTrainedModel, geometry: Geometry, calls: list[list[nn.Module]]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DiffLlamaConfig, LlamaConfig, NemotronConfig
+from transformers import AutoModelForCausalLM, DiffLlamaConfig, LlamaConfig, MistralConfig, NemotronConfig
 from transformers.models.llama import modeling_llama
 
 from scope_cli import attention, selftest
@@ -173,3 +173,17 @@ def test_a_model_that_fails_on_text_alone_is_refused_in_a_line(tmp_path, monkeyp
     monkeypatch.setattr(modeling_llama.LlamaModel, "forward", needs_a_picture)
     with pytest.raises(ModelError, match=r"a text ends with AttributeError: 'NoneType'"):
         load(tmp_path)
+
+
+def test_a_window_that_config_json_speaks_of_and_the_model_does_not_have_is_found(tmp_path):
+    """The cache would forget what the model still looks at, beyond 64 tokens."""
+    saved(LlamaConfig(**SIZES, sliding_window=64), tmp_path)
+    with pytest.raises(ModelError, match="layer 0 attends to something else"):
+        load(tmp_path)
+
+
+def test_windows_are_as_long_as_they_were_once_they_are_tested(tmp_path):
+    saved(MistralConfig(**SIZES, sliding_window=64), tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.self_test.elapsed_s is not None
+    assert loaded.model.config.sliding_window == 64 and loaded.geometry.layers[0].window == 64
