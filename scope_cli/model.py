@@ -5,6 +5,7 @@ plan a run. `OpenedModel.load` then reads the weights.
 """
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Gemma 3 and what is built like them"
 SINKS = ("gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash", "hy_v4", "flint", "deepseek_v4")
+PROBE = "a \u00e9\u4e2d 0\n\U0001f600"  # letters that a vocabulary has, and some that it has not
 MANY_LANES = 8
 
 
@@ -76,8 +78,9 @@ def open_model(
             if folder.pending:
                 tokenizer = folder.pending.gguf.transformers_tokenizer
             else:
-                tokenizer = AutoTokenizer.from_pretrained(folder.path, **local)
-            tokenizer.decode(tokenizer("a")["input_ids"])  # a broken one is known now
+                with _stdout_kept():
+                    tokenizer = AutoTokenizer.from_pretrained(folder.path, **local)
+            tokenizer.decode(tokenizer(PROBE)["input_ids"])  # a broken one is known now
         load_in = resolve_load_in(settings, folder, device)
         # packed weights compute in bfloat16 anyway; the dtype is that of the cache and of what lies between
         dtype = resolve_dtype(settings.dtype, config, device, 1 if load_in in BITS else lanes)
@@ -466,6 +469,23 @@ def _in_words(key: Any) -> str:
         return key
     name, stored, wanted = key
     return f"{name} ({list(stored)} in the file, {list(wanted)} expected)"
+
+
+@contextmanager
+def _stdout_kept() -> Iterator[None]:
+    """Generated text is all that goes to stdout; tokenizers would write there what it ignores."""
+    try:
+        kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # stdout is closed
+        yield
+        return
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextmanager
