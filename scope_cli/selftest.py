@@ -181,7 +181,11 @@ class Hearing:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        numbered = [module for module in model.modules() if isinstance(_number(module), int)]
+        numbered = [
+            module
+            for module in model.modules()
+            if isinstance(_number(module), int) and "attention" in type(module).__name__.lower()
+        ]
         self.modules = [
             module
             for module in numbered
