@@ -8,7 +8,7 @@ from here, so that this comes first.
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -70,13 +70,15 @@ def without_compiler() -> Iterator[None]:
             stand_in.forget()
 
 
-with without_compiler():
-    import transformers.generation.utils  # noqa: F401  what every model file imports
-    from transformers import (
-        AttentionInterface,
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-        PreTrainedModel,
-    )
+with suppress(Exception), without_compiler():  # where a release wants more of them, it gets the real ones
+    import transformers.generation.utils
+    import transformers.modeling_utils  # noqa: F401  what every model file imports
+
+from transformers import (  # noqa: E402
+    AttentionInterface,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 
 __all__ = ["AttentionInterface", "AutoModelForCausalLM", "AutoModelForImageTextToText", "PreTrainedModel"]

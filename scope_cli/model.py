@@ -23,7 +23,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.cache_utils import get_layer_types_and_kwargs
-from transformers.initialization import no_init_weights
 
 from scope_cli.chat import Chat, Message
 from scope_cli.ends import named_ends
@@ -247,6 +246,7 @@ def weight_bytes(
 def skeleton(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
     """The model without its weights, which are on the meta device."""
     from accelerate import init_empty_weights
+    from transformers.initialization import no_init_weights
 
     with init_empty_weights(include_buffers=False), no_init_weights(), hushed():
         model = auto_class(config).from_config(
