@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from scope_cli.model import OpenedModel
 
 MOST_LANES = 32  # by itself no more: what lanes have written is lost when the machine goes
+EVENLY = 4  # any number of rows up to it, and multiples of it: no product depends on which row it is
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,13 @@ def check_weights(opened: "OpenedModel", free_bytes: int) -> None:
         )
 
 
+def even(lanes: int) -> int:
+    """So many that a text is the same in any of them: with 5 to 7 it may not be (float32, MKL)."""
+    return lanes if lanes <= EVENLY else lanes - lanes % EVENLY
+
+
 def choose_lanes(group: Group, lanes: int | None, memory: Memory) -> Group:
-    """The group with `lanes`, or with as many as fit where it is None; never more than it has rows.
+    """The group with `lanes`, or with as many as fit, evenly, where it is None; never more than it has rows.
 
     Raises ModelError where what was asked for, or a single lane, does not fit.
     """
@@ -69,4 +75,4 @@ def choose_lanes(group: Group, lanes: int | None, memory: Memory) -> Group:
             f"{as_bytes(memory.free_bytes)} are free",
             f"--lanes {fit} fits" if fit else "try a smaller --budget or --max-new-tokens",
         )
-    return group.with_lanes(min(wanted, fit))
+    return group.with_lanes(wanted if lanes is not None else even(min(wanted, fit)))

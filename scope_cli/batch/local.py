@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from scope_cli.batch.desk import Desk
-from scope_cli.batch.fit import Memory, check_weights
+from scope_cli.batch.fit import Memory, check_weights, even
 from scope_cli.batch.groups import Group
 from scope_cli.batch.reasons import UNSTOPPABLE, in_words, reason_and_detail
 from scope_cli.batch.runner import run_group
@@ -137,7 +137,7 @@ def fewer_lanes(desk: Desk, group: Group, suspects: list[int], trouble: Trouble)
 
 
 def halve_lanes(desk: Desk, group: Group) -> Group:
-    lanes = group.lanes // 2
+    lanes = even(group.lanes // 2)
     desk.reduce(group, lanes, f"memory ran out with {counted(group.lanes, 'lane')}: {lanes} from here on")
     return group.with_lanes(lanes)
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from scope_cli.batch.board import LiveBoard, LogBoard
 from scope_cli.batch.desk import Desk
-from scope_cli.batch.fit import Memory, check_weights
+from scope_cli.batch.fit import Memory, check_weights, even
 from scope_cli.batch.groups import Group, Order
 from scope_cli.batch.inputs import Frame, Input, read_inputs
 from scope_cli.batch.job import (
@@ -301,8 +301,9 @@ class Start:
                     "end what else runs on this machine",
                 )
             if fit < group.lanes and desk.waits(group):
-                desk.reduce(group, fit, f"{fit} of {group.lanes} lanes fit the memory that is free now")
-                group = group.with_lanes(fit)
+                lanes = even(fit)
+                desk.reduce(group, lanes, f"{lanes} of {group.lanes} lanes fit the memory that is free now")
+                group = group.with_lanes(lanes)
             groups.append(group)
         return groups
 

@@ -40,7 +40,7 @@ def batch_command(
         o.option("--raw", panel=PROMPTS, help="Feed the prompts as they are, without the chat template."),
     ] = False,
     lanes: Annotated[
-        str, o.option("--lanes", panel=JOB, help="Prompts at once: auto (as many as fit, at most 32) or N.")
+        str, o.option("--lanes", panel=JOB, help="Prompts at once: auto (what fits, at most 32) or N.")
     ] = "auto",
     order: Annotated[
         str, o.option("--order", panel=JOB, help="longest (the default) or input: which prompts come first.")

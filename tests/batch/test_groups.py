@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scope_cli.batch.fit import MOST_LANES, Memory, choose_lanes
+from scope_cli.batch.fit import MOST_LANES, Memory, choose_lanes, even
 from scope_cli.batch.groups import Demand, Group, form_groups
 from scope_cli.errors import ModelError
 from scope_cli.geometry import Geometry, LayerGeometry
@@ -120,6 +120,18 @@ def test_auto_takes_what_fits_but_no_more_than_there_are_rows_and_no_crowd():
     assert choose_lanes(group_of(), None, memory).lanes == 8
     assert choose_lanes(group_of(rows=3), None, memory).lanes == 3
     assert choose_lanes(group_of(rows=300), None, Memory(2**40, 0)).lanes == MOST_LANES
+
+
+@pytest.mark.parametrize(
+    ("fit", "rows", "lanes"), [(7, 99, 4), (11, 99, 8), (13, 99, 12), (40, 6, 4), (4, 5, 4)]
+)
+def test_auto_takes_no_number_with_which_a_row_shows_in_its_text(fit, rows, lanes):
+    """Products of 5 to 7 or 9 to 11 rows may round by the row; a number that was asked for stays as it is."""
+    memory = Memory(free_bytes=1000 * fit, weight_bytes=0)
+    assert choose_lanes(group_of(rows=rows), None, memory).lanes == lanes
+    asked = min(fit, rows)
+    assert choose_lanes(group_of(rows=rows), asked, memory).lanes == asked
+    assert [even(most) for most in range(1, 14)] == [1, 2, 3, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12]
 
 
 def test_lanes_that_were_asked_for_and_do_not_fit_are_refused_with_the_number_that_does():
