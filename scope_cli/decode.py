@@ -5,7 +5,8 @@ a chunk at a time between two steps. The step itself is whoever is called: plain
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from time import perf_counter
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from scope_cli.cache import ScopeCache
 from scope_cli.errors import ScopeError
-from scope_cli.events import Event, FinishReason, Loop, PromptProgress, Token
+from scope_cli.events import Event, Failed, FinishReason, Loop, PromptProgress, Token
 from scope_cli.loops import LoopWatch
 from scope_cli.sampling import Sampler
 from scope_cli.text import TextStream
@@ -134,6 +135,14 @@ def decode(
         (cache.abandon if failed else cache.finish)(lane.row)
         lanes[lane.row] = None
 
+    def give_up(lane: Lane, error: Exception) -> Event:
+        leave(lane, failed=True)
+        event = fail(lane.row, error)
+        with suppress(Exception):  # the text itself may be what cannot be taken; that has been told
+            if isinstance(event, Failed):
+                return replace(event, text=lane.text.flush())
+        return event
+
     while True:
         while reading is not None or (None in lanes and not interrupted()):
             if reading is None:
@@ -161,8 +170,7 @@ def decode(
                 chosen.append(lane.choose())
                 running.append(lane)
             except Exception as error:
-                leave(lane, failed=True)
-                yield fail(lane.row, error)
+                yield give_up(lane, error)
         if not running:
             continue
         if ahead:
@@ -176,8 +184,7 @@ def decode(
             try:
                 text = lane.receive(int(token_id), logprob)
             except Exception as error:
-                leave(lane, failed=True)
-                yield fail(lane.row, error)
+                yield give_up(lane, error)
                 continue
             if lane.reason is None and interrupted():
                 lane.reason = "interrupted"

@@ -140,6 +140,7 @@ class Failed:
     error: str
     prompt: int = 0
     hint: str = ""
+    text: str = ""  # of its output, what was still held back
 
 
 Event = Started | Busy | PromptProgress | PromptRead | Token | Finished | Failed

@@ -61,11 +61,37 @@ def test_an_output_ends_as_failed_where_the_numbers_end(scope, broken, tmp_path,
     assert result.code == 1
     assert f"token {len(ids) + 1}" in result.stderr and "bfloat16" in result.stderr
     assert "Traceback" not in result.stderr
-    written = tiny_tokenizer().backend_tokenizer.decode(ids).rstrip("\ufffd")
-    assert written.startswith(result.stdout) and len(written) - len(result.stdout) < 4
+    written = tiny_tokenizer().backend_tokenizer.decode(ids)
+    assert written.startswith(result.stdout), "what is no whole character at the end may be missing"
+    assert written.rstrip("\ufffd") == result.stdout.rstrip("\ufffd")
     assert (tmp_path / "o.txt").read_text() == result.stdout
     record = strictly((tmp_path / "o.txt.run.json").read_text())
     assert record["status"] == "failed" and "token" in record["results"][0]["error"]
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["in step", "ahead"])
+def test_text_that_was_held_back_as_a_possible_stop_is_told_before_the_failure(
+    scope, broken, tmp_path, monkeypatch, ahead
+):
+    monkeypatch.setattr(generate_module, "decode", partial(decode, ahead=ahead))
+    argv = (broken[0], "--temperature", 0, "--stats-file", tmp_path / "stats")
+    whole = run(scope, *argv, PROMPT).stdout
+    for held in (3, len(whole)):  # the end of the output, and all of it
+        stop = ("--stop", whole[-held:] + "\u2603")
+        (tmp_path / "o.txt").write_text("something older")
+        result = run(scope, *argv, *stop, PROMPT, "-o", tmp_path / "o.txt", "--force")
+        assert (result.code, result.stdout) == (1, whole)
+        assert (tmp_path / "o.txt").read_text() == whole
+        events = [strictly(line) for line in run(scope, *argv, *stop, PROMPT, "--json").stdout.splitlines()]
+        assert "".join(event.get("text", "") for event in events) == whole
+        assert (events[-1]["event"], events[-1]["text"][-held:]) == ("failed", whole[-held:])
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / "a").write_text(PROMPT)
+        more = ("--model", broken[0], "--ignore-eos", "--max-new-tokens", 40, "--temperature", 0, *stop)
+        out = tmp_path / f"out{held}"
+        assert scope("batch", tmp_path / "in", "--output-dir", out, "--raw", *more).code == 1
+        (part,) = out.rglob("*.part")
+        assert part.read_text() == whole
 
 
 @pytest.mark.parametrize(

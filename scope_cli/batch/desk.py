@@ -168,6 +168,7 @@ class Desk:
                 running.file.close()
                 self._finished(running, event)
             elif isinstance(event, Failed):
+                running.file.write(event.text)
                 self.fail(event.prompt, *reason_and_detail(event.error))
         except OutputError as error:
             self.fail(event.prompt, str(error))

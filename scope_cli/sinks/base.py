@@ -2,7 +2,7 @@
 
 from typing import Protocol, TextIO
 
-from scope_cli.events import Event, Finished, Token
+from scope_cli.events import Event, Failed, Finished, Token
 
 
 class Sink(Protocol):
@@ -16,7 +16,7 @@ class Sink(Protocol):
 
 def text_of(event: Event) -> str:
     """What the event adds to the text."""
-    return event.text if isinstance(event, Token | Finished) else ""
+    return event.text if isinstance(event, Token | Finished | Failed) else ""
 
 
 def write_utf8(stream: TextIO, text: str) -> None:

@@ -41,10 +41,11 @@ class TextFile:
         self._synced_at = time.monotonic()
 
     def receive(self, event: Event) -> None:
-        if self._replaces and isinstance(event, Token | Finished):
+        text = text_of(event)
+        if self._replaces and (text or isinstance(event, Token | Finished)):
             self._file.truncate(0)
             self._replaces = False
-        if text := text_of(event):
+        if text:
             self._write(text.encode())
 
     def close(self) -> None:
