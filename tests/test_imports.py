@@ -71,6 +71,7 @@ ABOVE = {  # what each module may import besides EVERYONE; a folder stands for i
         "roofline",
     },
     "batch": {
+        "registry",
         "chat",
         "phases",
         "profile",
@@ -211,7 +212,43 @@ def test_what_answers_at_once_imports_no_torch(argv):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-EARLY = [  # what is wrong with these is known without a model
+EARLY = [  # what is wrong is known without a model; T is a text, D a folder with one, E an empty one
+    "generate",
+    "generate -f no.txt",
+    "generate hi --device cuda",
+    "generate hi --device tpu",
+    "generate hi --model nope",
+    "generate hi --model E",
+    "generate hi --model T",
+    "generate hi --profile nope",
+    "generate hi --scorer nope",
+    "generate hi --budget x",
+    "generate hi --temperature -1",
+    "generate hi --system-file no.txt",
+    "generate hi --set decode.nope=1",
+    "generate hi -o T",
+    "generate hi -o no/such/folder.txt",
+    "batch nope -o out",
+    "batch no.jsonl -o out",
+    "batch E -o out",
+    "batch D -o out --glob *.md",
+    "batch D -o D",
+    "batch D -o T",
+    "batch D -o out --device cuda",
+    "batch D -o out --device cuda --dry-run",
+    "batch D -o out --device tpu",
+    "batch D -o out --model nope",
+    "batch D -o out --model E",
+    "batch D -o out --lanes x",
+    "batch D -o out --profile nope",
+    "batch D -o out --prompt-template T",
+    "batch --status E",
+    "models show nope",
+    "models show E",
+    "models show T",
+    "models pull nope",
+    "models pull E",
+    "models rm nope --yes",
     "evaluate compare no.json",
     "evaluate recall --kind nope",
     "evaluate recall --budgets 1,x",
@@ -251,15 +288,22 @@ EARLY = [  # what is wrong with these is known without a model
 
 @pytest.mark.parametrize("words", EARLY)
 def test_an_error_that_needs_no_model_imports_no_torch(words, tmp_path):
-    (tmp_path / "T").write_text("Some text.")
+    for folder in ("D", "E"):
+        (tmp_path / folder).mkdir()
+    for file in ("T", "D/a.txt"):
+        (tmp_path / file).write_text("Some text.")
     code = (
         f"import sys; from scope_cli import cli; from scope_cli.commands import early; "
         f"early.has_gpu = lambda: False; early.platform.system = lambda: 'Linux'; "
         f"code = cli.main({words.split()!r}); "
-        "sys.exit(f'code {code}' if code != 2 else 'torch' if 'torch' in sys.modules else 0)"
+        "found = sorted({'torch', 'transformers'} & set(sys.modules)); "
+        "sys.exit(f'code {code}' if code != 2 else ' '.join(found) or 0)"
     )
     env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env)
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=env, stdin=subprocess.DEVNULL
+    )
     assert ran.returncode == 0 and ran.stderr.startswith("error: "), ran.stderr
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -47,6 +48,7 @@ from scope_cli.errors import (
 from scope_cli.files import sweep
 from scope_cli.phases import loading
 from scope_cli.profile import LoadedProfile
+from scope_cli.registry import find
 from scope_cli.safe import printable
 from scope_cli.signals import Interruption
 from scope_cli.units import as_bytes, counted
@@ -106,11 +108,17 @@ def run(options: Options) -> int:
             "choose another --output-dir",
         )
     inputs = read_inputs(options.prompts, options.globs, leave_out=options.out)
+    first = next(inputs, None)
+    if first is None:
+        raise UsageError(f"there are no prompts in {options.prompts}", "is --glob right?")
+    inputs = chain([first], inputs)
     if not options.dry_run:
         make_folder(options.out)
 
     settings = options.settings.profile.model
     with loading(settings.name, options.quiet) as phases:
+        find(settings.name, options.offline, phases.say)  # what is not there is told before torch is imported
+
         from scope_cli.model import open_model
 
         opened = open_model(settings, options.offline, phases.say)
@@ -237,8 +245,6 @@ class Start:
             settings_changed=changed,
             restart=restart,
         )
-        if not changes.found:
-            raise UsageError(f"there are no prompts in {options.prompts}", "is --glob right?")
         for line in changes.in_words():
             options.say(line)
         refuse_foreign_files(

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from scope_cli.commands import options as o
+from scope_cli.commands.early import check_model
 from scope_cli.commands.generate import read_text, tell
 from scope_cli.errors import UsageError
 from scope_cli.safe import printable
@@ -186,6 +187,7 @@ def batch_command(
     notes = [*o.notes_on(profile, settings), *([] if nothing is None else [nothing])]
     for note in [] if quiet else notes:
         tell(f"note: {note}")
+    check_model(settings.profile.model)
     code = run(
         Options(
             prompts=prompts,
