@@ -1,5 +1,6 @@
 """Rotary positions: contexts that a scaling gives, and factors by the length, chosen once for a run."""
 
+import json
 import math
 
 import pytest
@@ -134,6 +135,25 @@ def test_texts_on_both_sides_of_the_switch_do_not_share_a_run(phi3):
     geometry = open_model(settings.profile.model, offline=True).geometry
     plans = [new_work(settings, geometry, prompt_of(tokens)).plan for tokens in (100, 600)]
     assert together(plans, 2).beyond
+
+
+def test_a_batch_writes_texts_on_both_sides_of_the_switch_as_each_alone(phi3, scope, tmp_path):
+    """Rectangles of one size hold those of one side only; --context sets it for all."""
+    lengths = {"a": 100, "b": 480, "c": 500, "d": 481, "e": 499}
+    prompts = {name: tmp_path / "in" / name for name in lengths}
+    (tmp_path / "in").mkdir()
+    for name, tokens in lengths.items():
+        prompts[name].write_text(" ".join("abcdefgh"[at % 7] for at in range(tokens))[:tokens])
+    argv = ("--model", phi3, "--raw", "--temperature", 0, "--max-new-tokens", 20, "--ignore-eos")
+    out = tmp_path / "out"
+    for more in ((), ("--context", 1000)):
+        result = scope("batch", tmp_path / "in", "-o", out, *argv, *more, "--lanes", 2, "--restart")
+        assert result.code == 0, result.stderr
+        for name, tokens in lengths.items():
+            assert (out / name).read_text() == scope("generate", "-f", prompts[name], *argv, *more).stdout
+            record = json.loads((out / f"{name}.run.json").read_text())
+            which = "more than 512" if more or tokens + 20 > 512 else "up to 512"
+            assert f"texts of {which} tokens" in " ".join(record["notes"])
 
 
 @pytest.mark.parametrize(("context", "prompt_tokens"), [(None, 400), (1024, 400), (1024, 700)])

@@ -77,15 +77,21 @@ def form_groups(
 ) -> list[tuple[Group, list[Demand]]]:
     """Groups of one lane yet, numbered from `first`, each with its rows in the order they will be run.
 
-    From the largest row down, a row joins while every lane of the rectangle is used to three quarters.
+    From the largest row down, a row joins while every lane of the rectangle is used to three quarters,
+    and RoPE has the same factors for it.
     """
 
     def size(shape: CacheShape) -> int:
         return shape.cache_bytes(geometry, dtype_bytes)
 
-    def longest_first(demand: Demand) -> tuple[int, int, int]:
+    def longest_first(demand: Demand) -> tuple[bool, int, int, int]:
         """Slots come in steps: rows of one size may still differ in length."""
-        return -size(demand.shape), -demand.prompt_tokens - demand.planned_tokens, demand.number
+        return (
+            not demand.shape.beyond,
+            -size(demand.shape),
+            -demand.prompt_tokens - demand.planned_tokens,
+            demand.number,
+        )
 
     by_size = sorted(demands, key=longest_first)
     rectangles: list[tuple[CacheShape, list[Demand]]] = []
@@ -94,7 +100,8 @@ def form_groups(
             shape, rows = rectangles[-1]
             larger = enclosing(shape, demand.shape)
             least = min(size(demand.shape), size(rows[-1].shape))
-            if least >= (1 - MOST_WASTE) * size(larger):
+            same_factors = demand.shape.beyond == shape.beyond
+            if same_factors and least >= (1 - MOST_WASTE) * size(larger):
                 rectangles[-1] = (larger, [*rows, demand])
                 continue
         rectangles.append((demand.shape, [demand]))

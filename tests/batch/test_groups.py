@@ -78,6 +78,17 @@ def test_numbers_go_on_after_the_groups_that_are_there():
     assert [group.number for group, _ in groups_of(demand(0, 10), demand(1, 1000), first=3)] == [3, 4]
 
 
+@given(demands, st.lists(st.booleans(), min_size=40, max_size=40))
+def test_rows_share_a_rectangle_only_where_rope_has_the_same_factors(rows, sides):
+    rows = [
+        replace(row, shape=replace(row.shape, beyond=side)) for row, side in zip(rows, sides, strict=False)
+    ]
+    groups = groups_of(*rows)
+    for group, members in groups:
+        assert {row.shape.beyond for row in members} == {group.shape.beyond}
+    assert sorted(number for some in numbers(groups) for number in some) == list(range(len(rows)))
+
+
 def test_a_prompt_that_needs_buffers_of_its_own_size_is_alone():
     groups = groups_of(demand(0, 100, alone=True), demand(1, 100, alone=True), demand(2, 100))
     assert [group.alone for group, _ in groups] == [True, True, False]
