@@ -1,6 +1,7 @@
 """Who is measured when, what becomes of who fails, and what the figures are made of."""
 
 import sys
+import threading
 from itertools import groupby, pairwise
 from statistics import median
 
@@ -9,6 +10,7 @@ import pytest
 from scope_cli.bench.contest import Course, Measured, Row, Spec, contest, rotated
 from scope_cli.bench.protocol import Job
 from scope_cli.bench.report import agreements, lines_of, remarks
+from tests.patience import PATIENCE_S
 
 FAKE = """
 import json, sys, time
@@ -117,9 +119,21 @@ def test_who_dies_is_a_row_with_its_reason_and_the_others_go_on(field, when):
     assert {line.contender for line in lines_of(list(rows.values()), course, "a")} >= {"a", "c"}
 
 
-def test_who_does_not_answer_in_time_is_ended(field):
-    rows, _, _ = field(("late", 1, "late"), ("a", 1), timeout_s=10)
-    assert rows["late"].failed == "no answer to a request within 10 s"
+@pytest.fixture
+def impatient(monkeypatch):
+    """Who is called late, and never answers, is given up soon; the others are waited for."""
+
+    class Impatient(threading.Timer):
+        def __init__(self, seconds, give_up):
+            late = "late" in give_up.__self__.process.args
+            super().__init__(0.1 if late else PATIENCE_S, give_up)
+
+    monkeypatch.setattr("scope_cli.bench.contest.Timer", Impatient)
+
+
+def test_who_does_not_answer_in_time_is_ended(field, impatient):
+    rows, _, _ = field(("late", 1, "late"), ("a", 1), timeout_s=77)
+    assert rows["late"].failed == "no answer to a request within 77 s"
     assert len(rows["a"].at(40).step_ms) == 2
 
 
@@ -166,8 +180,9 @@ def running(script):
     return [child for child in children if child.status() != "zombie" and script in " ".join(child.cmdline())]
 
 
-def test_no_process_is_left_behind(field):
-    field(("a", 1), ("late", 1, "late"), timeout_s=1)
+def test_no_process_is_left_behind(field, impatient):
+    rows, _, _ = field(("a", 1), ("late", 1, "late"))
+    assert rows["a"].failed is None and rows["late"].failed
     assert not running("fake.py")
 
 
