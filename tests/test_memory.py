@@ -4,6 +4,7 @@ import platform
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -115,12 +116,70 @@ def test_holes_of_the_heap_are_taken_once():
     assert second < 100_000
 
 
+class Heap:
+    """In glibc's place: malloc takes a hole, maps a large block, or cuts from the top, which then grows."""
+
+    def __init__(self, holes, top):
+        self.holes, self.top, self.arena, self.mapped = list(holes), top, 2**30, 0
+        self.kept = []  # the blocks that were not freed
+        self.asked = 0
+        self.mallinfo2 = lambda: SimpleNamespace(hblks=self.mapped, keepcost=self.top, arena=self.arena)
+        self.malloc = lambda size: self._malloc(size)  # functions, which can be told their types
+        self.free = lambda block: self.kept.remove(block)
+
+    def _malloc(self, size):
+        self.asked += 1
+        assert self.asked < 500, "it never ends"
+        block = (self.asked, size)
+        self.kept.append(block)
+        for number, hole in enumerate(self.holes):
+            if hole >= size:
+                self.holes[number] -= size
+                return block
+        if size >= memory.MMAP_FROM:
+            self.mapped += 1
+        elif size <= self.top:
+            self.top -= size
+        else:
+            self.arena += 2**17
+        return block
+
+
+def test_holes_are_told_from_what_is_mapped_cut_from_the_top_or_grown(monkeypatch):
+    holes = [3 * 2**20, 5 * 2**14, 2**12, 2**11 + 100, 2**10]
+    heap = Heap(holes, top=20_000)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _name: heap)
+    assert memory.fill_holes() == sum(holes[:4]) - 100
+    assert sum(size for _, size in heap.kept) == sum(holes[:4]) - 100, "and everything else is given back"
+
+
+def test_where_no_heap_can_be_asked_no_hole_is_taken(monkeypatch):
+    def refuses(_name):
+        raise OSError
+
+    for library in (refuses, lambda _name: SimpleNamespace()):
+        monkeypatch.setattr(memory.ctypes, "CDLL", library)
+        assert memory.fill_holes() == 0
+
+
+def test_what_the_kernel_calls_kb_are_1024_bytes(monkeypatch, tmp_path):
+    status = tmp_path / "status"
+    status.write_text("Name:\tscope\nVmHWM:\t      7 kB\nRssFile:\t      3 kB\n")
+    monkeypatch.setattr(memory, "STATUS", status)
+    assert memory._status_bytes("VmHWM:") == 7 * 1024
+    assert memory.mapped_bytes() == 3 * 1024
+    assert memory._status_bytes("VmSwap:") == 0
+
+
 @pytest.mark.parametrize(
     ("said", "expected"), [("81559\n", [81559 * MIB]), ("10\n20\n", [10 * MIB, 20 * MIB]), ("N/A\n", [])]
 )
 def test_nvidia_smi_is_asked_for_free_memory(monkeypatch, said, expected):
-    answer = subprocess.CompletedProcess([], 0, stdout=said)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
+    def answer(*_, timeout, **__):
+        assert timeout > 0, "no time to answer"
+        return subprocess.CompletedProcess([], 0, stdout=said)
+
+    monkeypatch.setattr(subprocess, "run", answer)
     assert memory.nvidia_free_bytes() == expected
 
 

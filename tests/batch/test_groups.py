@@ -1,12 +1,13 @@
 """Rows that share a rectangle waste at most a quarter of it, and all of them are in one."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scope_cli.batch.fit import MOST_LANES, Memory, choose_lanes, even
+from scope_cli.batch.fit import MOST_LANES, Memory, check_weights, choose_lanes, even
 from scope_cli.batch.groups import Demand, Group, form_groups
 from scope_cli.errors import ModelError
 from scope_cli.geometry import Geometry, LayerGeometry
@@ -123,7 +124,7 @@ def test_the_lanes_that_fit_are_the_most_that_do(free, weights, reading, step, s
     memory, group = Memory(free, weights, reading, step), group_of(staging=staging)
     fit = memory.lanes_that_fit(group)
     tried = [lanes for lanes in range(1, 300) if memory.planned(group.with_lanes(lanes)) <= free]
-    assert max(fit, 0) == max(tried, default=0)
+    assert fit == max(tried, default=0)
 
 
 def test_auto_takes_what_fits_but_no_more_than_there_are_rows_and_no_crowd():
@@ -153,6 +154,18 @@ def test_lanes_that_were_asked_for_and_do_not_fit_are_refused_with_the_number_th
     assert refused.value.hint == "--lanes 8 fits"
     with pytest.raises(ModelError, match="1 lane of"):
         choose_lanes(group_of(), None, Memory(100, 2000))
+
+
+@pytest.mark.parametrize(("weights", "loading"), [(2000, 0), (500, 2000)])
+def test_weights_are_refused_when_a_byte_is_missing(weights, loading):
+    opened = SimpleNamespace(name="tiny", weight_bytes=weights, loading_bytes=loading)
+    check_weights(opened, 2000)
+    with pytest.raises(ModelError, match=r"tiny takes 1\.95 KiB, 1\.95 KiB are free"):
+        check_weights(opened, 1999)
+
+
+def test_what_was_not_measured_takes_nothing():
+    assert Memory(free_bytes=10, weight_bytes=4).planned(group_of(lane_bytes=3).with_lanes(2)) == 10
 
 
 def test_of_rows_whose_slots_are_rounded_to_the_same_the_longest_comes_first():
