@@ -151,3 +151,21 @@ def test_tokens_left_are_planned_or_as_many_as_others_took(ledger):
         for number, (state, planned) in enumerate([("done", 100), ("waiting", 100), ("running", 10)]):
             ledger.put(row(number, state=state, planned=planned))
     assert ledger.tokens_left(None) == 110 and ledger.tokens_left(40.0) == 50
+
+
+def test_nothing_is_left_where_nothing_waits(ledger):
+    assert ledger.tokens_left(None) == ledger.tokens_left(40.0) == 0
+    with ledger.transaction():
+        ledger.put(row(0, state="done", planned=100))
+    assert ledger.tokens_left(None) == 0
+
+
+def test_a_damaged_row_is_mended_and_the_others_stay_as_they_are(ledger):
+    fill(ledger)
+    ledger.take("me", 0, "p")
+    before = ledger.rows()
+    ledger._db.execute("UPDATE rows SET sampling = replace(sampling, '{', '[') WHERE number = 1")
+    assert ledger.mend() == ["id 1"] and ledger.mend() == []
+    after = ledger.rows()
+    assert (after[0], after[2]) == (before[0], before[2])
+    assert (after[1].state, after[1].content_hash, after[1].attempts) == ("waiting", "", 1)
