@@ -1,5 +1,6 @@
 """What the seam into transformers takes from a model's attention modules, and what it refuses."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -42,7 +43,9 @@ def held(tokens, scale=0.5):
 
 
 def attend(cache, query, **more):
-    return attention.attend(SimpleNamespace(layer_idx=3), query, query, query, None, scope_cache=cache, **more)
+    return attention.attend(
+        SimpleNamespace(layer_idx=3), query, query, query, None, scope_cache=cache, **more
+    )
 
 
 def test_a_step_attends_with_the_layers_scale_and_remembers_the_query():
@@ -70,3 +73,11 @@ def test_a_layer_that_was_told_no_slots_says_how_the_model_is_called():
     query = torch.randn(1, 2, 1, 4)
     with pytest.raises(AssertionError, match="called with scope_cache"):
         attention.attend_bound(SimpleNamespace(scope_slots=None), query, query, query)
+
+
+@pytest.mark.parametrize(("gpu", "triton"), [(False, True), (True, True), (True, False)])
+def test_a_step_has_its_own_kernel_where_there_are_a_gpu_and_triton(monkeypatch, gpu, triton):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    kernel = SimpleNamespace(attend_plain_slots=print) if triton else None  # None: it cannot be imported
+    monkeypatch.setitem(sys.modules, "scope_cli.slot_attention", kernel)
+    assert attention.triton_kernel() is (print if gpu and triton else None)
