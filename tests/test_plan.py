@@ -141,6 +141,30 @@ def test_a_prompt_that_fits_its_budget_or_its_window_is_kept_whole():
         assert bool(prompt.staging_bytes(GEOMETRY, 4)) == staged
 
 
+@pytest.mark.parametrize("wrap", [{"name": "mass", "tau": 0.9}, "think"])
+def test_a_wrapper_gets_to_see_a_prompt_that_is_longer_than_the_window(wrap):
+    """Though it fits the budget: `mass` finds its own, `think` changes what is kept."""
+    settings = {"method": "snapkv", "window": 8, "wrap": [wrap]}
+    if wrap == "think":
+        settings["budget"] = 40
+    for tokens, staged in ((1, False), (7, False), (8, False), (9, True), (30, True)):
+        assert plan_of(tokens, prefill=settings).prompt.staged == staged
+
+
+def test_a_plan_draws_where_chance_decides_what_stays_of_the_prompt():
+    by_chance = {**SNAPKV, "method": "random"}
+    for settings, tokens, draws in ((by_chance, 200, True), (by_chance, 40, False), (SNAPKV, 200, False)):
+        assert plan_of(tokens, prefill=settings).prompt.draws == draws
+
+
+def test_a_wrapper_that_frees_nothing_is_noted_where_it_does_something():
+    think, adakv = ({**SNAPKV, "wrap": [name]} for name in ("think", "adakv"))
+    assert plan_of(200, prefill=think).notes == (
+        "think: pruned key channels are stored as zeros, which frees no memory",
+    )
+    assert plan_of(8, prefill=think).notes == plan_of(200, prefill=adakv).notes == ()
+
+
 def test_heads_that_share_a_budget_need_one_lane_and_the_largest_counts():
     late = plan_of(200, prefill={**SNAPKV, "wrap": ["adakv"]})
     assert late.prompt.late and late.starting_shape.prompt_slots == (0, 0, 0)
