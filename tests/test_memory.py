@@ -1,5 +1,6 @@
 """Free bytes and peaks, on the CPU and against made-up control groups."""
 
+import mmap
 import platform
 import subprocess
 import sys
@@ -86,6 +87,41 @@ def test_the_kernels_mark_sees_what_no_sample_would():
     assert gauge.peak() - before > 60 * MIB
     gauge.reset()
     assert gauge.peak() - before < 10 * MIB
+    gauge.close()
+
+
+@pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="only Linux keeps a mark")
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("dropped", [True, False], ids=["dropped", "read again"])
+def test_pages_of_files_that_come_and_go_are_no_part_of_a_peak(tmp_path, dropped, when):
+    """On a busy machine the system drops pages of libraries and weights, and reads them again."""
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(64 * MIB))
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+
+        def touch():
+            return sum(mapped[at] for at in range(0, 64 * MIB, mmap.PAGESIZE))
+
+        def change():
+            mapped.madvise(mmap.MADV_DONTNEED) if dropped else touch()
+            gauge.peak()  # as the profile looks at every token
+
+        if dropped:
+            touch()
+        gauge = memory.gauge(CPU)
+        before = gauge.now()
+        gauge.reset()
+        if when == "before":
+            change()
+        block = np.ones(32 * MIB, dtype=np.uint8)
+        del block
+        gauge.peak()
+        if when == "after":
+            change()
+        assert 30 * MIB < gauge.peak() - before < 36 * MIB
+        gauge.reset()
+        assert gauge.peak() - before < 4 * MIB
+        gauge.close()
 
 
 def test_without_a_mark_the_resident_set_is_sampled(monkeypatch, tmp_path):
@@ -97,6 +133,7 @@ def test_without_a_mark_the_resident_set_is_sampled(monkeypatch, tmp_path):
     first = gauge.peak()
     del block
     assert gauge.peak() == first, "the most since the reset"
+    gauge.close()
 
 
 def test_holes_of_the_heap_are_taken_once():

@@ -200,7 +200,7 @@ class Watch:
         self.filled = memory.fill_holes()
         self.gauge = memory.gauge(self.device)
         self.baseline = self.gauge.now()
-        self.mapped = memory.mapped_bytes() if self.device.type == "cpu" else 0
+        self.mapped = memory.mapped_bytes() if isinstance(self.gauge, memory.ProcessGauge) else 0
         self.gauge.reset()
 
     def made(self, cache: ScopeCache) -> None:
@@ -261,6 +261,7 @@ class Watch:
         from scope_cli.generate import policy_in_words, versions
         from scope_cli.profiling.result import KV, MemoryMap, Peaks, Result, Series, Speed, Transfer, packed
 
+        self.gauge.close()
         end, written = self.finished, self.written
         reading, after = end.reading, self.after_prompt
         held, full, elapsed = self.held[:written], self.full[:written], self.elapsed[:written]
@@ -291,7 +292,13 @@ class Watch:
             versions=versions(),
             profile=self.profile.as_dict(),
             plan=planned,
-            peaks=Peaks(self.baseline, self.prefill_peak, self.decode_peak, self.gauge.how, self.mapped),
+            peaks=Peaks(
+                self.baseline + self.mapped,
+                self.prefill_peak,
+                self.decode_peak,
+                self.gauge.how,
+                self.mapped,
+            ),
             kv=KV(
                 allocated_bytes=reading.allocated_bytes,
                 overhead_bytes=reading.overhead_bytes,

@@ -14,8 +14,8 @@ from scope_cli.shapes import ModelShape
 CPU_CHUNK = 512  # as in prefill.py, which needs torch
 INDEX_BYTES = 8  # an int64
 UNPACKED_FROM = 128  # rows, as in packed.py
-PROCESS_BYTES = 3 * 2**19
-"""The one constant that was measured and not derived: by how much the resident set of a warm process grows
+PROCESS_BYTES = 7 * 2**17
+"""The one constant that was measured and not derived: by how much a warm process's own memory grows
 while it writes, beside all tensors (events, text, half-used pages). On a GPU tensors alone are counted."""
 
 
