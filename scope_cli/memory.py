@@ -171,8 +171,8 @@ class ProcessGauge(Gauge):
     """The process's own (anonymous) memory, from a mark that Linux keeps and a process may reset for itself.
 
     The mark is that of the whole resident set. Pages of files (libraries, weights) are in it as well, and
-    these come and go with whatever else the machine does. So they are taken off, as they were at the beginning
-    and the end of a stretch; a stretch ends with every question, and 20 times a second.
+    these come and go with whatever else the machine does. So they are taken off, as they were at the
+    beginning and the end of a stretch; a stretch ends with every question, and 20 times a second.
     """
 
     def __init__(self, device: torch.device) -> None:
