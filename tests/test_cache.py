@@ -192,7 +192,7 @@ def test_a_total_budget_holds_where_the_planned_output_fits_the_budget(tmp_path,
 
 
 @pytest.mark.parametrize("strategy", ["slide", "adaptive", "unified"])
-@pytest.mark.parametrize("budget", [2, 3, 4, 5, 8, 13, 32, 63, 64, 65, 127, 128])
+@pytest.mark.parametrize("budget", [2, 3, 4, 8, 32, 65, 127])
 def test_four_scorers_keep_different_tokens_at_every_budget(tmp_path, budget, strategy):
     loaded = loaded_tiny(tmp_path)
     settings = {"budget": budget, "strategy": strategy}
@@ -201,7 +201,7 @@ def test_four_scorers_keep_different_tokens_at_every_budget(tmp_path, budget, st
     held = {}
     for scorer in ("attention", "recency", "random", "knorm"):
         seen = []
-        for cache in walk(loaded, max(40, 3 * budget), prompt_tokens=10, scorer=scorer, **settings):
+        for cache in walk(loaded, max(40, budget + 50), prompt_tokens=10, scorer=scorer, **settings):
             seen.append(torch.stack([layer.positions.sort(-1).values for layer in cache.policy_layers]))
         audit = cache.audit()
         assert audit.passed
