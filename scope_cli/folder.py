@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scope_cli.errors import ModelError
+from scope_cli.safe import as_json
 
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -91,7 +92,7 @@ def read_config(file: Path) -> dict[str, Any]:
         for key in SIZES:
             value = part.get(key) if isinstance(part, dict) else None
             if value is not None and not _is_sizes(value):
-                raise ModelError(f"{file} has {key}: {json.dumps(value)[:80]}, which is no size", AGAIN)
+                raise ModelError(f"{file} has {key}: {as_json(value)[:80]}, which is no size", AGAIN)
     return config
 
 

@@ -5,7 +5,6 @@ them at once through transformers' own attention of the same weights. The logits
 once is remembered for a model of that kind and these versions.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from scope_cli.lean import AttentionInterface, PreTrainedModel
 from scope_cli.plan import CacheShape
 from scope_cli.profile import DecodeSettings
 from scope_cli.registry import cache_folder, first_line
+from scope_cli.safe import as_json
 from scope_cli.schedule import Schedule
 from scope_cli.scorers.base import Policy
 from scope_cli.step import attention_of
@@ -72,7 +72,7 @@ def self_test(
     elapsed_s = perf_counter() - began
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps({"model_type": model.config.model_type, "elapsed_s": elapsed_s}))
+        note.write_text(as_json({"model_type": model.config.model_type, "elapsed_s": elapsed_s}))
     except OSError:  # a cache folder that cannot be written: the next start tests again
         pass
     return SelfTest(elapsed_s)
@@ -93,7 +93,7 @@ def _note_of(model: PreTrainedModel, folder: Path, dtype: torch.dtype, load_in: 
         load_in,
         model.device.type,
     )
-    seen.update(json.dumps([facts, weights]).encode())
+    seen.update(as_json([facts, weights]).encode())
     return cache_folder() / "self-tests" / f"{seen.hexdigest()[:32]}.json"
 
 
