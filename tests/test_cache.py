@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn.attention.bias import causal_lower_right
 
-from scope_cli.cache import FREE, Chunk, PolicyLayer, causal_mask
+from scope_cli.cache import FREE, Chunk, PolicyLayer, ScopeCache, causal_mask
 from scope_cli.generate import new_cache, policy_of
+from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.model import LoadedModel, OpenedModel, geometry_of
 from scope_cli.plan import plan_run
 from scope_cli.prefill import read_prompt
@@ -254,3 +255,42 @@ def test_what_a_scorer_remembered_is_gone_with_the_prompt(tmp_path, scorer):
     assert memos and all(bool(memo.any()) for memo in memos)
     cache.start_prompt(0, cache.count(0).schedule)
     assert not any(bool(memo.any()) for memo in memos)
+
+
+def bare(kinds, prompt, new, heads=1, **decode):
+    """A cache without a model, whose lane has read a prompt of random keys and values."""
+    layers = tuple(LayerGeometry(kind, heads, heads, 4, window=12 * (kind == "window")) for kind in kinds)
+    geometry = Geometry(layers, context=4096, hidden=8, vocab=16)
+    profile = load_profile(
+        "default", {"sampling.max_new_tokens": new, **{f"decode.{key}": to for key, to in decode.items()}}
+    )
+    plan = plan_run(profile, geometry, prompt)
+    cache = ScopeCache(geometry, plan.shape, policy_of(profile.profile.decode))
+    cache.start_prompt(0, plan.schedule)
+    cache.start_chunk(0, prompt)
+    for layer in cache.layers:
+        layer.read(cache.chunk, *torch.randn(2, 1, heads, prompt, 4))
+    cache.end_chunk()
+    cache.start_decode(0)
+    return cache
+
+
+def write(cache, tokens):
+    for _ in range(tokens):
+        for layer in cache.layers:
+            layer.write(*torch.randn(2, 1, layer.geometry.kv_heads, 1, 4))
+        cache.end_step()
+        yield cache
+
+
+@pytest.mark.parametrize(("kinds", "heads"), [(["full"], 1), (["window"], 1), (["full", "window", "full"], 2)])
+def test_what_is_left_of_an_open_prompt_is_counted_in_the_slots(kinds, heads):
+    cache = bare(kinds, 9, 40, heads, budget=8, recent=2, interval=3, scorer="recency", protect_prompt=False)
+    assert cache.reading().kept_prompt == (9 if "full" in kinds else 0)
+    for cache in write(cache, 30):
+        reading, positions = cache.reading(), [layer.positions for layer in cache.policy_layers]
+        parts = sum(heads for _ in positions) or 1
+        assert reading.kept_prompt * parts == sum(int(((one >= 0) & (one < 9)).sum()) for one in positions)
+        if positions:
+            assert reading.kept_generated * parts == sum(int((one >= 9).sum()) for one in positions)
+    assert reading.kept_prompt == 0 and cache.audit().passed
