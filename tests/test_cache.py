@@ -294,3 +294,23 @@ def test_what_is_left_of_an_open_prompt_is_counted_in_the_slots(kinds, heads):
         if positions:
             assert reading.kept_generated * parts == sum(int((one >= 9).sum()) for one in positions)
     assert reading.kept_prompt == 0 and cache.audit().passed
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("scorer", ["accumulated", "lru"])
+def test_a_slot_that_is_filled_remembers_nothing_of_what_it_held(scorer, known):
+    """Whether a step writes it or output that is known is fed."""
+    cache = bare(["full"], 5, 40, heads=2, budget=8, recent=2, interval=3, scorer=scorer)
+    (layer,) = cache.policy_layers
+    assert layer.memos
+    for memo in layer.memos.values():
+        memo.fill_(7)
+    if known:
+        cache.start_known(0, 1)
+        layer.read(cache.chunk, *torch.randn(2, 1, 2, 1, 4))
+    else:
+        layer.write(*torch.randn(2, 1, 2, 1, 4))
+    filled = layer.positions == 5
+    assert filled.sum(-1).tolist() == [[1, 1]]
+    for memo in layer.memos.values():
+        assert (memo[filled] == 0).all() and (memo[~filled] == 7).all()
