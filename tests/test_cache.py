@@ -1,5 +1,6 @@
 """The cache over thousands of tokens, its state, and what the audit notices."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -257,15 +258,15 @@ def test_what_a_scorer_remembered_is_gone_with_the_prompt(tmp_path, scorer):
     assert not any(bool(memo.any()) for memo in memos)
 
 
-def bare(kinds, prompt, new, heads=1, **decode):
-    """A cache without a model, whose lane has read a prompt of random keys and values."""
+def bare(kinds, prompt, new, heads=1, lanes=1, **decode):
+    """A cache without a model, whose first lane has read a prompt of random keys and values."""
     layers = tuple(LayerGeometry(kind, heads, heads, 4, window=12 * (kind == "window")) for kind in kinds)
     geometry = Geometry(layers, context=4096, hidden=8, vocab=16)
     profile = load_profile(
         "default", {"sampling.max_new_tokens": new, **{f"decode.{key}": to for key, to in decode.items()}}
     )
     plan = plan_run(profile, geometry, prompt)
-    cache = ScopeCache(geometry, plan.shape, policy_of(profile.profile.decode))
+    cache = ScopeCache(geometry, replace(plan.shape, lanes=lanes), policy_of(profile.profile.decode))
     cache.start_prompt(0, plan.schedule)
     cache.start_chunk(0, prompt)
     for layer in cache.layers:
@@ -278,12 +279,14 @@ def bare(kinds, prompt, new, heads=1, **decode):
 def write(cache, tokens):
     for _ in range(tokens):
         for layer in cache.layers:
-            layer.write(*torch.randn(2, 1, layer.geometry.kv_heads, 1, 4))
+            layer.write(*torch.randn(2, len(cache.lanes), layer.geometry.kv_heads, 1, 4))
         cache.end_step()
         yield cache
 
 
-@pytest.mark.parametrize(("kinds", "heads"), [(["full"], 1), (["window"], 1), (["full", "window", "full"], 2)])
+@pytest.mark.parametrize(
+    ("kinds", "heads"), [(["full"], 1), (["window"], 1), (["full", "window", "full"], 2)]
+)
 def test_what_is_left_of_an_open_prompt_is_counted_in_the_slots(kinds, heads):
     cache = bare(kinds, 9, 40, heads, budget=8, recent=2, interval=3, scorer="recency", protect_prompt=False)
     assert cache.reading().kept_prompt == (9 if "full" in kinds else 0)
@@ -314,3 +317,14 @@ def test_a_slot_that_is_filled_remembers_nothing_of_what_it_held(scorer, known):
     assert filled.sum(-1).tolist() == [[1, 1]]
     for memo in layer.memos.values():
         assert (memo[filled] == 0).all() and (memo[~filled] == 7).all()
+
+
+@pytest.mark.parametrize(("lanes", "step"), [(1, 64), (2, 512)])
+def test_a_step_reads_what_is_used_in_whole_steps_and_in_blocks_where_lanes_share_it(lanes, step):
+    """What a lane computes must not depend on how many slots the others use."""
+    cache = bare(["full"], 100, 900, lanes=lanes, budget=700, recent=100)
+    (layer,) = cache.layers
+    assert layer.slots == 832  # 100 + 701, in whole steps
+    for written, cache in enumerate(write(cache, 740), 1):
+        used = 100 + min(written + 1, 701)  # with the token that comes
+        assert layer.read_slots == min(832, next(many for many in range(0, 2000, step) if many >= used))
