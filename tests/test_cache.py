@@ -277,11 +277,12 @@ def bare(kinds, prompt, new, heads=1, lanes=1, **decode):
 
 
 def write(cache, tokens):
-    for _ in range(tokens):
+    """Yields the number of tokens written after each."""
+    for written in range(1, tokens + 1):
         for layer in cache.layers:
             layer.write(*torch.randn(2, len(cache.lanes), layer.geometry.kv_heads, 1, 4))
         cache.end_step()
-        yield cache
+        yield written
 
 
 @pytest.mark.parametrize(
@@ -290,7 +291,7 @@ def write(cache, tokens):
 def test_what_is_left_of_an_open_prompt_is_counted_in_the_slots(kinds, heads):
     cache = bare(kinds, 9, 40, heads, budget=8, recent=2, interval=3, scorer="recency", protect_prompt=False)
     assert cache.reading().kept_prompt == (9 if "full" in kinds else 0)
-    for cache in write(cache, 30):
+    for _ in write(cache, 30):
         reading, positions = cache.reading(), [layer.positions for layer in cache.policy_layers]
         parts = sum(heads for _ in positions) or 1
         assert reading.kept_prompt * parts == sum(int(((one >= 0) & (one < 9)).sum()) for one in positions)
@@ -325,6 +326,6 @@ def test_a_step_reads_what_is_used_in_whole_steps_and_in_blocks_where_lanes_shar
     cache = bare(["full"], 100, 900, lanes=lanes, budget=700, recent=100)
     (layer,) = cache.layers
     assert layer.slots == 832  # 100 + 701, in whole steps
-    for written, cache in enumerate(write(cache, 740), 1):
+    for written in write(cache, 740):
         used = 100 + min(written + 1, 701)  # with the token that comes
         assert layer.read_slots == min(832, next(many for many in range(0, 2000, step) if many >= used))

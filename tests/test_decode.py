@@ -1,10 +1,14 @@
 """Kept positions and logits, step by step, against the oracle; and what a run's end looks like."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scope_cli.cache import PolicyLayer, ScopeCache
+from scope_cli.decode import Lane, decode, step_on
 from scope_cli.generate import policy_of
 from scope_cli.model import geometry_of
 from scope_cli.plan import plan_run
@@ -164,3 +168,96 @@ def test_known_output_fed_in_chunks_is_the_same_as_token_by_token(data):
     assert cache.reading() == single.reading()
     assert (logits[-1] - single.last_logits).abs().max() < 1e-9
     assert cache.audit().passed
+
+
+class Rows:
+    """In the place of a cache: counts the tokens that each running row is fed."""
+
+    def __init__(self, lanes):
+        self.shape, self.device = SimpleNamespace(lanes=lanes), torch.device("cpu")
+        self.fed = {}  # by running row
+
+    def finish(self, row):
+        self.fed.pop(row, None)
+
+    def end_step(self):
+        self.fed = {row: tokens + 1 for row, tokens in self.fed.items()}
+
+    def reading(self):
+        return None
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_last_token_of_a_lane_is_never_fed_however_long_it_is_and_whoever_goes_on(ahead):
+    """Ahead of the host as well, where a lane leaves before the step that it has no part in."""
+    lengths, rows, steps = [300, 2, 1, 400, 257, 3], Rows(2), []
+    tokens, ended = written_by(rows, lengths, steps, ahead=ahead)
+    assert len(tokens) == sum(lengths)
+    assert sorted(ended) == [(number, one, one - 1, "length") for number, one in enumerate(lengths)]
+    assert sum(len(row) for row in steps) == sum(one - 1 for one in lengths), "nobody else took part"
+
+
+def test_an_interruption_ends_the_lanes_that_have_not_ended_by_themselves():
+    tokens = []
+    _, ended = written_by(Rows(3), [5, 9, 4, 8], [], tokens, interrupted=lambda: len(tokens) >= 12)
+    assert ended == [(2, 4, 3, "length"), (0, 5, 4, "length"), (1, 5, 4, "interrupted")]
+
+
+def lane_of(number, row, length, **more):
+    """A lane of one prompt token that always samples token 5."""
+    sampler = SimpleNamespace(pick=lambda _logits, _ids: (torch.tensor([5]), torch.zeros(1)))
+    text = SimpleNamespace(feed=lambda _id: "text", stopped=None)
+    prompt = torch.zeros(1, 1, dtype=torch.int64)
+    eos = more.pop("eos_ids", frozenset())
+    return Lane(prompt, torch.zeros(1, 9), sampler, text, eos, length, row=row, prompt=number, **more)
+
+
+def written_by(rows, lengths, steps, tokens=None, **more):
+    """The tokens of lanes of such lengths, and how each ended; `steps` gets the rows that run in each."""
+    waiting, tokens, ended = list(enumerate(lengths)), [] if tokens is None else tokens, []
+
+    def read(row, number, length):
+        rows.fed[row] = 0
+        return lane_of(number, row, length)
+        yield
+
+    def step(_ids):
+        steps.append(set(rows.fed))
+        return torch.zeros(rows.shape.lanes, 9)
+
+    def admit(row):
+        return read(row, *waiting.pop(0)) if waiting else None
+
+    def finish_lane(lane):
+        ended.append((lane.prompt, lane.written, lane.fed, lane.reason))
+
+    for event in decode(step, rows, admit, finish_lane, **more):
+        if event is not None:
+            tokens.append(event)
+    return tokens, ended
+
+
+@pytest.mark.parametrize("stop_on_loop", [False, True])
+@pytest.mark.parametrize("looping", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("eos", [False, True])
+def test_what_ends_a_lane_is_told_by_what_came_first(eos, last, looping, stop_on_loop):
+    lane = lane_of(0, 0, 3, stop_on_loop=stop_on_loop, eos_ids=frozenset({5} if eos else {}))
+    lane.watch = SimpleNamespace(feed=lambda _id: looping)
+    lane.written = 3 if last else 1
+    assert lane.receive(5, -1.0) == ("" if eos else "text")
+    reasons = {"stop": eos, "loop": looping and stop_on_loop, "length": last}
+    assert lane.reason == next((reason for reason, holds in reasons.items() if holds), None)
+
+
+@pytest.mark.parametrize(("device", "bytes_back"), [("cpu", 0), ("cuda", 16)])
+def test_from_a_gpu_an_id_and_its_probability_come_back(device, bytes_back):
+    """int64 or float64, both; who computes on a CPU moves nothing."""
+    counts = {1: SimpleNamespace(host_bytes=100)}
+    cache = SimpleNamespace(device=torch.device(device), end_step=lambda: None, count=counts.get)
+    lane, ids = lane_of(0, 1, 9), torch.zeros(2, 1, dtype=torch.int64)
+    lane.choose()
+    logits = torch.randn(2, 9)
+    step_on(lambda _ids: logits, cache, [lane], ids)
+    assert ids.tolist() == [[0], [5]] and lane.logits.tolist() == logits[1:].tolist() and lane.fed == 1
+    assert counts[1].host_bytes == 100 + bytes_back
