@@ -12,7 +12,7 @@ from scope_cli.events import Token
 from scope_cli.generate import Job, generate
 from scope_cli.memory import PeakMeter
 from scope_cli.plan import together
-from scope_cli.step import FEW, EagerStep, GraphStep, compiles
+from scope_cli.step import FEW, EagerStep, GraphStep, attention_of, compiles, decoder_layers
 from tests.test_lanes import SCORERS, models, named, settings_of, work_of  # noqa: F401  some are fixtures
 
 LANES = 2
@@ -261,3 +261,15 @@ def test_captured_steps_and_evictions_give_the_plain_text(models, interval):  # 
         assert isinstance(job.step, GraphStep if compiled else EagerStep)
         texts.append({number: [token for token, _ in text] for number, text in texts_of(job, works).items()})
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3-scaled"])
+def test_layers_are_told_their_modules_scale_and_the_output_weight_where_it_counts(models, family):  # noqa: F811
+    loaded = models[family]
+    modules = [layer.self_attn for layer in decoder_layers(loaded.model)]
+    for weighs in (False, True):
+        told = attention_of(loaded.model, loaded.geometry, weighs)
+        assert list(told) == list(range(len(loaded.geometry.layers))) == [one.layer_idx for one in modules]
+        for index, module in enumerate(modules):
+            assert told[index].scale == module.scaling
+            assert told[index].output_weight is (module.o_proj.weight if weighs else None)
