@@ -309,7 +309,8 @@ def fill_holes() -> int:
         before = libc.mallinfo2()
         block = libc.malloc(size)
         after = libc.mallinfo2()
-        if after.hblks == before.hblks and after.keepcost == before.keepcost and after.arena == before.arena:
+        same = (after.hblks, after.keepcost, after.arena) == (before.hblks, before.keepcost, before.arena)
+        if block and same:  # no block: memory is limited, and what is not given is no hole
             taken += size
         else:  # no such hole: it was mapped, or cut from the end
             libc.free(block)

@@ -18,6 +18,8 @@ import typer
 from typer.main import get_command
 
 from scope_cli import cli, model, registry
+from scope_cli.batch import session
+from scope_cli.bench import engine, peers
 from scope_cli.errors import ScopeError
 from scope_cli.profiling import runner, source
 from tests.evaluate.test_compare import fidelity, result
@@ -105,6 +107,10 @@ def desk(tmp_path, monkeypatch):
     monkeypatch.setenv("SCOPE_CACHE", str(tmp_path / "cache"))  # nothing that is printed touches the real one
     monkeypatch.setattr(model, "open_model", opened)
     monkeypatch.setattr(registry, "find", opened)
+    for taken in (session, source):  # a module first imported now would keep what stands in for it
+        monkeypatch.setattr(taken, "find", opened)
+    for taken in (engine, peers):
+        monkeypatch.setattr(taken, "open_model", opened)
     monkeypatch.setattr(runner, "run_job", opened)
     embedded = registry.ModelFolder("smollm2-135m", tmp_path / "embedded", "a test")
     monkeypatch.setattr(source, "find", lambda *_, **__: embedded)
