@@ -320,8 +320,13 @@ def attention_of(model: PreTrainedModel, geometry: Geometry, weighs: bool) -> di
 
 
 def keep_compiled_code() -> None:
-    """Compiled code stays for the next run, in our own cache folder unless the user names another one."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    """Compiled code stays for the next run, in our own cache folder unless the user names another one.
+
+    A folder for each kind of CPU: code that was made for AVX-512 is taken where only AVX2 may be used, and
+    gave numbers that are none (torch 2.13).
+    """
+    kind = torch.backends.cpu.get_cpu_capability().lower().replace(" ", "-")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled" / kind))
 
 
 class GraphStep:

@@ -1,5 +1,6 @@
 """The compiled step gives what the plain one gives, is compiled once; a failed compilation costs no text."""
 
+import os
 from dataclasses import replace
 from itertools import chain
 
@@ -176,6 +177,18 @@ def test_the_read_lengths_are_few_and_compiled_once_each(models):  # noqa: F811
     compiled = texts_of(job, works, lambda: lengths.add(job.cache.layers[0].read_slots))
     assert len(lengths) == 3 and max(lengths) == job.cache.layers[0].slots
     assert [token for token, _ in compiled[0]] == [token for token, _ in plain[0]]
+
+
+@pytest.mark.parametrize("kind", ["AVX2", "AVX512", "NO AVX"])
+def test_compiled_code_is_kept_for_one_kind_of_cpu(monkeypatch, tmp_path, kind):
+    monkeypatch.setenv("SCOPE_CACHE", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: kind)
+    step.keep_compiled_code()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(
+        tmp_path / "compiled" / kind.lower().replace(" ", "-")
+    )
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
 
 
 def test_a_failed_compilation_is_one_warning_and_the_right_text(models, monkeypatch):  # noqa: F811
