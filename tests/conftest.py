@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anybody imports triton
+if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # before anybody imports the compiler, which reads it once
+    # What is compiled for one kind of CPU must not be found by another, as in step.keep_compiled_code.
+    kind = torch.backends.cpu.get_cpu_capability().lower().replace(" ", "-")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"scope-tests-compiled-{kind}")
 
 from scope_cli import cli
 from tests.tiny import tiny_model, tiny_tokenizer
