@@ -6,6 +6,7 @@
 
 #include "cpu.h"
 #include "team.h"
+#include "vectors.h"
 
 namespace scope {
 
@@ -15,6 +16,14 @@ const Attention& attention() {
     if (instructions == AVX2) return attention_avx2;
 #endif
     return attention_plain;
+}
+
+const Vectors& vectors() {
+#if defined(__x86_64__)
+    if (instructions == AVX512) return vectors_avx512;
+    if (instructions == AVX2) return vectors_avx2;
+#endif
+    return vectors_plain;
 }
 
 }  // namespace scope

@@ -6,18 +6,19 @@
 
 namespace scope {
 namespace SCOPE_LANES {
+namespace {
 
-static const float FREE = -std::numeric_limits<float>::infinity();
+const float FREE = -std::numeric_limits<float>::infinity();
 
-static inline void fetch(const void* at) { __builtin_prefetch(at); }
+inline void fetch(const void* at) { __builtin_prefetch(at); }
 
 // A row of `head_dim` numbers of any kind to floats, and zeros up to a whole vector.
-static inline void widen(const float* row, float* out, int head_dim) {
+inline void widen(const float* row, float* out, int head_dim) {
     for (int i = 0; i < head_dim; i += WIDTH) store(out + i, load_some(row + i, head_dim - i));
 }
 
 template <class Code>
-static inline void widen(const Code* row, float* out, int head_dim) {
+inline void widen(const Code* row, float* out, int head_dim) {
     int i = 0;
     for (; i + WIDTH <= head_dim; i += WIDTH) store(out + i, load(row + i));
     if (i < head_dim) {
@@ -27,7 +28,7 @@ static inline void widen(const Code* row, float* out, int head_dim) {
     }
 }
 
-static inline void widen_halves(const uint8_t* row, const uint16_t* groups, float* out, int head_dim) {
+inline void widen_halves(const uint8_t* row, const uint16_t* groups, float* out, int head_dim) {
     const int half = head_dim / 2, count = head_dim / 32;
     for (int i = 0; i < half; i += WIDTH) {
         V low, high;
@@ -40,20 +41,20 @@ static inline void widen_halves(const uint8_t* row, const uint16_t* groups, floa
 
 // `count` rows from slot `at` on (counted over all lanes and heads) as floats: [TILE, padded head_dim], in `tile`, or
 // where they lie already. Codes of 8 bits come without their scales.
-static inline const float* rows_of(const void* stored, int kind, const uint16_t* groups, size_t at, int count,
+inline const float* rows_of(const void* stored, int format, const uint16_t* groups, size_t at, int count,
                                    int head_dim, float* tile) {
     const int wide = padded(head_dim);
-    if (kind == SCOPE_FLOAT32) {
+    if (format == SCOPE_FLOAT32) {
         const float* rows = (const float*)stored + at * head_dim;
         if (count == TILE && wide == head_dim) return rows;
         for (int s = 0; s < count; s++) widen(rows + (size_t)s * head_dim, tile + s * wide, head_dim);
-    } else if (kind == SCOPE_BFLOAT16) {
+    } else if (format == SCOPE_BFLOAT16) {
         const uint16_t* rows = (const uint16_t*)stored + at * head_dim;
         for (int s = 0; s < count; s++) {
             fetch(rows + (size_t)(s + TILE) * head_dim);
             widen(rows + (size_t)s * head_dim, tile + s * wide, head_dim);
         }
-    } else if (kind == SCOPE_INT8) {
+    } else if (format == SCOPE_INT8) {
         const int8_t* rows = (const int8_t*)stored + at * head_dim;
         for (int s = 0; s < count; s++) {
             fetch(rows + (size_t)(s + TILE) * head_dim);
@@ -73,7 +74,7 @@ static inline const float* rows_of(const void* stored, int kind, const uint16_t*
 
 // Products of Q queries with the keys of a tile: [Q, TILE].
 template <int Q>
-static inline void multiply_keys(const float* query, const float* keys, int wide, float* out) {
+inline void multiply_keys(const float* query, const float* keys, int wide, float* out) {
     for (int s = 0; s < TILE; s += SUMS) {
         V total[Q][SUMS];
         for (int q = 0; q < Q; q++)
@@ -92,7 +93,7 @@ static inline void multiply_keys(const float* query, const float* keys, int wide
 
 // Adds the values of a tile, weighted, to Q sums, `stride` floats apart: C vectors of each at a time.
 template <int Q, int C>
-static inline void add_values(const float* weights, const float* values, int wide, float* sums, int stride) {
+inline void add_values(const float* weights, const float* values, int wide, float* sums, int stride) {
     V total[Q][C];
     for (int q = 0; q < Q; q++)
         for (int c = 0; c < C; c++) total[q][c] = load(sums + q * stride + c * WIDTH);
@@ -109,7 +110,7 @@ static inline void add_values(const float* weights, const float* values, int wid
 }
 
 template <int Q>
-static inline void add_values(const float* weights, const float* values, int wide, float* sums, int stride) {
+inline void add_values(const float* weights, const float* values, int wide, float* sums, int stride) {
     int i = 0;
     for (; i + CHUNKS * WIDTH <= wide; i += CHUNKS * WIDTH)
         add_values<Q, CHUNKS>(weights, values + i, wide, sums + i, stride);
@@ -117,7 +118,7 @@ static inline void add_values(const float* weights, const float* values, int wid
 }
 
 // Logits to weights, in place, after the sums so far were brought to the new largest logit. part: max, sum, values.
-static inline void soften(float* logits, float* part, int wide) {
+inline void soften(float* logits, float* part, int wide) {
     V largest = load(logits);
     for (int s = WIDTH; s < TILE; s += WIDTH) largest = most(largest, load(logits + s));
     const float now = top(largest);
@@ -137,7 +138,7 @@ static inline void soften(float* logits, float* part, int wide) {
 }
 
 // The scales of a tile's 8-bit codes, multiplied into rows of [queries, TILE].
-static inline void scale(float* rows, int queries, const uint16_t* scales, int count) {
+inline void scale(float* rows, int queries, const uint16_t* scales, int count) {
     float wide[TILE] = {};
     for (int s = 0; s < count; s++) wide[s] = float_of_half(scales[s]);
     for (int q = 0; q < queries; q++)
@@ -145,7 +146,7 @@ static inline void scale(float* rows, int queries, const uint16_t* scales, int c
             store(rows + q * TILE + s, mul(load(rows + q * TILE + s), load(wide + s)));
 }
 
-static void piece(const scope_slots& layer, long head, int piece, const Query& query, float* parts, float* scratch) {
+void piece(const scope_slots& layer, long head, int piece, const Query& query, float* parts, float* scratch) {
     const int head_dim = layer.head_dim, wide = padded(head_dim), group = layer.group, stride = 2 + wide;
     float *tile = scratch, *weights = tile + TILE * wide, *bias = weights + TILE * group;
     for (int q = 0; q < group; q++) {
@@ -163,12 +164,12 @@ static void piece(const scope_slots& layer, long head, int piece, const Query& q
             any |= held;
         }
         if (any) {
-            const float* keys = rows_of(layer.keys, layer.key_kind, nullptr, at, count, head_dim, tile);
+            const float* keys = rows_of(layer.keys, layer.key_format, layer.key_scales, at, count, head_dim, tile);
             int q = 0;
             for (; q + QUERIES <= group; q += QUERIES)
                 multiply_keys<QUERIES>(query.rows + q * wide, keys, wide, weights + q * TILE);
             for (; q < group; q++) multiply_keys<1>(query.rows + q * wide, keys, wide, weights + q * TILE);
-            if (layer.key_kind == SCOPE_INT8) scale(weights, group, layer.key_scales + at, count);
+            if (layer.key_format == SCOPE_INT8) scale(weights, group, layer.key_scales + at, count);
             for (q = 0; q < group; q++)
                 for (int s = 0; s < TILE; s += WIDTH) {
                     V logit = load(weights + q * TILE + s);
@@ -182,9 +183,9 @@ static void piece(const scope_slots& layer, long head, int piece, const Query& q
                        (size_t)count * sizeof(float));
         if (!any) continue;
         for (int q = 0; q < group; q++) soften(weights + q * TILE, parts + q * stride, wide);
-        if (layer.value_kind == SCOPE_INT8) scale(weights, group, layer.value_scales + at, count);
+        if (layer.value_format == SCOPE_INT8) scale(weights, group, layer.value_scales + at, count);
         const float* values =
-            rows_of(layer.values, layer.value_kind, layer.value_groups, at, count, head_dim, tile);
+            rows_of(layer.values, layer.value_format, layer.value_scales, at, count, head_dim, tile);
         int q = 0;
         for (; q + QUERIES <= group; q += QUERIES)
             add_values<QUERIES>(weights + q * TILE, values, wide, parts + q * stride + 2, stride);
@@ -192,7 +193,7 @@ static void piece(const scope_slots& layer, long head, int piece, const Query& q
     }
 }
 
-static void merge(const scope_slots& layer, const float* parts, const float* sinks, float* out, float* logits) {
+void merge(const scope_slots& layer, const float* parts, const float* sinks, float* out, float* logits) {
     const int head_dim = layer.head_dim, wide = padded(head_dim), pieces = pieces_of(layer);
     const size_t stride = 2 + (size_t)wide, step = stride * layer.group;
     for (int q = 0; q < layer.group; q++) {
@@ -226,5 +227,6 @@ static void merge(const scope_slots& layer, const float* parts, const float* sin
     }
 }
 
+}  // namespace
 }  // namespace SCOPE_LANES
 }  // namespace scope

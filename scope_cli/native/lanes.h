@@ -27,6 +27,7 @@
 
 namespace scope {
 namespace SCOPE_LANES {
+namespace {
 
 constexpr int WIDTH = 16;
 
@@ -37,45 +38,45 @@ constexpr int SUMS = 8;    // sums that `sums` takes at once
 constexpr int QUERIES = 2;  // that share what was loaded; as many as the registers hold
 constexpr int CHUNKS = 4;   // of 16 numbers that are added up side by side
 
-static inline V all(float x) { return _mm512_set1_ps(x); }
-static inline V load(const float* at) { return _mm512_loadu_ps(at); }
-static inline void store(float* at, V x) { _mm512_storeu_ps(at, x); }
-static inline V load(const uint16_t* bfloats) {
+inline V all(float x) { return _mm512_set1_ps(x); }
+inline V load(const float* at) { return _mm512_loadu_ps(at); }
+inline void store(float* at, V x) { _mm512_storeu_ps(at, x); }
+inline V load(const uint16_t* bfloats) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)bfloats));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
-static inline V load(const int8_t* codes) {
+inline V load(const int8_t* codes) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)codes)));
 }
-static inline void load_halves(const uint8_t* codes, V& low, V& high) {
+inline void load_halves(const uint8_t* codes, V& low, V& high) {
     __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)codes));
     low = _mm512_cvtepi32_ps(_mm512_and_si512(both, _mm512_set1_epi32(15)));
     high = _mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4));
 }
-static inline V add(V a, V b) { return _mm512_add_ps(a, b); }
-static inline V sub(V a, V b) { return _mm512_sub_ps(a, b); }
-static inline V mul(V a, V b) { return _mm512_mul_ps(a, b); }
-static inline V divide(V a, V b) { return _mm512_div_ps(a, b); }
-static inline V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
-static inline V most(V a, V b) { return _mm512_max_ps(a, b); }
-static inline V least(V a, V b) { return _mm512_min_ps(a, b); }
-static inline V magnitude(V a) { return _mm512_abs_ps(a); }
-static inline V zero_below(V x, float limit, V otherwise) {
+inline V add(V a, V b) { return _mm512_add_ps(a, b); }
+inline V sub(V a, V b) { return _mm512_sub_ps(a, b); }
+inline V mul(V a, V b) { return _mm512_mul_ps(a, b); }
+inline V divide(V a, V b) { return _mm512_div_ps(a, b); }
+inline V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+inline V most(V a, V b) { return _mm512_max_ps(a, b); }
+inline V least(V a, V b) { return _mm512_min_ps(a, b); }
+inline V magnitude(V a) { return _mm512_abs_ps(a); }
+inline V zero_below(V x, float limit, V otherwise) {
     return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(x, all(limit), _CMP_LT_OQ), _mm512_setzero_ps());
 }
-static inline V power_of_2(V whole) {
+inline V power_of_2(V whole) {
     __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(whole), _mm512_set1_epi32(127));
     return _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23));
 }
-static inline float first(V a) { return _mm512_cvtss_f32(a); }
-static inline float sum(V a) {
+inline float first(V a) { return _mm512_cvtss_f32(a); }
+inline float sum(V a) {
     __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
     __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
     q = _mm_add_ps(q, _mm_movehl_ps(q, q));
     return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
 }
-static inline float top(V a) { return _mm512_reduce_max_ps(a); }
-static inline void sums(const V* v, float* out) {
+inline float top(V a) { return _mm512_reduce_max_ps(a); }
+inline void sums(const V* v, float* out) {
     __m512 pair[4], four[2];
     for (int i = 0; i < 4; i++) {  // 8 + 8 lanes: of v[2i], of v[2i + 1]
         V a = v[2 * i], b = v[2 * i + 1];
@@ -91,8 +92,8 @@ static inline void sums(const V* v, float* out) {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
     _mm256_storeu_ps(out, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, one)));
 }
-static inline float float_of_half(uint16_t half) { return _cvtsh_ss(half); }
-static inline uint16_t half_of_float(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
+inline float float_of_half(uint16_t half) { return _cvtsh_ss(half); }
+inline uint16_t half_of_float(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
 
 #elif defined(SCOPE_AVX2)
 
@@ -101,65 +102,65 @@ struct V {
 };
 constexpr int SUMS = 4, QUERIES = 1, CHUNKS = 4;
 
-static inline V all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
-static inline V load(const float* at) { return {_mm256_loadu_ps(at), _mm256_loadu_ps(at + 8)}; }
-static inline void store(float* at, V x) {
+inline V all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline V load(const float* at) { return {_mm256_loadu_ps(at), _mm256_loadu_ps(at + 8)}; }
+inline void store(float* at, V x) {
     _mm256_storeu_ps(at, x.low);
     _mm256_storeu_ps(at + 8, x.high);
 }
-static inline __m256 eight(const uint16_t* bfloats) {
+inline __m256 eight(const uint16_t* bfloats) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)bfloats));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
-static inline __m256 eight(const int8_t* codes) {
+inline __m256 eight(const int8_t* codes) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)codes)));
 }
-static inline V load(const uint16_t* bfloats) { return {eight(bfloats), eight(bfloats + 8)}; }
-static inline V load(const int8_t* codes) { return {eight(codes), eight(codes + 8)}; }
-static inline void load_halves(const uint8_t* codes, V& low, V& high) {
+inline V load(const uint16_t* bfloats) { return {eight(bfloats), eight(bfloats + 8)}; }
+inline V load(const int8_t* codes) { return {eight(codes), eight(codes + 8)}; }
+inline void load_halves(const uint8_t* codes, V& low, V& high) {
     __m256i a = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)codes));
     __m256i b = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(codes + 8)));
     const __m256i mask = _mm256_set1_epi32(15);
     low = {_mm256_cvtepi32_ps(_mm256_and_si256(a, mask)), _mm256_cvtepi32_ps(_mm256_and_si256(b, mask))};
     high = {_mm256_cvtepi32_ps(_mm256_srli_epi32(a, 4)), _mm256_cvtepi32_ps(_mm256_srli_epi32(b, 4))};
 }
-static inline V add(V a, V b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
-static inline V sub(V a, V b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
-static inline V mul(V a, V b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
-static inline V divide(V a, V b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
-static inline V fma(V a, V b, V c) {
+inline V add(V a, V b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+inline V sub(V a, V b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
+inline V mul(V a, V b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+inline V divide(V a, V b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
+inline V fma(V a, V b, V c) {
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
-static inline V most(V a, V b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
-static inline V least(V a, V b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
-static inline V magnitude(V a) {
+inline V most(V a, V b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+inline V least(V a, V b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
+inline V magnitude(V a) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     return {_mm256_andnot_ps(sign, a.low), _mm256_andnot_ps(sign, a.high)};
 }
-static inline V zero_below(V x, float limit, V otherwise) {
+inline V zero_below(V x, float limit, V otherwise) {
     const __m256 bound = _mm256_set1_ps(limit);
     return {_mm256_andnot_ps(_mm256_cmp_ps(x.low, bound, _CMP_LT_OQ), otherwise.low),
             _mm256_andnot_ps(_mm256_cmp_ps(x.high, bound, _CMP_LT_OQ), otherwise.high)};
 }
-static inline __m256 power_of_2(__m256 whole) {
+inline __m256 power_of_2(__m256 whole) {
     __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
 }
-static inline V power_of_2(V whole) { return {power_of_2(whole.low), power_of_2(whole.high)}; }
-static inline float first(V a) { return _mm256_cvtss_f32(a.low); }
-static inline float sum(V a) {
+inline V power_of_2(V whole) { return {power_of_2(whole.low), power_of_2(whole.high)}; }
+inline float first(V a) { return _mm256_cvtss_f32(a.low); }
+inline float sum(V a) {
     __m256 h = _mm256_add_ps(a.low, a.high);
     __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
     q = _mm_add_ps(q, _mm_movehl_ps(q, q));
     return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
 }
-static inline float top(V a) {
+inline float top(V a) {
     __m256 h = _mm256_max_ps(a.low, a.high);
     __m128 q = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
     q = _mm_max_ps(q, _mm_movehl_ps(q, q));
     return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
 }
-static inline void sums(const V* v, float* out) {
+inline void sums(const V* v, float* out) {
     __m256 a = _mm256_add_ps(v[0].low, v[0].high), b = _mm256_add_ps(v[1].low, v[1].high);
     __m256 c = _mm256_add_ps(v[2].low, v[2].high), d = _mm256_add_ps(v[3].low, v[3].high);
     a = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
@@ -169,8 +170,8 @@ static inline void sums(const V* v, float* out) {
     __m128 even = _mm256_castps256_ps128(a), odd = _mm256_extractf128_ps(a, 1);
     _mm_storeu_ps(out, _mm_blend_ps(even, odd, 0xA));
 }
-static inline float float_of_half(uint16_t half) { return _cvtsh_ss(half); }
-static inline uint16_t half_of_float(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
+inline float float_of_half(uint16_t half) { return _cvtsh_ss(half); }
+inline uint16_t half_of_float(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
 
 #else
 
@@ -180,79 +181,79 @@ struct V {
 constexpr int SUMS = 4, QUERIES = 1, CHUNKS = 1;
 
 template <class F>
-static inline V each(F f) {
+inline V each(F f) {
     V out;
     for (int i = 0; i < WIDTH; i++) out.x[i] = f(i);
     return out;
 }
-static inline V all(float x) {
+inline V all(float x) {
     return each([&](int) { return x; });
 }
-static inline V load(const float* at) {
+inline V load(const float* at) {
     return each([&](int i) { return at[i]; });
 }
-static inline void store(float* at, V a) { memcpy(at, a.x, sizeof a.x); }
-static inline V load(const uint16_t* bfloats) {
+inline void store(float* at, V a) { memcpy(at, a.x, sizeof a.x); }
+inline V load(const uint16_t* bfloats) {
     return each([&](int i) { return from_bfloat16(bfloats[i]); });
 }
-static inline V load(const int8_t* codes) {
+inline V load(const int8_t* codes) {
     return each([&](int i) { return (float)codes[i]; });
 }
-static inline void load_halves(const uint8_t* codes, V& low, V& high) {
+inline void load_halves(const uint8_t* codes, V& low, V& high) {
     low = each([&](int i) { return (float)(codes[i] & 15); });
     high = each([&](int i) { return (float)(codes[i] >> 4); });
 }
-static inline V add(V a, V b) {
+inline V add(V a, V b) {
     return each([&](int i) { return a.x[i] + b.x[i]; });
 }
-static inline V sub(V a, V b) {
+inline V sub(V a, V b) {
     return each([&](int i) { return a.x[i] - b.x[i]; });
 }
-static inline V mul(V a, V b) {
+inline V mul(V a, V b) {
     return each([&](int i) { return a.x[i] * b.x[i]; });
 }
-static inline V divide(V a, V b) {
+inline V divide(V a, V b) {
     return each([&](int i) { return a.x[i] / b.x[i]; });
 }
-static inline V fma(V a, V b, V c) {
+inline V fma(V a, V b, V c) {
     return each([&](int i) { return std::fma(a.x[i], b.x[i], c.x[i]); });
 }
-static inline V most(V a, V b) {  // b where either is no number
+inline V most(V a, V b) {  // b where either is no number
     return each([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; });
 }
-static inline V least(V a, V b) {
+inline V least(V a, V b) {
     return each([&](int i) { return a.x[i] < b.x[i] ? a.x[i] : b.x[i]; });
 }
-static inline V magnitude(V a) {
+inline V magnitude(V a) {
     return each([&](int i) { return from_bits(to_bits(a.x[i]) & 0x7FFFFFFF); });
 }
-static inline V zero_below(V x, float limit, V otherwise) {
+inline V zero_below(V x, float limit, V otherwise) {
     return each([&](int i) { return x.x[i] < limit ? 0.0f : otherwise.x[i]; });
 }
-static inline V power_of_2(V whole) {  // no number in, anything out: whoever calls multiplies by one that is none
+inline V power_of_2(V whole) {  // no number in, anything out: whoever calls multiplies by one that is none
     return each([&](int i) {
         float n = whole.x[i];
         return from_bits((uint32_t)((n == n ? (int)n : 0) + 127) << 23);
     });
 }
-static inline float first(V a) { return a.x[0]; }
+inline float first(V a) { return a.x[0]; }
 template <class F>
-static inline float halved(V a, F f) {
+inline float halved(V a, F f) {
     for (int half = WIDTH / 2; half; half /= 2)
         for (int i = 0; i < half; i++) a.x[i] = f(a.x[i], a.x[i + half]);
     return a.x[0];
 }
-static inline float sum(V a) {
+inline float sum(V a) {
     return halved(a, [](float x, float y) { return x + y; });
 }
-static inline float top(V a) {
+inline float top(V a) {
     return halved(a, [](float x, float y) { return x > y ? x : y; });
 }
-static inline void sums(const V* v, float* out) {
+inline void sums(const V* v, float* out) {
     for (int i = 0; i < SUMS; i++) out[i] = sum(v[i]);
 }
-static inline float float_of_half(uint16_t half) { return from_float16(half); }
-static inline uint16_t half_of_float(float x) {  // to the nearest, ties to even
+inline float float_of_half(uint16_t half) { return from_float16(half); }
+inline uint16_t half_of_float(float x) {  // to the nearest, ties to even
     uint32_t bits = to_bits(x), sign = bits >> 16 & 0x8000, size = bits & 0x7FFFFFFF;
     if (size > 0x7F800000) return (uint16_t)(sign | 0x7E00 | (size >> 13 & 0x3FF));
     if (size >= 0x477FF000) return (uint16_t)(sign | 0x7C00);
@@ -268,13 +269,13 @@ static inline uint16_t half_of_float(float x) {  // to the nearest, ties to even
 
 // The rest is written over the above.
 
-static inline V zero() { return all(0.0f); }
+inline V zero() { return all(0.0f); }
 
 // To the nearest whole number, ties to even; below 2^22 in size.
-static inline V whole(V x) { return sub(add(x, all(0x1.8p23f)), all(0x1.8p23f)); }
+inline V whole(V x) { return sub(add(x, all(0x1.8p23f)), all(0x1.8p23f)); }
 
 // e to the x (Cephes' polynomial; 2 units in the last place); 0 below -87, no more than e^88; NaN stays one.
-static inline V exp(V x) {
+inline V exp(V x) {
     V bounded = least(all(88.0f), most(all(-87.0f), x));
     V n = whole(mul(bounded, all(1.44269504f)));
     V r = fma(n, all(-0.693359375f), bounded);
@@ -289,30 +290,31 @@ static inline V exp(V x) {
     return zero_below(x, -87.0f, mul(p, power_of_2(n)));
 }
 
-static inline V tanh(V x) {
+inline V tanh(V x) {
     return sub(all(1.0f), divide(all(2.0f), add(exp(add(x, x)), all(1.0f))));
 }
 
 // `count` numbers from `at` on, at most 16, and zeros behind them.
-static inline V load_some(const float* at, int count) {
+inline V load_some(const float* at, int count) {
     if (count >= WIDTH) return load(at);
     float padded[WIDTH] = {};
     memcpy(padded, at, (size_t)count * sizeof(float));
     return load(padded);
 }
 
-static inline void store_some(float* at, V x, int count) {
+inline void store_some(float* at, V x, int count) {
     float padded[WIDTH];
     store(padded, x);
     memcpy(at, padded, (size_t)(count < WIDTH ? count : WIDTH) * sizeof(float));
 }
 
 // To bfloat16, the nearest, ties to even.
-static inline uint16_t bfloat_of_float(float x) {
+inline uint16_t bfloat_of_float(float x) {
     const uint32_t bits = to_bits(x);
     if ((bits & 0x7FFFFFFF) > 0x7F800000) return (uint16_t)(bits >> 16 | 0x40);
     return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
+}  // namespace
 }  // namespace SCOPE_LANES
 }  // namespace scope
