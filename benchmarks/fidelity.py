@@ -17,13 +17,13 @@ import json
 import time
 from pathlib import Path
 
-from scope_cli import plugins
-from scope_cli.calibrate import calibrate
-from scope_cli.evaluate.fidelity import Fidelity, KnownText, Reference, measure
+from scope_cli.engine.calibrate import calibrate
+from scope_cli.engine.run import generate, new_work
 from scope_cli.events import Token
-from scope_cli.generate import generate, new_work
-from scope_cli.model import open_model
-from scope_cli.profile import ModelSettings, load_profile
+from scope_cli.measure.evaluate.fidelity import Fidelity, KnownText, Reference, measure
+from scope_cli.models.model import open_model
+from scope_cli.policies import plugins
+from scope_cli.settings.profile import ModelSettings, load_profile
 
 HERE = Path(__file__).parent
 PROMPTS = {"report": HERE.parent / "examples/report.txt", "logbook": HERE.parent / "examples/logbook.txt"}

@@ -15,12 +15,12 @@ import time
 import torch
 from transformers import DynamicCache
 
-from scope_cli.decode import step_on
-from scope_cli.generate import new_cache, new_lane, new_work
-from scope_cli.model import open_model
-from scope_cli.prefill import read_prompt, read_to_end
-from scope_cli.profile import load_profile
-from scope_cli.step import EagerStep
+from scope_cli.engine.decode import step_on
+from scope_cli.engine.prefill import read_prompt, read_to_end
+from scope_cli.engine.run import new_cache, new_lane, new_work
+from scope_cli.engine.step import EagerStep
+from scope_cli.models.model import open_model
+from scope_cli.settings.profile import load_profile
 
 BLOCK = 64
 

@@ -87,9 +87,9 @@ def measure(model: str, args: argparse.Namespace, until: float) -> None:
     """Every contender that has no row yet."""
     import torch
 
-    from scope_cli.model import open_model
-    from scope_cli.profile import load_profile
-    from scope_cli.roofline import bandwidth
+    from scope_cli.engine.roofline import bandwidth
+    from scope_cli.models.model import open_model
+    from scope_cli.settings.profile import load_profile
 
     file = RESULTS / f"{model.rpartition('/')[2].replace(':', '-')}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -132,10 +132,10 @@ def measured(
     """A row for each position; a row that says why where one cannot be measured."""
     import torch
 
-    from scope_cli.attention import ATTENTION
-    from scope_cli.bench.engine import ScopeEngine
-    from scope_cli.bench.peers import TransformersPeer
-    from scope_cli.bench.protocol import Job
+    from scope_cli.measure.bench.engine import ScopeEngine
+    from scope_cli.measure.bench.peers import TransformersPeer
+    from scope_cli.measure.bench.protocol import Job
+    from scope_cli.models.attention import ATTENTION
 
     model = {"model.name": loaded.name, "model.device": args.device}
     contender: Any
@@ -258,7 +258,7 @@ def draw(found: list[dict[str, Any]], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from scope_cli.palette import styles
+    from scope_cli.measure.palette import styles
 
     found = [row for row in found if row["lanes"] == 1 and "step_ms" in row]
     models = sorted({row["model"] for row in found})

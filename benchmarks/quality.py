@@ -25,17 +25,17 @@ from typing import Any
 
 import torch
 
-from scope_cli.evaluate import claims
-from scope_cli.evaluate.fidelity import KnownText, Reference, measure
-from scope_cli.evaluate.loops import repetition
-from scope_cli.evaluate.probes import KINDS, Probe, make_probe
-from scope_cli.evaluate.recall import AskedModel, recall
-from scope_cli.evaluate.results import Rows
-from scope_cli.evaluate.writing import write_all
-from scope_cli.generate import versions
-from scope_cli.machine import machine
-from scope_cli.model import LoadedModel, open_model
-from scope_cli.profile import LoadedProfile, ModelSettings, load_profile
+from scope_cli.engine.run import versions
+from scope_cli.machine.description import machine
+from scope_cli.measure.evaluate import claims
+from scope_cli.measure.evaluate.fidelity import KnownText, Reference, measure
+from scope_cli.measure.evaluate.loops import repetition
+from scope_cli.measure.evaluate.probes import KINDS, Probe, make_probe
+from scope_cli.measure.evaluate.recall import AskedModel, recall
+from scope_cli.measure.evaluate.results import Rows
+from scope_cli.measure.evaluate.writing import write_all
+from scope_cli.models.model import LoadedModel, open_model
+from scope_cli.settings.profile import LoadedProfile, ModelSettings, load_profile
 from scope_cli.units import as_duration
 
 HERE = Path(__file__).parent

@@ -20,8 +20,15 @@ from quality import (
     interval_of,
 )
 
-from scope_cli.evaluate import plots
-from scope_cli.evaluate.statistics import Blocks, as_text, blocks_of, estimate, over_texts, paired_difference
+from scope_cli.measure.evaluate import plots
+from scope_cli.measure.evaluate.statistics import (
+    Blocks,
+    as_text,
+    blocks_of,
+    estimate,
+    over_texts,
+    paired_difference,
+)
 from scope_cli.units import as_bytes
 
 PAGE = Path(__file__).parent.parent / "docs/quality.md"

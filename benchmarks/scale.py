@@ -7,11 +7,12 @@ is printed, a cache of that size is made on PyTorch's `meta` device, which alloc
 are counted.
 """
 
-from scope_cli.cache import ScopeCache
-from scope_cli.generate import policy_of
+from scope_cli.cache.cache import ScopeCache
+from scope_cli.cache.shape import CacheShape
+from scope_cli.engine.plan import plan_run
+from scope_cli.engine.run import policy_of
 from scope_cli.geometry import Geometry, LayerGeometry
-from scope_cli.plan import CacheShape, plan_run
-from scope_cli.profile import load_profile
+from scope_cli.settings.profile import load_profile
 from scope_cli.units import as_bytes
 
 PROMPT = 4096

@@ -22,14 +22,14 @@ import torch
 from torch._inductor.compile_fx import compile_fx
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from scope_cli.cache import ScopeCache
-from scope_cli.generate import Work, make_plan, new_cache, new_lane
-from scope_cli.model import LoadedModel, open_model
-from scope_cli.plan import together
-from scope_cli.prefill import read_prompt, read_to_end
-from scope_cli.profile import LoadedProfile, SamplingSettings, load_profile
-from scope_cli.replay import feed_known
-from scope_cli.step import CompiledForget, CompiledStep, EagerStep, Step
+from scope_cli.cache.cache import ScopeCache
+from scope_cli.engine.plan import together
+from scope_cli.engine.prefill import read_prompt, read_to_end
+from scope_cli.engine.replay import feed_known
+from scope_cli.engine.run import Work, make_plan, new_cache, new_lane
+from scope_cli.engine.step import CompiledForget, CompiledStep, EagerStep, Step
+from scope_cli.models.model import LoadedModel, open_model
+from scope_cli.settings.profile import LoadedProfile, SamplingSettings, load_profile
 
 PROMPT, BUDGET, STEPS = 1000, 512, 64
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_weight_int4pack_mm_for_cpu")

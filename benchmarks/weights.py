@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache
 
-from scope_cli.model import open_model
-from scope_cli.profile import ModelSettings
-from scope_cli.roofline import step_weight_bytes
+from scope_cli.engine.roofline import step_weight_bytes
+from scope_cli.models.model import open_model
+from scope_cli.settings.profile import ModelSettings
 
 HERE = Path(__file__).parent
 NUMBERS = HERE / "results/weights.json"

@@ -15,7 +15,6 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
 import scope_cli
-from scope_cli import crash, streams
 from scope_cli.commands import (
     batch,
     bench,
@@ -29,10 +28,11 @@ from scope_cli.commands import (
     scorers,
     tune,
 )
+from scope_cli.console import crash, streams
+from scope_cli.console.safe import printable
+from scope_cli.console.signals import ctrl_c
 from scope_cli.errors import OutOfMemoryError, ScopeError, is_out_of_memory
-from scope_cli.safe import printable
-from scope_cli.signals import ctrl_c
-from scope_cli.words import about_value
+from scope_cli.settings.problems import about_value
 
 HELP_NAMES = ["-h", "--help"]
 WRITE, LOOK, MEASURE = "Write", "See what there is", "Measure"

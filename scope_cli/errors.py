@@ -73,3 +73,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     said = str(error).lower()
     return isinstance(error, RuntimeError) and any(words in said for words in OUT_OF_MEMORY)
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, in a line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -66,3 +66,11 @@ def sweep(folder: Path) -> None:
     for partial in folder.glob(PARTIAL.format("*")):
         with suppress(OSError):
             partial.unlink()
+
+
+def cache_folder() -> Path:
+    """Where everything lies that scope keeps between runs: $SCOPE_CACHE, else the user's cache folder."""
+    from platformdirs import user_cache_path
+
+    chosen = os.environ.get("SCOPE_CACHE")
+    return Path(chosen).expanduser() if chosen else user_cache_path("scope")

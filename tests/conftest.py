@@ -47,7 +47,7 @@ NUMERIC = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] in NUMERIC:
+        if not set(item.path.relative_to(Path(__file__).parent).parts).isdisjoint(NUMERIC):
             item.add_marker(pytest.mark.numeric)
 
 

@@ -28,12 +28,12 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-from scope_cli.errors import ModelError
+from scope_cli.engine.run import generate, new_work
+from scope_cli.errors import ModelError, first_line
 from scope_cli.events import Token
-from scope_cli.generate import generate, new_work
-from scope_cli.model import open_model
-from scope_cli.profile import LoadedProfile, Profile
-from scope_cli.registry import first_line, hushed
+from scope_cli.models.model import open_model
+from scope_cli.models.registry import hushed
+from scope_cli.settings.profile import LoadedProfile, Profile
 from tests.tiny import tiny_tokenizer
 
 PROMPT, WRITTEN = 700, 60  # more than a chunk on a CPU; tokens

@@ -29,20 +29,23 @@ from transformers import Gemma3ForCausalLM, LlamaForCausalLM  # noqa: F401  impo
 SLOWEST_S = 150  # for one mutant's tests; a mutant that takes longer has been noticed
 MOST_BYTES = 16 * 2**30
 
-CACHE = ["tests/test_cache.py", "-k", "not 4000 and not four_scorers"]
-DECODE = ["tests/test_decode.py"]
-LANES = ["tests/test_lanes.py", "-k", "not compiled"]
-GRAPHS = ["tests/test_graphs.py", "-k", "llama-slide-3 or asks or half_way or another"]
+CACHE = ["tests/cache/test_cache.py", "-k", "not 4000 and not four_scorers"]
+DECODE = ["tests/engine/test_decode.py"]
+LANES = ["tests/engine/test_lanes.py", "-k", "not compiled"]
+GRAPHS = ["tests/engine/test_graphs.py", "-k", "llama-slide-3 or asks or half_way or another"]
 TESTS = {  # in the order in which they are run, until one fails
-    "schedule": [["tests/test_schedule.py"], CACHE, DECODE],
-    "attention": [["tests/test_received.py"], ["tests/test_attention.py"], DECODE, GRAPHS],
+    "schedule": [["tests/policies/test_schedule.py"], CACHE, DECODE],
+    "attention": [["tests/policies/test_received.py"], ["tests/models/test_attention.py"], DECODE, GRAPHS],
     "batch/ledger": [["tests/batch/test_ledger.py"]],
     "batch/fit": [["tests/batch/test_groups.py"]],
-    "memory": [["tests/test_memory.py"]],
-    "plan": [["tests/test_plan.py"], ["tests/batch/test_groups.py"]],
+    "memory": [["tests/machine/test_memory.py"]],
+    "plan": [["tests/engine/test_plan.py"], ["tests/batch/test_groups.py"]],
     "cache": [CACHE, DECODE],
-    "decode": [DECODE, ["tests/test_no_numbers.py"], LANES],
-    "step": [["tests/test_step.py", "-k", "only_a_layer or nobody or captured or failed or cannot"], GRAPHS],
+    "decode": [DECODE, ["tests/engine/test_no_numbers.py"], LANES],
+    "step": [
+        ["tests/engine/test_step.py", "-k", "only_a_layer or nobody or captured or failed or cannot"],
+        GRAPHS,
+    ],
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scope_cli.random_weights import CONFIGS
+from scope_cli.models.random_weights import CONFIGS
 from tests.test_docs import parse
 
 ROOT = Path(__file__).parent.parent

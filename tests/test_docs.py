@@ -94,17 +94,3 @@ def test_the_readme_names_every_exit_code():
     assert codes <= set(BUILD.EXIT_CODES)
     listed = re.findall(r"^\| (\d+) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
     assert [int(code) for code in listed] == list(BUILD.EXIT_CODES)
-
-
-def test_the_readme_draws_the_tree_as_it_is():
-    (tree,) = [text for text in blocks(README, "text") if "scope_cli/" in text]
-    drawn = {line.split()[0] for line in tree.splitlines() if line.strip()}
-    for name in drawn:
-        assert list(ROOT.glob(name)) or list((ROOT / "scope_cli").rglob(name)), f"there is no {name}"
-    files = [file for file in (ROOT / "scope_cli").rglob("*.py") if not file.name.startswith("_")]
-    plugins = (
-        "scorers",
-        "prefills",
-        "wrappers",
-    )  # these folders stand for their files: a new one changes no page
-    assert {file.name for file in files if file.parent.name not in plugins} <= drawn

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from scope_cli.registry import hushed
+from scope_cli.models.registry import hushed
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TEMPLATE = (

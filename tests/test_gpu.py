@@ -6,17 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scope_cli import decode as decode_module
-from scope_cli import plugins
-from scope_cli import step as step_module
-from scope_cli.cache import FREE, PolicyLayer
+from scope_cli.cache.layers import FREE
+from scope_cli.cache.policy_layer import PolicyLayer
+from scope_cli.engine import decode as decode_module
+from scope_cli.engine import step as step_module
+from scope_cli.engine.plan import together
+from scope_cli.engine.run import Job
+from scope_cli.engine.step import EagerStep, GraphStep
 from scope_cli.events import Token
-from scope_cli.generate import Job
-from scope_cli.memory import PeakMeter
-from scope_cli.plan import together
-from scope_cli.step import EagerStep, GraphStep
-from tests.test_cache import loaded_tiny
-from tests.test_lanes import settings_of, work_of
+from scope_cli.machine.memory import PeakMeter
+from scope_cli.policies import plugins
+from tests.cache.test_cache import loaded_tiny
+from tests.engine.test_lanes import settings_of, work_of
 from tests.tiny import FAMILIES
 
 pytestmark = [

@@ -9,179 +9,29 @@ from pathlib import Path
 
 import pytest
 
-from scope_cli import plugins
-from tests.profiling.configs import LLAMA_8B
+from scope_cli.policies import plugins
+from tests.measure.profiling.configs import LLAMA_8B
 
 PACKAGE = Path(__file__).parent.parent / "scope_cli"
-EVERYONE = {
-    "errors",
-    "units",
-    "events",
-    "names",
-    "geometry",
-    "rope",
-    "files",
-    "folder",
-    "machine",
-    "palette",
-    "tables",
-    "progress",
-    "safe",
-    "ends",
-    "lean",
-    "words",
-}
-ABOVE = {  # what each module may import besides EVERYONE; a folder stands for its files
-    "cli": {"commands", "crash", "signals", "streams"},
-    "crash": {"registry"},
-    "commands": {
-        "profile",
-        "model",
-        "registry",
-        "memory",
-        "plan",
-        "plugins",
-        "schedule",
-        "generate",
-        "roofline",
-        "sinks",
-        "signals",
-        "phases",
-        "streams",
-        "prefill",
-        "calibrate",
-        "evaluate",
-        "profiling",
-        "shapes",
-        "batch",
-        "bench",
-        "utf8",
-    },
-    "bench": {
-        "step",
-        "cache",
-        "decode",
-        "generate",
-        "memory",
-        "model",
-        "plan",
-        "prefill",
-        "profile",
-        "replay",
-        "roofline",
-    },
-    "batch": {
-        "registry",
-        "chat",
-        "phases",
-        "profile",
-        "model",
-        "plan",
-        "memory",
-        "generate",
-        "decode",
-        "step",
-        "signals",
-        "utf8",
-    },
-    "utf8": set(),
-    "generate": {
-        "attention",
-        "step",
-        "scorers",
-        "prefill",
-        "decode",
-        "sampling",
-        "text",
-        "cache",
-        "plan",
-        "plugins",
-        "profile",
-        "model",
-        "memory",
-    },
-    "calibrate": {"model"},
-    "evaluate": {
-        "cache",
-        "generate",
-        "loops",
-        "memory",
-        "model",
-        "plan",
-        "profile",
-        "replay",
-        "schedule",
-        "scorers",
-    },
-    "replay": {"cache", "generate", "model", "plan", "prefill", "profile"},
-    "prefill": {"cache", "plan", "schedule", "staging"},
-    "staging": {"cache", "plan", "prefills"},
-    "decode": {"cache", "sampling", "text", "loops"},
-    "step": {"attention", "cache", "registry"},
-    "cache": {"plan", "schedule", "scorers"},
-    "attention": {"cache", "slot_attention"},
-    "slot_attention": set(),
-    "scorers": {"plugins", "cache"},
-    "prefills": {"plugins", "attention", "scorers"},
-    "wrappers": {"plugins", "prefills"},
-    "plan": {"plugins", "profile", "schedule", "prefills", "wrappers"},
-    "schedule": {"profile"},
-    "chat": {"profile"},
-    "stops": {"profile"},
-    "model": {
-        "chat",
-        "stops",
-        "profile",
-        "registry",
-        "attention",
-        "packed",
-        "packed_file",
-        "random_weights",
-        "selftest",
-        "shapes",
-        "threads",
-    },
-    "selftest": {
-        "attention",
-        "cache",
-        "plan",
-        "plugins",
-        "profile",
-        "registry",
-        "schedule",
-        "scorers",
-        "step",
-    },
-    "packed": set(),
-    "packed_file": {"packed", "registry"},
-    "roofline": set(),
-    "threads": set(),
-    "registry": {"gguf", "random_weights"},
-    "random_weights": set(),
-    "gguf": set(),
-    "shapes": set(),
-    "profiling": {  # the worker runs what generate runs, in a process of its own
-        "cache",
-        "attention",
-        "generate",
-        "gguf",
-        "memory",
-        "model",
-        "plan",
-        "plugins",
-        "profile",
-        "registry",
-        "schedule",
-        "shapes",
-        "step",
-    },
-    "memory": set(),
-    "sampling": {"profile"},
-    "profile": {"plugins", "utf8"},
-    "sinks": set(),
-    "streams": set(),
-    "phases": set(),
-}
+# From the ground up: a folder or file imports what stands above its own line here, and nothing below it.
+FLOORS = [
+    {"errors", "units", "names", "utf8", "events"},
+    {"files", "geometry"},
+    {"console", "machine"},
+    {"policies"},
+    {"settings"},
+    {"cache"},
+    {"native"},
+    {"models"},
+    {"engine"},
+    {"sinks"},
+    {"batch", "measure"},
+    {"commands"},
+    {"cli"},
+    {"__main__"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def imported(file: Path) -> set[str]:
@@ -192,18 +42,19 @@ def imported(file: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         found |= {name.split(".")[1] for name in names if name.startswith("scope_cli.")}
-    return found
+    return found - {"__version__"}
 
 
-@pytest.mark.parametrize(
-    "file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE))
-)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_imports_point_one_way(file):
     own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    allowed = EVERYONE | {own, "__version__"} | ABOVE.get(own, set())
-    if own in ("__main__", "__init__"):
-        allowed |= {"cli"}
-    assert imported(file) <= allowed
+    if own != "__init__":
+        assert {room for room in imported(file) - {own} if FLOOR[room] >= FLOOR[own]} == set()
+
+
+def test_the_top_of_the_package_shows_the_architecture():
+    rooms = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.name[:2] != "__"}
+    assert rooms - set(FLOOR) <= {"py.typed", "shipped_profiles"}
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["generate", "--help"], ["--version"], ["profiles", "show"]])
@@ -314,7 +165,7 @@ PLUGINS += [("prefill.wrap", "wrappers", name) for name in plugins.names("wrappe
 
 @pytest.mark.parametrize(("key", "kind", "name"), PLUGINS, ids=lambda part: part)
 def test_no_plugin_imports_torch_until_it_computes(key, kind, name):
-    code = f"import sys, scope_cli.{kind}.{name}; sys.exit('torch' in sys.modules)"
+    code = f"import sys, scope_cli.policies.{kind}.{name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 

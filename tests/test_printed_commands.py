@@ -17,14 +17,15 @@ import pytest
 import typer
 from typer.main import get_command
 
-from scope_cli import cli, model, registry
+from scope_cli import cli
 from scope_cli.batch import session
-from scope_cli.bench import engine, peers
 from scope_cli.errors import ScopeError
-from scope_cli.profiling import runner, source
-from tests.evaluate.test_compare import fidelity, result
-from tests.profiling.configs import LLAMA_8B
-from tests.profiling.test_pictures import made_up
+from scope_cli.measure.bench import engine, peers
+from scope_cli.measure.profiling import runner, source
+from scope_cli.models import model, registry
+from tests.measure.evaluate.test_compare import fidelity, result
+from tests.measure.profiling.configs import LLAMA_8B
+from tests.measure.profiling.test_pictures import made_up
 from tests.test_docs import PAGES, ROOT, blocks, parse
 
 EMBEDDED_SHAPE = {

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scope_cli.model import LoadedModel, open_model
-from scope_cli.profile import ModelSettings, PromptSettings
+from scope_cli.models.model import LoadedModel, open_model
+from scope_cli.settings.profile import ModelSettings, PromptSettings
 from tests.test_same_tokens import plain, write
 
 pytestmark = pytest.mark.real_model

@@ -3,18 +3,19 @@
 import pytest
 import torch
 
-from scope_cli.cache import ScopeCache
-from scope_cli.decode import Lane, decode
+from scope_cli.cache.cache import ScopeCache
+from scope_cli.engine.decode import Lane, decode
+from scope_cli.engine.plan import plan_run
+from scope_cli.engine.prefill import read_prompt
+from scope_cli.engine.run import policy_of
+from scope_cli.engine.sampling import Sampler
+from scope_cli.engine.step import EagerStep
+from scope_cli.engine.text import TextStream
 from scope_cli.events import Token
-from scope_cli.generate import policy_of
-from scope_cli.model import geometry_of
-from scope_cli.plan import plan_run
-from scope_cli.prefill import read_prompt
-from scope_cli.profile import LoadedProfile, Profile
-from scope_cli.sampling import Sampler
-from scope_cli.step import EagerStep, attention_of
-from scope_cli.text import TextStream
-from tests.test_decode import finish
+from scope_cli.models.attention import attention_of
+from scope_cli.models.model import geometry_of
+from scope_cli.settings.profile import LoadedProfile, Profile
+from tests.engine.test_decode import finish
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 PROMPT = list(b"The keeper of the lighthouse wrote every evening, and ")

@@ -14,7 +14,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from scope_cli.attention import ATTENTION
+from scope_cli.models.attention import ATTENTION
 
 SHAPE = {
     "vocab_size": 260,

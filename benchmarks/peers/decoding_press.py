@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from scope_cli.bench.protocol import Account, Ids, Job, Loaded, serve
+from scope_cli.measure.bench.protocol import Account, Ids, Job, Loaded, serve
 
 PRESSES = {"knorm": kvpress.KnormPress, "snapkv": kvpress.SnapKVPress, "tova": kvpress.TOVAPress}
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import xllamacpp
 
-from scope_cli.bench.protocol import Account, Ids, Job, Loaded, serve
+from scope_cli.measure.bench.protocol import Account, Ids, Job, Loaded, serve
 
 
 class LlamaCpp:

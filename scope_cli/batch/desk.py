@@ -19,10 +19,10 @@ from scope_cli.batch.work import Task, task_of
 from scope_cli.batch.writer import DiskError, OutputError, PartFile, publish, write_record
 from scope_cli.errors import ScopeError
 from scope_cli.events import Busy, Event, Failed, Finished, PromptProgress, PromptRead, Started, Token
-from scope_cli.profile import LoadedProfile, Profile
+from scope_cli.settings.profile import LoadedProfile, Profile
 
 if TYPE_CHECKING:
-    from scope_cli.model import OpenedModel
+    from scope_cli.models.model import OpenedModel
 
 
 @dataclass
@@ -255,7 +255,7 @@ class Desk:
         self, row: Row, task: Task | None, group: Group, event: Finished | None = None
     ) -> dict[str, Any]:
         """What belongs to the text of one row; `results` as in the record of a single run."""
-        from scope_cli.generate import policy_in_words, versions
+        from scope_cli.engine.run import policy_in_words, versions
 
         lanes, why = self._reduced.get(group.number, (0, ""))
         result = {} if event is None else asdict(event)

@@ -8,7 +8,7 @@ from scope_cli.errors import ModelError
 from scope_cli.units import as_bytes
 
 if TYPE_CHECKING:
-    from scope_cli.model import OpenedModel
+    from scope_cli.models.model import OpenedModel
 
 MOST_LANES = 32  # by itself no more: what lanes have written is lost when the machine goes
 EVENLY = 4  # any number of rows up to it, and multiples of it: no product depends on which row it is

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from scope_cli.cache.shape import CacheShape
+from scope_cli.engine.plan import RunPlan
 from scope_cli.geometry import Geometry
-from scope_cli.plan import CacheShape, RunPlan
 
 MOST_WASTE = 0.25  # of a rectangle's slots
 Order = Literal["longest", "input"]

@@ -21,13 +21,13 @@ from scope_cli.batch.outputs import PART, RECORD, OutputNames
 from scope_cli.batch.reasons import UNSTOPPABLE, in_words, reason_and_detail
 from scope_cli.batch.work import encode, packed, seed_of, settings_of
 from scope_cli.batch.writer import OutputError, publish
+from scope_cli.console.safe import printable
 from scope_cli.errors import ScopeError, UsageError
-from scope_cli.profile import LoadedProfile
-from scope_cli.safe import printable
+from scope_cli.settings.profile import LoadedProfile
 from scope_cli.units import counted
 
 if TYPE_CHECKING:
-    from scope_cli.model import OpenedModel
+    from scope_cli.models.model import OpenedModel
 
 Say = Callable[[str], None]
 
@@ -187,7 +187,7 @@ def tokenise(
     opened: "OpenedModel", job: JobSettings, fresh: Iterable[tuple[Row, Input]]
 ) -> Iterator[Planned]:
     """Grows row by row, so that whoever waits can be told how far it is."""
-    from scope_cli.generate import make_plan
+    from scope_cli.engine.run import make_plan
 
     planned, job_seed = Planned(), job.settings.profile.sampling.seed
     for row, found in fresh:
@@ -310,7 +310,7 @@ def roll_forward(ledger: Ledger, out: Path, say: Say = lambda line: None) -> Non
 def new_groups(
     planned: Planned, opened: "OpenedModel", job: JobSettings, memory: Memory, first: int
 ) -> list[tuple[Group, list[Demand]]]:
-    from scope_cli.step import compiles
+    from scope_cli.engine.step import compiles
 
     formed = form_groups(planned.demands, opened.geometry, opened.dtype.itemsize, job.order, first)
     result = []

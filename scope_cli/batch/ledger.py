@@ -18,8 +18,8 @@ from typing import Any, Literal, get_type_hints
 
 import psutil
 
+from scope_cli.console.safe import as_json, printable
 from scope_cli.errors import ScopeError, UsageError
-from scope_cli.safe import as_json, printable
 
 State = Literal["waiting", "running", "done", "failed", "interrupted"]
 STATES: tuple[State, ...] = ("waiting", "running", "done", "failed", "interrupted")

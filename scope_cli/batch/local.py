@@ -15,12 +15,12 @@ from scope_cli.batch.runner import run_group
 from scope_cli.batch.work import Task
 from scope_cli.batch.workspace import measure
 from scope_cli.errors import ScopeError, is_out_of_memory
-from scope_cli.memory import free_bytes
-from scope_cli.profile import LoadedProfile
+from scope_cli.machine.memory import free_bytes
+from scope_cli.settings.profile import LoadedProfile
 from scope_cli.units import counted
 
 if TYPE_CHECKING:
-    from scope_cli.model import LoadedModel, OpenedModel
+    from scope_cli.models.model import LoadedModel, OpenedModel
 
 
 class LocalEngine:

@@ -25,11 +25,11 @@ from scope_cli.batch.local import Trouble, halve_lanes, trouble_of
 from scope_cli.batch.work import Task
 from scope_cli.errors import ScopeError, UsageError
 from scope_cli.events import Event, Failed, Finished
-from scope_cli.profile import LoadedProfile, ModelSettings, Profile
+from scope_cli.settings.profile import LoadedProfile, ModelSettings, Profile
 from scope_cli.units import counted
 
 if TYPE_CHECKING:
-    from scope_cli.model import LoadedModel, OpenedModel
+    from scope_cli.models.model import LoadedModel, OpenedModel
 
 BATCH_S = 0.1  # a worker waits so long for more events before it hands over what it has
 MOST_DEATHS = 3  # a row whose workers died so often is not given to another
@@ -87,8 +87,8 @@ class Worker:
     """One model on one device; `exchange` begins a group, and goes on until that has ended."""
 
     def __init__(self, model: ModelSettings, offline: bool) -> None:
-        from scope_cli.memory import free_bytes
-        from scope_cli.model import open_model
+        from scope_cli.machine.memory import free_bytes
+        from scope_cli.models.model import open_model
 
         self._opened = open_model(model, offline)
         self._free_bytes = free_bytes(self._opened.device)

@@ -2,8 +2,8 @@
 
 import traceback
 
+from scope_cli.console.safe import printable
 from scope_cli.errors import ScopeError
-from scope_cli.safe import printable
 
 UNSTOPPABLE = (
     KeyboardInterrupt,

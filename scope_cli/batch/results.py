@@ -5,8 +5,8 @@ from typing import Any
 
 from scope_cli.batch.ledger import Ledger, Row
 from scope_cli.batch.writer import told
+from scope_cli.console.safe import as_json
 from scope_cli.files import replacing
-from scope_cli.safe import as_json
 
 NAME = "results.jsonl"
 

@@ -8,14 +8,14 @@ import torch
 from scope_cli.batch.groups import Group
 from scope_cli.batch.reasons import in_words
 from scope_cli.batch.work import Task
-from scope_cli.decode import Admission, decode
+from scope_cli.engine.decode import Admission, decode
+from scope_cli.engine.run import Job
+from scope_cli.engine.step import told_of_compiling
 from scope_cli.errors import is_out_of_memory
 from scope_cli.events import Event, Failed
-from scope_cli.generate import Job
-from scope_cli.memory import PeakMeter
-from scope_cli.model import LoadedModel
-from scope_cli.profile import Profile
-from scope_cli.step import told_of_compiling
+from scope_cli.machine.memory import PeakMeter
+from scope_cli.models.model import LoadedModel
+from scope_cli.settings.profile import Profile
 
 
 def run_group(

@@ -36,6 +36,9 @@ from scope_cli.batch.ledger import NAME as LEDGER
 from scope_cli.batch.presence import HOST, Presence
 from scope_cli.batch.results import write_results
 from scope_cli.batch.status import dry_run_lines, summary_lines
+from scope_cli.console.phases import loading
+from scope_cli.console.safe import printable
+from scope_cli.console.signals import Interruption
 from scope_cli.errors import (
     AuditError,
     BusyError,
@@ -46,17 +49,14 @@ from scope_cli.errors import (
     is_out_of_memory,
 )
 from scope_cli.files import sweep
-from scope_cli.phases import loading
-from scope_cli.profile import LoadedProfile
-from scope_cli.registry import find
-from scope_cli.safe import printable
-from scope_cli.signals import Interruption
+from scope_cli.models.registry import find
+from scope_cli.settings.profile import LoadedProfile
 from scope_cli.units import as_bytes, counted
 
 if TYPE_CHECKING:
     from scope_cli.batch.local import LocalEngine
     from scope_cli.batch.on_ray import RayEngine
-    from scope_cli.model import OpenedModel
+    from scope_cli.models.model import OpenedModel
 
 MOST_NOTES = 10  # of one start
 TELL_EVERY_S = 2.0  # while many prompts are read
@@ -119,7 +119,7 @@ def run(options: Options) -> int:
     with loading(settings.name, options.quiet) as phases:
         find(settings.name, options.offline, phases.say)  # what is not there is told before torch is imported
 
-        from scope_cli.model import open_model
+        from scope_cli.models.model import open_model
 
         opened = open_model(settings, options.offline, phases.say)
     if options.dry_run:
@@ -389,7 +389,7 @@ def make_board(options: Options, start: Start) -> LogBoard:
 
 def dry_run(options: Options, job: JobSettings, opened: "OpenedModel", inputs: Iterator[Input]) -> int:
     """Everything up to the plan, and nothing written."""
-    from scope_cli.memory import free_bytes
+    from scope_cli.machine.memory import free_bytes
 
     with tempfile.TemporaryDirectory() as nowhere:
         there = (options.out / LEDGER).is_file() and not options.restart

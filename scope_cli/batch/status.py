@@ -14,7 +14,7 @@ from scope_cli.batch.groups import Demand, Group
 from scope_cli.batch.job import Changes, Planned
 from scope_cli.batch.ledger import Ledger, Row
 from scope_cli.batch.results import as_result
-from scope_cli.safe import as_json, printable
+from scope_cli.console.safe import as_json, printable
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio, counted
 
 COLOURS = {"done": "green", "failed": "red", "running": "yellow", "interrupted": "yellow", "waiting": "dim"}

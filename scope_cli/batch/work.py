@@ -10,12 +10,12 @@ import numpy as np
 from scope_cli.batch.inputs import Frame, Input
 from scope_cli.batch.ledger import DAMAGED, Row
 from scope_cli.errors import UsageError
-from scope_cli.profile import LoadedProfile, SamplingSettings
+from scope_cli.settings.profile import LoadedProfile, SamplingSettings
 
 if TYPE_CHECKING:
-    from scope_cli.chat import Prompt
-    from scope_cli.generate import Work
-    from scope_cli.model import OpenedModel
+    from scope_cli.engine.run import Work
+    from scope_cli.models.chat import Prompt
+    from scope_cli.models.model import OpenedModel
 
 LONGEST_TOKEN = 40  # characters: a text of so many times the context is not tokenised to the end
 
@@ -73,7 +73,7 @@ def seed_of(row_id: str, job_seed: int) -> int:
 
 
 def task_of(row: Row, settings: LoadedProfile, opened: "OpenedModel", max_seconds: float | None) -> Task:
-    from scope_cli.generate import Work, make_plan
+    from scope_cli.engine.run import Work, make_plan
 
     if row.prompt_ids is None or row.prompt_tokens is None or row.seed is None:
         raise UsageError(row.error or DAMAGED)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import psutil
 
 from scope_cli.batch.fit import Memory
+from scope_cli.engine.run import Work, generate, make_plan
 from scope_cli.events import Finished, PromptRead, Reading, Token
-from scope_cli.generate import Work, generate, make_plan
-from scope_cli.profile import LoadedProfile
+from scope_cli.settings.profile import LoadedProfile
 
 if TYPE_CHECKING:
-    from scope_cli.model import LoadedModel
+    from scope_cli.models.model import LoadedModel
 
 STEPS = 4
 SAMPLED = 3  # float32 rows over the vocabulary that sampling holds at once: logits, scores, probabilities

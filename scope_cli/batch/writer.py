@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from scope_cli.batch.outputs import PART, RECORD
+from scope_cli.console.safe import as_json, printable
 from scope_cli.errors import ScopeError
 from scope_cli.files import replace_file
-from scope_cli.safe import as_json, printable
 
 SYNC_INTERVAL_S = 5.0
 DISK_IS_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no other row will fare better

@@ -9,8 +9,8 @@ import typer
 from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
 from scope_cli.commands.generate import read_text, tell
+from scope_cli.console.safe import printable
 from scope_cli.errors import UsageError
-from scope_cli.safe import printable
 
 PROMPTS, JOB, CLUSTER, SHOWN = "Prompts", "Job", "Cluster", "What is shown"
 
@@ -179,8 +179,8 @@ def batch_command(
 
     from scope_cli.batch.inputs import Frame
     from scope_cli.batch.session import Options, run
-    from scope_cli.profile import load_profile
-    from scope_cli.schedule import nothing_to_choose
+    from scope_cli.settings.profile import load_profile
+    from scope_cli.settings.schedules import nothing_to_choose
 
     settings = load_profile(profile, typed)
     nothing = nothing_to_choose(settings.profile.decode, settings.profile.sampling.max_new_tokens)

@@ -12,13 +12,13 @@ import typer
 from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
 from scope_cli.commands.generate import no_word, prompts_of, read_text, tell
+from scope_cli.console.phases import loading
 from scope_cli.errors import UsageError
 from scope_cli.names import did_you_mean
-from scope_cli.phases import loading
 
 if TYPE_CHECKING:
-    from scope_cli.bench.contest import Course, Spec
-    from scope_cli.model import OpenedModel
+    from scope_cli.measure.bench.contest import Course, Spec
+    from scope_cli.models.model import OpenedModel
 
 WHO, WHERE, RESULT = "Contenders", "Course", "Results"
 SPARE = 2  # tokens after the last position: one is picked and not fed, and a lane must not end with it
@@ -155,7 +155,7 @@ def bench_command(
     if apart and sequential:
         raise UsageError("--apart and --sequential exclude each other")
     if plot is not None:
-        from scope_cli.bench.plot import check_plot
+        from scope_cli.measure.bench.plot import check_plot
 
         check_plot(plot)
     for file in (json, csv, plot):
@@ -167,15 +167,15 @@ def bench_command(
         raise UsageError(f"--prompt-tokens {prompt_tokens}: at least 1")
 
     say = no_word if quiet else tell
-    from scope_cli.profile import load_profile
+    from scope_cli.settings.profile import load_profile
 
     settings = load_profile("full", common).profile
     check_model(settings.model)
 
     with loading(settings.model.name, quiet) as phases:
-        from scope_cli.bench.contest import Course, Row, contest
-        from scope_cli.bench.protocol import Job
-        from scope_cli.model import open_model
+        from scope_cli.measure.bench.contest import Course, Row, contest
+        from scope_cli.measure.bench.protocol import Job
+        from scope_cli.models.model import open_model
 
         opened = open_model(settings.model, offline, phases.say)
     ids = opened.encode(content, settings.prompt)
@@ -215,8 +215,8 @@ def bench_command(
         tell("interrupted; what was measured until then:")
         interrupted = True
 
-    from scope_cli import tables
-    from scope_cli.bench.report import lines_of, remarks, tables_of, verdict, write_csv, write_json
+    from scope_cli.console import tables
+    from scope_cli.measure.bench.report import lines_of, remarks, tables_of, verdict, write_csv, write_json
 
     lines = lines_of(rows, course, first, limit)
     for table in tables_of(lines, course):
@@ -234,7 +234,7 @@ def bench_command(
         with writing(csv) as out:
             write_csv(out, lines, rows)
     if plot is not None and lines:
-        from scope_cli.bench.plot import draw
+        from scope_cli.measure.bench.plot import draw
 
         draw(lines, plot, f"{opened.name}, {course.job.dtype}, prompt {len(ids):,} tokens")
     raise typer.Exit(130 if interrupted else 1 if any(row.failed for row in rows) else 0)
@@ -242,9 +242,9 @@ def bench_command(
 
 def contenders(profiles: list[str], peers: list[str], common: dict[str, Any]) -> "list[Spec]":
     """Every contender's command, checked as far as it can be without starting it."""
-    from scope_cli.bench.contest import Spec
-    from scope_cli.profile import load_profile
-    from scope_cli.schedule import nothing_to_choose
+    from scope_cli.measure.bench.contest import Spec
+    from scope_cli.settings.profile import load_profile
+    from scope_cli.settings.schedules import nothing_to_choose
 
     specs = []
     for text in profiles:
@@ -301,7 +301,7 @@ def worker(kind: str, profile: str, overrides: dict[str, Any]) -> tuple[str, ...
     import json
 
     spec = {"kind": kind, "profile": profile, "overrides": overrides}
-    return (sys.executable, "-m", "scope_cli.bench.worker", json.dumps(spec, allow_nan=False))
+    return (sys.executable, "-m", "scope_cli.measure.bench.worker", json.dumps(spec, allow_nan=False))
 
 
 def exactly(ids: list[int], tokens: int) -> list[int]:
@@ -347,7 +347,7 @@ def check_room(opened: "OpenedModel", course: "Course", specs: "list[Spec]") -> 
     """
     if course.sequential:
         return
-    from scope_cli.memory import free_bytes
+    from scope_cli.machine.memory import free_bytes
     from scope_cli.units import as_bytes
 
     each = len(course.positions) if course.apart else 1
@@ -366,7 +366,7 @@ def measured_bandwidth(opened: "OpenedModel", threads: int | None) -> float:
     """Bytes per second, with the threads that the contenders get, before any of them is there."""
     import torch
 
-    from scope_cli.roofline import bandwidth
+    from scope_cli.engine.roofline import bandwidth
 
     if threads:
         torch.set_num_threads(threads)

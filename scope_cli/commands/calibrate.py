@@ -9,8 +9,8 @@ from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
 from scope_cli.commands.evaluate.shared import check_writable
 from scope_cli.commands.generate import read_text, tell
+from scope_cli.console.phases import loading
 from scope_cli.errors import UsageError
-from scope_cli.phases import loading
 
 
 def calibrate_command(
@@ -28,14 +28,14 @@ def calibrate_command(
         raise UsageError(f"{output} is there already", "give another name, or --force")
     content = read_text(text, "--text")
 
-    from scope_cli.profile import load_profile
+    from scope_cli.settings.profile import load_profile
 
     settings = load_profile(profile, o.overrides(set_, model=model)).profile.model
     check_model(settings)
 
     with loading(settings.name) as phases:
-        from scope_cli.calibrate import calibrate
-        from scope_cli.model import open_model
+        from scope_cli.engine.calibrate import calibrate
+        from scope_cli.models.model import open_model
 
         opened = open_model(settings, offline, phases.say)
     ids = opened.tokenizer(content)["input_ids"][: opened.geometry.context]

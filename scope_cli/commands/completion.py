@@ -18,7 +18,7 @@ def among(values: Iterable[str]) -> Complete:
 
 def plugins_of(kind: str) -> Complete:
     def complete(incomplete: str) -> list[str]:
-        from scope_cli import plugins
+        from scope_cli.policies import plugins
 
         return among(plugins.names(kind))(incomplete)
 
@@ -27,7 +27,7 @@ def plugins_of(kind: str) -> Complete:
 
 def profiles(incomplete: str) -> list[str]:
     """By name, and files."""
-    from scope_cli.profile import profile_names, shipped_folder
+    from scope_cli.settings.profile import profile_names, shipped_folder
 
     names = [name for folder in (Path("profiles"), shipped_folder()) for name in profile_names(folder)]
     return [*among(dict.fromkeys(names))(incomplete), *_paths(incomplete, (".yaml", ".yml"))]
@@ -35,7 +35,7 @@ def profiles(incomplete: str) -> list[str]:
 
 def models(incomplete: str) -> list[str]:
     """Those that `scope models list` shows, folders, and GGUF files."""
-    from scope_cli.registry import listed
+    from scope_cli.models.registry import listed
 
     return [*among(row.name for row in listed())(incomplete), *_paths(incomplete, (".gguf",))]
 

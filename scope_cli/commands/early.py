@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from scope_cli.errors import ModelError
 
 if TYPE_CHECKING:
-    from scope_cli.profile import ModelSettings
+    from scope_cli.settings.profile import ModelSettings
 
 AMD = Path("/dev/kfd")  # ROCm, which PyTorch calls cuda
 
@@ -18,7 +18,7 @@ def check_model(settings: "ModelSettings") -> None:
 
     What takes longer to find out, or only PyTorch knows, is left to it.
     """
-    from scope_cli.registry import EMBEDDED, HUB_NAME, find
+    from scope_cli.models.registry import EMBEDDED, HUB_NAME, find
 
     kind = settings.device.partition(":")[0]
     if (kind == "cuda" and not has_gpu()) or (kind == "mps" and platform.system() != "Darwin"):
@@ -31,7 +31,7 @@ def check_model(settings: "ModelSettings") -> None:
 
 
 def has_gpu() -> bool:
-    from scope_cli.memory import nvidia_free_bytes
+    from scope_cli.machine.memory import nvidia_free_bytes
 
     return not torch_version().endswith("+cpu") and (AMD.exists() or bool(nvidia_free_bytes()))
 

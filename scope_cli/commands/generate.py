@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scope_cli import streams, tables, utf8
+from scope_cli import utf8
 from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
+from scope_cli.console import streams, tables
+from scope_cli.console.phases import Phases
+from scope_cli.console.safe import printable
+from scope_cli.console.signals import Interruption
 from scope_cli.errors import (
     AuditError,
     ModelError,
@@ -25,15 +29,13 @@ from scope_cli.errors import (
     is_out_of_memory,
 )
 from scope_cli.events import Busy, Event, Failed, Finished
-from scope_cli.phases import Phases
-from scope_cli.safe import printable
-from scope_cli.signals import Interruption
 
 if TYPE_CHECKING:
-    from scope_cli.generate import Work
-    from scope_cli.model import LoadedModel, OpenedModel
-    from scope_cli.plan import CacheShape, RunPlan
-    from scope_cli.profile import LoadedProfile, Profile
+    from scope_cli.cache.shape import CacheShape
+    from scope_cli.engine.plan import RunPlan
+    from scope_cli.engine.run import Work
+    from scope_cli.models.model import LoadedModel, OpenedModel
+    from scope_cli.settings.profile import LoadedProfile, Profile
     from scope_cli.sinks.base import Sink
     from scope_cli.sinks.several import Every
     from scope_cli.sinks.textfile import FileMode
@@ -180,7 +182,7 @@ def generate_command(
     if quiet and verbose:
         raise UsageError("--quiet and --verbose exclude each other")
 
-    from scope_cli.profile import load_profile
+    from scope_cli.settings.profile import load_profile
     from scope_cli.sinks.several import Every
 
     settings = load_profile(profile, typed)
@@ -355,7 +357,7 @@ def run(
     phases = Phases(quiet)
     check_model(settings.profile.model)
 
-    from scope_cli.registry import find
+    from scope_cli.models.registry import find
 
     find(
         settings.profile.model.name, offline, phases.say
@@ -366,7 +368,7 @@ def run(
     finally:
         phases.end()
 
-    from scope_cli.generate import generate
+    from scope_cli.engine.run import generate
 
     ends: dict[int, Finished] = {}
     failures: dict[int, Failed] = {}
@@ -409,9 +411,9 @@ def load(
     phases: Phases,
 ) -> "tuple[LoadedModel, list[Work], CacheShape]":
     """The model with its weights, what is to be written, and the cache's shape."""
-    from scope_cli.generate import Work, new_work
-    from scope_cli.model import open_model
-    from scope_cli.plan import together
+    from scope_cli.engine.plan import together
+    from scope_cli.engine.run import Work, new_work
+    from scope_cli.models.model import open_model
     from scope_cli.units import as_bytes
 
     profile = settings.profile
@@ -498,7 +500,7 @@ def memory_ended(error: Exception, profile: "Profile") -> OutOfMemoryError:
 
 def limit_of(loaded: "LoadedModel", ends: list[Finished], lanes: int) -> str:
     """The last line of the summary: the longest output beside the memory's bandwidth, measured now."""
-    from scope_cli.roofline import bandwidth, limit_line, step_weight_bytes
+    from scope_cli.engine.roofline import bandwidth, limit_line, step_weight_bytes
 
     longest = max(ends, key=lambda end: end.output_tokens)
     weight_bytes = step_weight_bytes(loaded.model, lanes)
@@ -516,8 +518,8 @@ def no_word(line: str) -> None:
 
 def check_memory(opened: "OpenedModel", plans: "list[RunPlan]", lanes: int) -> None:
     """Raises ModelError, before any weight is read, where weights and cache do not fit what is free."""
-    from scope_cli.memory import free_bytes
-    from scope_cli.plan import peak_bytes
+    from scope_cli.engine.plan import peak_bytes
+    from scope_cli.machine.memory import free_bytes
     from scope_cli.units import as_bytes
 
     cache = peak_bytes(plans, lanes, opened.geometry, opened.dtype.itemsize)

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from scope_cli.phases import loading
-from scope_cli.safe import printable
+from scope_cli.console.phases import loading
+from scope_cli.console.safe import printable
 
 app = typer.Typer(help="List, fetch, describe and remove models.", no_args_is_help=True)
 
@@ -21,8 +21,8 @@ def list_models(as_json: Json = False) -> None:
     """The embedded models, and what is on this machine."""
     from dataclasses import asdict
 
-    from scope_cli import tables
-    from scope_cli.registry import listed
+    from scope_cli.console import tables
+    from scope_cli.models.registry import listed
     from scope_cli.units import as_bytes
 
     rows = listed()
@@ -49,7 +49,7 @@ def list_models(as_json: Json = False) -> None:
 @app.command()
 def pull(name: Name) -> None:
     """Fetch or convert a model, so that later starts need no network and no time."""
-    from scope_cli.registry import find
+    from scope_cli.models.registry import find
 
     found = find(name, say=_say).ready()
     _say(f"{name} is ready: {found.source}, {found.path}")
@@ -64,7 +64,7 @@ def rm(
     import sys
 
     from scope_cli.errors import UsageError
-    from scope_cli.registry import kept_copies, remove
+    from scope_cli.models.registry import kept_copies, remove
     from scope_cli.units import as_bytes
 
     copies = kept_copies(name)
@@ -89,15 +89,15 @@ def show(
     as_json: Json = False,
 ) -> None:
     """The shape of a model and what its cache costs; fetches the model if need be."""
-    from scope_cli import tables
-    from scope_cli.profile import ModelSettings
-    from scope_cli.registry import find
+    from scope_cli.console import tables
+    from scope_cli.models.registry import find
+    from scope_cli.settings.profile import ModelSettings
     from scope_cli.units import as_bytes
 
     find(name, offline, _say)  # what cannot be found is told before torch is imported
 
     with loading(name) as phases:
-        from scope_cli.model import open_model
+        from scope_cli.models.model import open_model
 
         opened = open_model(ModelSettings(name=name), offline=offline, say=phases.say)
     geometry = opened.geometry

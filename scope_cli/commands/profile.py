@@ -14,12 +14,12 @@ from scope_cli.errors import ModelError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from scope_cli.profile import LoadedProfile
-    from scope_cli.profiling.footprint import Target
-    from scope_cli.profiling.report import Planned
-    from scope_cli.profiling.result import Result
-    from scope_cli.profiling.source import Source
-    from scope_cli.shapes import ModelShape
+    from scope_cli.measure.profiling.footprint import Target
+    from scope_cli.measure.profiling.report import Planned
+    from scope_cli.measure.profiling.result import Result
+    from scope_cli.measure.profiling.source import Source
+    from scope_cli.models.shapes import ModelShape
+    from scope_cli.settings.profile import LoadedProfile
 
     Cases = list[tuple[str, LoadedProfile]]  # label, profile
 
@@ -138,7 +138,7 @@ def profile_command(
         raise UsageError("--config and --model exclude each other", "both say which model is planned")
     if not planning and (given is not None or lanes > 1):
         raise UsageError(f"{'--memory' if given else '--lanes'} is for planning", "add --plan")
-    from scope_cli.profiling.pages import check_plot
+    from scope_cli.measure.profiling.pages import check_plot
 
     for one in plot:
         check_plot(one)
@@ -192,7 +192,7 @@ def side_by_side(
     profiles: list[str], budgets: list[int | None], strategies: list[str | None], overrides: dict[str, Any]
 ) -> "Cases":
     """Every profile with every budget and strategy, each under a label of its own."""
-    from scope_cli.profile import load_profile
+    from scope_cli.settings.profile import load_profile
 
     cases: dict[str, LoadedProfile] = {}
     for name in profiles:
@@ -221,9 +221,9 @@ def show_plan(
     given: int | None, lanes: int, fit: bool, json: bool, csv: bool, plot: list[str], quiet: bool,
     console: "Console",
 ) -> int:  # fmt: skip
-    from scope_cli.profiling.report import as_csv, plan_table
-    from scope_cli.profiling.source import free_bytes, source_of, target_of
-    from scope_cli.schedule import nothing_to_choose
+    from scope_cli.measure.profiling.report import as_csv, plan_table
+    from scope_cli.measure.profiling.source import free_bytes, source_of, target_of
+    from scope_cli.settings.schedules import nothing_to_choose
 
     settings = cases[0][1].profile.model
     source = source_of(settings.name, config)
@@ -263,12 +263,12 @@ def width_of(console: "Console") -> int | None:
 def draw_plan(
     planned: "list[Planned]", target: "Target", plot: list[str], quiet: bool, console: "Console"
 ) -> None:
-    from scope_cli.profiling.pages import Page
+    from scope_cli.measure.profiling.pages import Page
 
     page = Page.of_plans(planned, target, sys.argv[1:])
     for file in plot:
         if file == "-":
-            from scope_cli.profiling.terminal import draw_plans
+            from scope_cli.measure.profiling.terminal import draw_plans
 
             for part in draw_plans(planned, console.width):
                 console.print(part)
@@ -282,7 +282,7 @@ def smaller_weights(settings: "LoadedProfile", target: "Target", tokens: int, la
     """What the same run takes with weights of another form, smallest first; '' where there is none."""
     from dataclasses import replace
 
-    from scope_cli.profiling.footprint import total_bytes
+    from scope_cli.measure.profiling.footprint import total_bytes
     from scope_cli.units import as_bytes
 
     if target.load_in is not None:
@@ -298,8 +298,8 @@ def smaller_weights(settings: "LoadedProfile", target: "Target", tokens: int, la
 def plan_one(
     label: str, settings: "LoadedProfile", target: "Target", tokens: int, lanes: int, free: int
 ) -> "Planned":
-    from scope_cli.profiling import footprint as f
-    from scope_cli.profiling.report import Planned
+    from scope_cli.measure.profiling import footprint as f
+    from scope_cli.measure.profiling.report import Planned
 
     made = f.footprint(settings, target, tokens, lanes)
     output = f.changed(settings, made.output_tokens)
@@ -322,7 +322,7 @@ def fitted(
     """The plan with the largest budget that fits, and its profile as YAML; None where none fits."""
     import yaml
 
-    from scope_cli.profiling import footprint as f
+    from scope_cli.measure.profiling import footprint as f
     from scope_cli.units import as_bytes
 
     if len(cases) > 1:
@@ -364,8 +364,8 @@ def model_to_name(source: "Source", typed: str) -> tuple[str, str]:
     """What `model.name` of a profile for that model is, and a remark where that is a guess."""
     import json
 
-    from scope_cli.registry import HUB_NAME
-    from scope_cli.shapes import stored_shapes
+    from scope_cli.models.registry import HUB_NAME
+    from scope_cli.models.shapes import stored_shapes
 
     if not source.from_config:
         path = Path(typed).expanduser()
@@ -394,7 +394,7 @@ def count_tokens(text: str, config: Path) -> int:
 
 
 def as_json_lines(planned: list[dict[str, Any]]) -> str:
-    from scope_cli import safe
+    from scope_cli.console import safe
 
     return safe.as_json({"format": 1, "plans": planned}, indent=2)
 
@@ -410,9 +410,9 @@ def show_measured(
     cases: "Cases", text: str | None, prompt_tokens: int | None, offline: bool,
     json: bool, csv: bool, plot: list[str], quiet: bool, console: "Console",
 ) -> int:  # fmt: skip
-    from scope_cli.profiling.pages import Page
-    from scope_cli.profiling.report import as_csv, result_rows, result_table
-    from scope_cli.profiling.result import as_json
+    from scope_cli.measure.profiling.pages import Page
+    from scope_cli.measure.profiling.report import as_csv, result_rows, result_table
+    from scope_cli.measure.profiling.result import as_json
 
     results = measure(cases, text, prompt_tokens or 1000, offline, quiet)
     if json:
@@ -425,7 +425,7 @@ def show_measured(
             tell(f"note: {note}")
     for target in plot:
         if target == "-":
-            from scope_cli.profiling.terminal import draw
+            from scope_cli.measure.profiling.terminal import draw
 
             for part in draw(results, console.width):
                 console.print(part)
@@ -443,10 +443,10 @@ def measure(
 
     from rich.console import Console
 
-    from scope_cli.profiling.footprint import changed
-    from scope_cli.profiling.runner import run_job
-    from scope_cli.profiling.worker import Job
-    from scope_cli.progress import Progress
+    from scope_cli.console.progress import Progress
+    from scope_cli.measure.profiling.footprint import changed
+    from scope_cli.measure.profiling.runner import run_job
+    from scope_cli.measure.profiling.worker import Job
 
     for _, settings in cases:
         check_model(settings.profile.model)
@@ -485,8 +485,8 @@ def measure(
 
 def check_lengths(settings: "LoadedProfile", text: str | None, prompt_tokens: int) -> None:
     """What cannot be run is said before a process is started, where the model can be planned."""
-    from scope_cli.profiling.footprint import plan_of
-    from scope_cli.profiling.source import source_of
+    from scope_cli.measure.profiling.footprint import plan_of
+    from scope_cli.measure.profiling.source import source_of
 
     try:
         shape: ModelShape | None = source_of(settings.profile.model.name).shape(
@@ -513,9 +513,9 @@ def compare_command(
     """Compare two results; exit code 1 where something became worse than the thresholds allow, or lacks."""
     from rich.console import Console
 
-    from scope_cli.profiling.compare import compare
-    from scope_cli.profiling.report import change_table
-    from scope_cli.profiling.result import read_results
+    from scope_cli.measure.profiling.compare import compare
+    from scope_cli.measure.profiling.report import change_table
+    from scope_cli.measure.profiling.result import read_results
 
     found = compare(read_results(before), read_results(after), threshold, speed_threshold)
     print(change_table(found.changes, everything, width_of(Console())))

@@ -14,7 +14,8 @@ def prefills_command() -> None:
 
 
 def _print_plugins(kind: str, one: str) -> None:
-    from scope_cli import plugins, tables
+    from scope_cli.console import tables
+    from scope_cli.policies import plugins
 
     rows = []
     for name in plugins.names(kind):

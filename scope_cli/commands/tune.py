@@ -11,13 +11,13 @@ from scope_cli.commands.evaluate.shared import check_writable
 from scope_cli.commands.evaluate.texts import text_of_file, text_of_prompt
 from scope_cli.commands.generate import read_text, tell
 from scope_cli.commands.variants import Variant
+from scope_cli.console.phases import loading
 from scope_cli.errors import UsageError
-from scope_cli.phases import loading
 from scope_cli.units import as_ratio
 
 if TYPE_CHECKING:
-    from scope_cli.evaluate.tune import Tuned
-    from scope_cli.tables import Table
+    from scope_cli.console.tables import Table
+    from scope_cli.measure.evaluate.tune import Tuned
 
 
 def tune_command(
@@ -79,8 +79,8 @@ def tune_command(
 
     import yaml
 
-    from scope_cli.evaluate import tune as search
-    from scope_cli.profile import LoadedProfile, load_profile
+    from scope_cli.measure.evaluate import tune as search
+    from scope_cli.settings.profile import LoadedProfile, load_profile
 
     def load(keys: dict[str, Any]) -> LoadedProfile:
         return load_profile(profile, {**common, "decode.recent": "auto", **keys})
@@ -95,11 +95,11 @@ def tune_command(
     check_model(settings.profile.model)
 
     with loading(settings.profile.model.name) as phases:
-        from scope_cli import tables
-        from scope_cli.evaluate.fidelity import Reference
-        from scope_cli.evaluate.statistics import as_text
-        from scope_cli.model import open_model
-        from scope_cli.progress import Progress
+        from scope_cli.console import tables
+        from scope_cli.console.progress import Progress
+        from scope_cli.measure.evaluate.fidelity import Reference
+        from scope_cli.measure.evaluate.statistics import as_text
+        from scope_cli.models.model import open_model
 
         opened = open_model(settings.profile.model, offline, phases.say)
         loaded = opened.load()
@@ -144,8 +144,8 @@ def tune_command(
 
 
 def as_table(found: "Tuned") -> "Table":
-    from scope_cli.evaluate.statistics import as_text
-    from scope_cli.tables import Table
+    from scope_cli.console.tables import Table
+    from scope_cli.measure.evaluate.statistics import as_text
 
     heads = [
         "budget",
@@ -176,8 +176,8 @@ def write_profile(
     import yaml
 
     from scope_cli.errors import ScopeError
-    from scope_cli.evaluate.statistics import as_text
-    from scope_cli.profile import load_profile
+    from scope_cli.measure.evaluate.statistics import as_text
+    from scope_cli.settings.profile import load_profile
 
     keys = {**common, "decode.recent": "auto", **best.keys}
     tree = load_profile(name, keys).profile.as_dict()

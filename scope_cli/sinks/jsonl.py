@@ -4,8 +4,8 @@ from collections import defaultdict
 from dataclasses import asdict
 from typing import Any, TextIO
 
+from scope_cli.console.safe import as_json
 from scope_cli.events import Busy, Event, Failed, Finished, PromptProgress, PromptRead, Started, Token
-from scope_cli.safe import as_json
 from scope_cli.sinks.base import text_of, write_utf8
 
 EVENT_NAMES: dict[type[Event], str] = {

@@ -6,10 +6,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from scope_cli.console.safe import as_json
 from scope_cli.errors import ScopeError
 from scope_cli.events import Event, Failed, Finished, Started
 from scope_cli.files import replace_file
-from scope_cli.safe import as_json
 
 
 class RunRecord:

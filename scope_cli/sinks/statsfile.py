@@ -7,9 +7,9 @@ from pathlib import Path
 from threading import Event as Signal
 from threading import Thread
 
+from scope_cli.console.safe import as_json
 from scope_cli.errors import ScopeError, UsageError
 from scope_cli.events import Event
-from scope_cli.safe import as_json
 from scope_cli.sinks.meter import Meter
 
 EVERY_S = 1.0

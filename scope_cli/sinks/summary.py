@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from scope_cli.console.safe import printable
 from scope_cli.events import Audit, Busy, Event, Failed, Finished, Loop, Started
-from scope_cli.safe import printable
 from scope_cli.sinks.record import record_of
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
 

@@ -16,10 +16,10 @@ from scope_cli.batch import desk as desk_module
 from scope_cli.batch import session
 from scope_cli.batch.ledger import DAMAGED, Ledger, sealed, unsealed
 from scope_cli.batch.outputs import PART, RECORD
-from scope_cli.cache import ScopeCache
-from scope_cli.chat import Chat
+from scope_cli.cache.cache import ScopeCache
 from scope_cli.errors import UsageError
-from scope_cli.model import OpenedModel
+from scope_cli.models.chat import Chat
+from scope_cli.models.model import OpenedModel
 
 NAMES = ("1.txt", "2.txt", "sub/3.txt", "sub/4.txt", "5.txt")
 
@@ -275,7 +275,7 @@ def little(monkeypatch):
     """So many bytes are free; no weight may be read, and no lane made."""
 
     def little(count):
-        for module in ("scope_cli.batch.local", "scope_cli.memory"):
+        for module in ("scope_cli.batch.local", "scope_cli.machine.memory"):
             monkeypatch.setattr(f"{module}.free_bytes", lambda device: count)
         monkeypatch.setattr(OpenedModel, "load", lambda self: pytest.fail("weights were read"))
         monkeypatch.setattr(ScopeCache, "__init__", lambda *args, **more: pytest.fail("lanes were made"))
@@ -324,7 +324,7 @@ def test_measuring_makes_no_larger_cache_than_the_largest_row(run, tmp_path, out
     ids=["MemoryError", "RuntimeError"],
 )
 def test_memory_that_ends_in_the_middle_fails_the_row_that_takes_it(run, out, whole, monkeypatch, error):
-    from scope_cli.decode import Lane
+    from scope_cli.engine.decode import Lane
 
     choose = Lane.choose
 
@@ -519,7 +519,8 @@ def test_older_ledgers_without_checksums_are_read():
 @pytest.mark.parametrize("where", ["tokenizer", "plan", "text"])
 def test_whatever_one_row_raises_it_fails_alone(run, out, whole, monkeypatch, error, where):
     """In its template or tokenizer, while it is planned, while its text is taken."""
-    from scope_cli import generate, text
+    from scope_cli.engine import run as generate
+    from scope_cli.engine import text
 
     if where == "tokenizer":
         encode = Chat.prompt

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from scope_cli.batch.fit import MOST_LANES, Memory, check_weights, choose_lanes, even
 from scope_cli.batch.groups import Demand, Group, form_groups
+from scope_cli.cache.shape import CacheShape
 from scope_cli.errors import ModelError
 from scope_cli.geometry import Geometry, LayerGeometry
-from scope_cli.plan import CacheShape
 
 GEOMETRY = Geometry((LayerGeometry("full", 4, 2, 8),) * 2, context=8192, hidden=32, vocab=260)
 BYTES = 4

@@ -13,7 +13,7 @@ import torch
 from scope_cli import cli
 from scope_cli.batch.ledger import Ledger
 from scope_cli.batch.outputs import PART, RECORD
-from scope_cli.cache import ScopeCache
+from scope_cli.cache.cache import ScopeCache
 from tests.forked import Forked
 
 KILLS = 20
@@ -227,7 +227,7 @@ def test_where_the_cache_itself_does_not_fit_lanes_go_too(run, tmp_path, monkeyp
 
 
 def test_a_row_that_finds_no_memory_alone_fails_alone(run, tmp_path, monkeypatch):
-    from scope_cli import generate
+    from scope_cli.engine import run as generate
 
     read = generate.Job.read
 
@@ -244,7 +244,7 @@ def test_a_row_that_finds_no_memory_alone_fails_alone(run, tmp_path, monkeypatch
 
 def test_an_error_that_hits_every_lane_is_found_by_running_them_one_by_one(run, tmp_path, whole, monkeypatch):
     """The model itself breaks whenever one prompt has written nine tokens; nobody says which it was."""
-    from scope_cli import decode
+    from scope_cli.engine import decode
 
     step_on = decode.step_on
 

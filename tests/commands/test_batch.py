@@ -45,7 +45,7 @@ def batch(scope, tiny_folder, tmp_path):
 @pytest.fixture
 def breaking():
     """A prompt that begins with 3 breaks after five tokens, like a bug that only its text meets."""
-    from scope_cli.text import TextStream
+    from scope_cli.engine.text import TextStream
 
     start, feed = TextStream.__init__, TextStream.feed
 
@@ -204,7 +204,9 @@ def test_template_and_suffix_go_around_every_prompt(batch, scope, tmp_path, tiny
 def test_the_same_command_again_does_nothing_twice(batch, prompts, tmp_path, monkeypatch):
     batch(prompts)
     before = texts(tmp_path / "out")
-    monkeypatch.setattr("scope_cli.model.OpenedModel.load", lambda self: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(
+        "scope_cli.models.model.OpenedModel.load", lambda self: pytest.fail("weights were loaded")
+    )
     assert batch(prompts).code == 0
     assert texts(tmp_path / "out") == before and set(attempts(tmp_path / "out").values()) == {1}
 
@@ -532,7 +534,9 @@ def test_status_is_a_table_or_json(batch, scope, prompts, tmp_path):
 
 def test_a_dry_run_says_what_would_be_run_and_writes_nothing(batch, prompts, tmp_path, monkeypatch):
     (prompts / "empty").write_text("")
-    monkeypatch.setattr("scope_cli.model.OpenedModel.load", lambda self: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(
+        "scope_cli.models.model.OpenedModel.load", lambda self: pytest.fail("weights were loaded")
+    )
     result = batch(prompts, "--dry-run")
     assert result.code == 0 and not (tmp_path / "out").exists()
     assert "p3.txt: 218 prompt tokens, up to 30 new -> p3.txt" in result.stdout

@@ -8,7 +8,7 @@ import random
 import pytest
 import yaml
 
-from scope_cli.evaluate.results import Rows
+from scope_cli.measure.evaluate.results import Rows
 
 
 @pytest.fixture
@@ -251,10 +251,10 @@ def test_claims_say_what_could_not_be_measured_and_show_no_empty_table(scope, ti
 
 
 def test_what_claims_need_is_what_drift_needs(tiny_folder):
-    from scope_cli.evaluate.claims import drift, least_for_drift
-    from scope_cli.evaluate.fidelity import KnownText, Reference
-    from scope_cli.model import open_model
-    from scope_cli.profile import ModelSettings
+    from scope_cli.measure.evaluate.claims import drift, least_for_drift
+    from scope_cli.measure.evaluate.fidelity import KnownText, Reference
+    from scope_cli.models.model import open_model
+    from scope_cli.settings.profile import ModelSettings
 
     loaded = open_model(ModelSettings(name=str(tiny_folder), device="cpu"), True, print).load()
     for top, lag in ((4, 64), (40, 128)):

@@ -13,11 +13,11 @@ import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from scope_cli.commands.generate import check_memory
+from scope_cli.engine.run import make_plan
+from scope_cli.engine.step import EagerStep
 from scope_cli.errors import ModelError
-from scope_cli.generate import make_plan
-from scope_cli.model import open_model
-from scope_cli.profile import ModelSettings, load_profile
-from scope_cli.step import EagerStep
+from scope_cli.models.model import open_model
+from scope_cli.settings.profile import ModelSettings, load_profile
 from tests.conftest import scope_process
 from tests.patience import PATIENCE_S, until
 from tests.tiny import SHAPE, tiny_tokenizer
@@ -269,9 +269,9 @@ def test_what_weights_take_before_they_are_packed_has_to_fit_too(tiny_folder, mo
     opened = open_model(ModelSettings(name=str(tiny_folder), device="cpu", load_in="int4"))
     plan = make_plan(load_profile("default", {"sampling.max_new_tokens": 2}), opened.geometry, 8)
     packed = replace(opened, weight_bytes=1000, loading_bytes=10**9)
-    monkeypatch.setattr("scope_cli.memory.free_bytes", lambda device: 10**9)
+    monkeypatch.setattr("scope_cli.machine.memory.free_bytes", lambda device: 10**9)
     check_memory(packed, [plan], 1)
-    monkeypatch.setattr("scope_cli.memory.free_bytes", lambda device: 10**9 - 1)
+    monkeypatch.setattr("scope_cli.machine.memory.free_bytes", lambda device: 10**9 - 1)
     with pytest.raises(ModelError, match="while it is loaded"):
         check_memory(packed, [plan], 1)
 
@@ -283,23 +283,25 @@ def test_the_buffers_that_a_prompt_is_staged_in_have_to_fit_too(tiny_folder, mon
     staged = plan.prompt.staging_bytes(opened.geometry, 4)
     assert staged > 500 * opened.geometry.token_bytes(4)
     needed = opened.weight_bytes + plan.shape.cache_bytes(opened.geometry, 4) + staged
-    monkeypatch.setattr("scope_cli.memory.free_bytes", lambda device: needed)
+    monkeypatch.setattr("scope_cli.machine.memory.free_bytes", lambda device: needed)
     check_memory(opened, [plan], 1)
-    monkeypatch.setattr("scope_cli.memory.free_bytes", lambda device: needed - 1)
+    monkeypatch.setattr("scope_cli.machine.memory.free_bytes", lambda device: needed - 1)
     with pytest.raises(ModelError, match="not enough memory"):
         check_memory(opened, [plan], 1)
 
 
 def test_too_little_memory_is_told_before_loading(scope, tiny_folder, monkeypatch):
-    monkeypatch.setattr("scope_cli.memory.free_bytes", lambda device: 1000)
-    monkeypatch.setattr("scope_cli.model.OpenedModel.load", lambda self: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("scope_cli.machine.memory.free_bytes", lambda device: 1000)
+    monkeypatch.setattr(
+        "scope_cli.models.model.OpenedModel.load", lambda self: pytest.fail("weights were loaded")
+    )
     result = scope("generate", "hi", "--model", tiny_folder)
     assert result.code == 2 and "1000 B free" in result.stderr
 
 
 def test_a_failed_audit_ends_with_code_5_and_keeps_the_text(generate, tmp_path, monkeypatch):
-    monkeypatch.setattr("scope_cli.schedule.Schedule.excess", lambda self, n, held: 0)
-    monkeypatch.setattr("scope_cli.schedule.Schedule.most_held", property(lambda self: self.planned))
+    monkeypatch.setattr("scope_cli.policies.schedule.Schedule.excess", lambda self, n, held: 0)
+    monkeypatch.setattr("scope_cli.policies.schedule.Schedule.most_held", property(lambda self: self.planned))
     out = tmp_path / "out.txt"
     result = generate(PROMPT, "--budget", 8, "--recent", 4, "--output", out)
     assert result.code == 5 and "audit" in result.stderr
@@ -444,7 +446,7 @@ def test_the_limit_of_several_outputs_is_told_once_and_counts_every_lane(generat
 
 
 def test_eight_outputs_at_once_take_the_dtype_for_eight_lanes(generate, monkeypatch):
-    monkeypatch.setattr("scope_cli.model.bfloat16_is_fast", lambda: True)
+    monkeypatch.setattr("scope_cli.models.model.bfloat16_is_fast", lambda: True)
     assert "cpu bfloat16" in generate(PROMPT, "--samples", 8).stderr
     assert "cpu float32" in generate(PROMPT, "--samples", 8, "--lanes", 7).stderr
 
@@ -617,7 +619,7 @@ def test_the_record_says_where_a_text_comes_from_and_what_it_depends_on(generate
 
 def test_a_run_that_is_interrupted_while_it_reads_says_how_far_it_came(generate, tmp_path, monkeypatch):
     asked = iter([False])  # before it begins to read, and then after each chunk
-    monkeypatch.setattr("scope_cli.signals.Interruption.__call__", lambda self: next(asked, True))
+    monkeypatch.setattr("scope_cli.console.signals.Interruption.__call__", lambda self: next(asked, True))
     out = tmp_path / "out.txt"
     result = generate(PROMPT * 4, "--set", "prefill.chunk=64", "--output", out)
     assert f"64 of {len(PROMPT) * 4} tokens in" in result.stderr

@@ -1,6 +1,6 @@
 """scope scorers and scope prefills list every plug-in file with its purpose."""
 
-from scope_cli import plugins
+from scope_cli.policies import plugins
 
 
 def test_every_plugin_is_listed(scope):

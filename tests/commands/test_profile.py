@@ -8,9 +8,9 @@ import re
 import pytest
 import yaml
 
-from scope_cli import memory
+from scope_cli.machine import memory
+from tests.measure.profiling.configs import GEMMA3_27B, LLAMA_8B
 from tests.patience import PATIENCE_S
-from tests.profiling.configs import GEMMA3_27B, LLAMA_8B
 
 
 @pytest.fixture
@@ -291,7 +291,7 @@ def test_times_add_up_and_each_part_took_some(measured):
 
 
 def test_the_memory_map_shows_the_prompt_the_recent_and_what_was_forgotten(measured):
-    from scope_cli.profiling.result import from_dict
+    from scope_cli.measure.profiling.result import from_dict
 
     slide, full = (from_dict(one).map for one in measured[1]["results"])
     prompt = slide.edges.index(slide.prompt_tokens)

@@ -53,18 +53,18 @@ def claims_command(
     check_writable(output, plot)
     asked = read_text(prompt_file, "--prompt-file")
 
-    from scope_cli.profile import load_profile
+    from scope_cli.settings.profile import load_profile
 
     shares = tuple(dict.fromkeys(share))
     for one in shares:
         load_profile("full", {"prefill.method": "snapkv", "prefill.budget": one})  # refuses what is no share
 
-    from scope_cli.evaluate import claims
-    from scope_cli.evaluate.fidelity import Reference, measure
-    from scope_cli.evaluate.results import identity
-    from scope_cli.evaluate.statistics import as_text
-    from scope_cli.progress import Progress
-    from scope_cli.tables import Table
+    from scope_cli.console.progress import Progress
+    from scope_cli.console.tables import Table
+    from scope_cli.measure.evaluate import claims
+    from scope_cli.measure.evaluate.fidelity import Reference, measure
+    from scope_cli.measure.evaluate.results import identity
+    from scope_cli.measure.evaluate.statistics import as_text
 
     opened = open_for(chosen, offline)
     profile = chosen[0].settings.profile
@@ -113,7 +113,7 @@ def claims_command(
     if output is not None:
         write(result, output)
     if plot is not None and result["drift"]:
-        from scope_cli.evaluate import plots
+        from scope_cli.measure.evaluate import plots
 
         plots.drift({known.name: result["drift"]}, plot)
     show(

@@ -41,9 +41,17 @@ def compare_command(
 
     import json as json_module
 
-    from scope_cli import tables
-    from scope_cli.evaluate.compare import METRICS, as_csv, as_table, compare, differences, kind_of, verdict
-    from scope_cli.evaluate.results import read_result
+    from scope_cli.console import tables
+    from scope_cli.measure.evaluate.compare import (
+        METRICS,
+        as_csv,
+        as_table,
+        compare,
+        differences,
+        kind_of,
+        verdict,
+    )
+    from scope_cli.measure.evaluate.results import read_result
 
     read = [(str(path), read_result(path)) for path in results]
     kind = kind_of(read)
@@ -64,6 +72,6 @@ def compare_command(
     if found := verdict(kind, lines):
         tell(f"verdict: {found}")
     if plot is not None:
-        from scope_cli.evaluate import plots
+        from scope_cli.measure.evaluate import plots
 
         plots.against_bytes(lines, kind, metric or next(iter(METRICS[kind])), plot)

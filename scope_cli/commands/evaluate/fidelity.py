@@ -79,9 +79,9 @@ def fidelity_command(
     contents = [(file, read_text(file, "--text")) for file in text]
     written = read_run(run) if run is not None else None
 
-    from scope_cli.evaluate.fidelity import Reference, measure
-    from scope_cli.evaluate.results import identity
-    from scope_cli.progress import Progress
+    from scope_cli.console.progress import Progress
+    from scope_cli.measure.evaluate.fidelity import Reference, measure
+    from scope_cli.measure.evaluate.results import identity
 
     opened = open_for(chosen, offline)
     known_texts = [text_of_file(opened, file, content, prompt_tokens, tokens) for file, content in contents]
@@ -104,7 +104,7 @@ def fidelity_command(
             said = f"KL {found.kl[0]:.4f}, same top token {found.top1[0]:.3f}"
             tell(f"  {variant.name}: {said}{progress.left(' ({} left)')}")
     if plot is not None:
-        from scope_cli.evaluate import plots
+        from scope_cli.measure.evaluate import plots
 
         plots.agreement(rows_of(result), plot)
     show(result, json)

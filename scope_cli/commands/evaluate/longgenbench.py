@@ -24,7 +24,7 @@ from scope_cli.commands.variants import Budgets, Profiles, variants
 from scope_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from scope_cli.model import LoadedModel
+    from scope_cli.models.model import LoadedModel
 
 
 def longgenbench_command(
@@ -77,7 +77,7 @@ def longgenbench_command(
     chosen = variants(profile, budgets, common, default=["full", "paper-4k-512"])
     check_writable(output, plot)
 
-    from scope_cli.evaluate import longgenbench as bench
+    from scope_cli.measure.evaluate import longgenbench as bench
     from scope_cli.names import did_you_mean
 
     if task not in bench.TASKS:
@@ -93,9 +93,9 @@ def longgenbench_command(
         raise UsageError(f"--shots {shots} leaves no question of {data}", "give fewer, or --examples FILE")
     groups = bench.make_groups(items, questions, worked, limit)
 
-    from scope_cli.evaluate.results import Rows, identity
-    from scope_cli.evaluate.writing import write_all
-    from scope_cli.progress import Progress
+    from scope_cli.console.progress import Progress
+    from scope_cli.measure.evaluate.results import Rows, identity
+    from scope_cli.measure.evaluate.writing import write_all
 
     opened = open_for(chosen, offline)
     prompts = {
@@ -155,7 +155,7 @@ def longgenbench_command(
         for name, rows in rows_of(result).items()
     }
     if plot is not None:
-        from scope_cli.evaluate import plots
+        from scope_cli.measure.evaluate import plots
 
         plots.accuracy_by_index(by_index, plot)
     show(result, json)

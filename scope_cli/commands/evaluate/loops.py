@@ -61,11 +61,11 @@ def loops_command(
     check_writable(output, plot)
     texts = [read_text(file, "--prompt-file") for file in prompt_file]
 
-    from scope_cli.evaluate.compare import compare
-    from scope_cli.evaluate.loops import repetition
-    from scope_cli.evaluate.results import identity
-    from scope_cli.evaluate.writing import write_all
-    from scope_cli.progress import Progress
+    from scope_cli.console.progress import Progress
+    from scope_cli.measure.evaluate.compare import compare
+    from scope_cli.measure.evaluate.loops import repetition
+    from scope_cli.measure.evaluate.results import identity
+    from scope_cli.measure.evaluate.writing import write_all
 
     opened = open_for(chosen, offline)
     prompts = [opened.encode(text, chosen[0].settings.profile.prompt) for text in texts] * repeat
@@ -90,7 +90,7 @@ def loops_command(
             said += progress.left(" ({} left)")
             tell(f"  {variant.name}, output {written.prompt + 1}: {found.tokens:,} tokens, {said}")
     if plot is not None:
-        from scope_cli.evaluate import plots
+        from scope_cli.measure.evaluate import plots
 
         looped = {
             line.profile: (line.mean, line.low, line.high)

@@ -51,7 +51,7 @@ def recall_command(
     chosen = variants(profile, budgets, common, default=["full", "default"])
     check_writable(output, plot)
 
-    from scope_cli.evaluate.probes import KINDS, make_probe
+    from scope_cli.measure.evaluate.probes import KINDS, make_probe
     from scope_cli.names import did_you_mean
 
     kinds = list(dict.fromkeys(kind)) or list(KINDS)
@@ -59,9 +59,9 @@ def recall_command(
         if one not in KINDS:
             raise UsageError(f"--kind: there is no {one!r}{did_you_mean(one, KINDS)}")
 
-    from scope_cli.evaluate.recall import AskedModel, recall
-    from scope_cli.evaluate.results import identity
-    from scope_cli.progress import Progress
+    from scope_cli.console.progress import Progress
+    from scope_cli.measure.evaluate.recall import AskedModel, recall
+    from scope_cli.measure.evaluate.results import identity
 
     opened = open_for(chosen, offline)
     result = start("recall", opened, chosen, {"kinds": kinds, "tokens": tokens, "seeds": list(range(seeds))})
@@ -86,7 +86,7 @@ def recall_command(
                 add_row(result, variant, row, output)
             progress.one_more()
     if plot is not None:
-        from scope_cli.evaluate import plots
+        from scope_cli.measure.evaluate import plots
 
         plots.recall_by_gap(rows_of(result), kinds[0], plot)
     show(result, json)

@@ -9,12 +9,12 @@ import typer
 
 from scope_cli.commands.generate import tell
 from scope_cli.commands.variants import Variant
+from scope_cli.console.phases import loading
 from scope_cli.errors import UsageError
-from scope_cli.phases import loading
 
 if TYPE_CHECKING:
-    from scope_cli.model import OpenedModel
-    from scope_cli.tables import Table
+    from scope_cli.console.tables import Table
+    from scope_cli.models.model import OpenedModel
 
 Output = Annotated[
     Path | None,
@@ -30,7 +30,7 @@ def open_for(chosen: Sequence[Variant], offline: bool) -> "OpenedModel":
     """The one model of an evaluation."""
     settings = chosen[0].settings.profile.model
     with loading(settings.name) as phases:
-        from scope_cli.model import open_model
+        from scope_cli.models.model import open_model
 
         return open_model(settings, offline, phases.say)
 
@@ -38,7 +38,7 @@ def open_for(chosen: Sequence[Variant], offline: bool) -> "OpenedModel":
 def start(
     kind: str, opened: "OpenedModel", chosen: Sequence[Variant], settings: dict[str, Any]
 ) -> dict[str, Any]:
-    from scope_cli.evaluate.results import new_result
+    from scope_cli.measure.evaluate.results import new_result
 
     settings["sampling_seed"] = chosen[0].settings.profile.sampling.seed
     return new_result(kind, opened, settings)
@@ -46,7 +46,7 @@ def start(
 
 def add_row(result: dict[str, Any], variant: Variant, row: dict[str, Any], output: Path | None) -> None:
     """One more measurement of a profile; the file has it at once."""
-    from scope_cli.evaluate.compare import mean_bytes
+    from scope_cli.measure.evaluate.compare import mean_bytes
 
     entries = {entry["name"]: entry for entry in result["profiles"]}
     if variant.name not in entries:
@@ -68,7 +68,7 @@ def rows_of(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def write(result: dict[str, Any], output: Path) -> None:
-    from scope_cli.evaluate.results import write_result
+    from scope_cli.measure.evaluate.results import write_result
 
     write_result(result, output)
 
@@ -77,8 +77,8 @@ def show(result: dict[str, Any], json: bool, found: Sequence["Table | str"] = ()
     """The result on stdout: JSON where it was asked for, else tables, and words between them on stderr."""
     import json as json_module
 
-    from scope_cli import tables
-    from scope_cli.evaluate.compare import as_table, baseline_of, compare, differences, verdict
+    from scope_cli.console import tables
+    from scope_cli.measure.evaluate.compare import as_table, baseline_of, compare, differences, verdict
 
     if json:
         print(json_module.dumps(result, ensure_ascii=False))

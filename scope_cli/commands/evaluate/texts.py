@@ -9,9 +9,9 @@ from scope_cli.commands.variants import Variant
 from scope_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from scope_cli.evaluate.fidelity import KnownText
-    from scope_cli.model import LoadedModel, OpenedModel
-    from scope_cli.profile import PromptSettings
+    from scope_cli.measure.evaluate.fidelity import KnownText
+    from scope_cli.models.model import LoadedModel, OpenedModel
+    from scope_cli.settings.profile import PromptSettings
 
 
 def plain_ids(opened: "OpenedModel", text: str) -> list[int]:
@@ -23,7 +23,7 @@ def text_of_file(
     opened: "OpenedModel", file: str, content: str, prompt_tokens: int, tokens: int | None
 ) -> "KnownText":
     """The first tokens of a text are its prompt; what follows is what a profile may forget."""
-    from scope_cli.evaluate.fidelity import KnownText
+    from scope_cli.measure.evaluate.fidelity import KnownText
 
     ids = list(opened.tokenizer(content)["input_ids"])
     if len(ids) < prompt_tokens + 2:
@@ -39,9 +39,9 @@ def text_of_prompt(
     loaded: "LoadedModel", variant: Variant, file: str, prompt: str, tokens: int
 ) -> "KnownText":
     """What the full cache writes after a prompt, with the sampling of the first profile."""
-    from scope_cli.evaluate.fidelity import KnownText
-    from scope_cli.evaluate.writing import write_all
-    from scope_cli.profile import LoadedProfile
+    from scope_cli.measure.evaluate.fidelity import KnownText
+    from scope_cli.measure.evaluate.writing import write_all
+    from scope_cli.settings.profile import LoadedProfile
 
     profile = variant.settings.profile
     ids = loaded.opened.encode(prompt, profile.prompt)
@@ -74,7 +74,7 @@ def read_run(record: Path) -> Run:
     """A run's record, and its text beside it. No torch."""
     import json
 
-    from scope_cli.profile import PromptSettings
+    from scope_cli.settings.profile import PromptSettings
 
     try:
         saved = json.loads(read_text(str(record), "--run"))
@@ -90,7 +90,7 @@ def read_run(record: Path) -> Run:
 
 
 def text_of_run(opened: "OpenedModel", run: Run, prompt: str, tokens: int | None) -> "KnownText":
-    from scope_cli.evaluate.fidelity import KnownText
+    from scope_cli.measure.evaluate.fidelity import KnownText
 
     ids = plain_ids(opened, run.text)
     if len(ids) != run.tokens:

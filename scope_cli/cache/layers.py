@@ -1,0 +1,161 @@
+"""The buffers of one layer's slots: filled and freed in place, never moved, concatenated or reallocated.
+
+Attention does not care about the order of slots, because keys carry their rotation; a token's age is its
+position, never its slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from scope_cli.cache.shape import whole_steps
+from scope_cli.geometry import LayerGeometry
+
+if TYPE_CHECKING:
+    from scope_cli.cache.cache import ScopeCache
+
+FREE = -1  # the position of a slot that holds nothing
+INF = float("inf")
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """What a cache's layer knows of the model's attention; told when the cache is made, and never after."""
+
+    scale: float  # of queries times keys
+    output_weight: Tensor | None = None  # [hidden, heads * head_dim], where the policy weighs by it
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A stretch of one lane's text that is fed at once: its prompt, or output that is already known."""
+
+    lane: int
+    start: int  # position of its first token
+    tokens: int
+    known_output: bool = False
+
+    @property
+    def end(self) -> int:
+        return self.start + self.tokens
+
+
+def causal_mask(chunk: Chunk, device: torch.device) -> Any:
+    """Each of a chunk's queries sees the tokens up to its own, [tokens, end]; None where none came before.
+
+    For scaled_dot_product_attention, whose `is_causal` is this mask where it is square.
+    """
+    if chunk.start == 0:
+        return None
+    if device.type == "cuda":  # a mask that takes no memory, and whose import takes seconds
+        from torch.nn.attention.bias import causal_lower_right
+
+        return causal_lower_right(chunk.tokens, chunk.end)
+    return torch.ones(chunk.tokens, chunk.end, dtype=torch.bool, device=device).tril(chunk.start)
+
+
+def put(into: Tensor, at: tuple[Any, ...], new: Tensor, runs: Tensor) -> None:
+    """`into[at] = new` in the lanes that run; the others write back what stands there.
+
+    runs: bool, [lanes, 1, ...]. Not scatter_, for which a compiled step would copy the whole buffer.
+    """
+    into[at] = torch.where(runs, new, into[at])
+
+
+class SlotLayer:
+    """The buffers of one attention layer.
+
+    keys, values: [lanes, kv_heads, slots, head_dim]
+    positions: [lanes, kv_heads, slots], FREE where nothing is held
+    bias: [lanes, kv_heads, 1, slots], 0 where a token is held, else -inf
+    most_held: tokens; the slots are as many in whole steps, and those beyond stay free
+    """
+
+    def __init__(self, cache: ScopeCache, index: int, geometry: LayerGeometry) -> None:
+        self.cache, self.index, self.geometry = cache, index, geometry
+        self.slots = slots = cache.shape.layer_slots(index, geometry)
+        self.most_held = cache.shape.most_held(index, geometry)
+        own = cache.attention.get(index, LayerAttention(geometry.head_dim**-0.5))
+        self.scale, self.output_weight = own.scale, own.output_weight
+        self.read_slots = slots  # the prefix of the slots that a step reads
+        self.head_numbers = torch.arange(geometry.kv_heads, device=cache.device).unsqueeze(0)
+        self.received: Tensor | None = None  # [kv_heads, tokens], attention that the prompt got so far
+        like: dict[str, Any] = {"dtype": cache.dtype, "device": cache.device}
+        head = (cache.shape.lanes, geometry.kv_heads)
+        # Zeros, because a NaN would spread through a mask.
+        self.keys = torch.zeros(*head, slots, geometry.head_dim, **like)
+        self.values = torch.zeros(*head, slots, geometry.head_dim, **like)
+        self.positions = torch.full((*head, slots), FREE, dtype=torch.int32, device=cache.device)
+        self.bias = torch.full((*head, 1, slots), -INF, **like)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"keys": self.keys, "values": self.values, "positions": self.positions, "bias": self.bias}
+
+    def reset(self, lane: int) -> None:
+        self.positions[lane] = FREE
+        self.bias[lane] = -INF
+
+    def wipe(self, lane: int) -> None:
+        """Zeros again, after numbers that were none."""
+        self.keys[lane] = self.values[lane] = 0
+
+    def read(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """Store a chunk of a prompt; what its queries see: keys, values, mask."""
+        raise NotImplementedError
+
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Store a token per lane, [lanes, kv_heads, 1, head_dim]; what its query sees: keys, values, bias."""
+        raise NotImplementedError
+
+    def remember(self, queries: Tensor, chunk: Chunk | None) -> None:
+        """Keep what a scorer will want to know about these queries, [lanes, heads, tokens, head_dim]."""
+
+    @property
+    def counts_received(self) -> bool:
+        """Whether a scorer wants to know how much attention each prompt token got."""
+        return False
+
+    def add_received(self, attention: Tensor) -> None:
+        """Add what a chunk's queries gave to the prompt read so far, [kv_heads, tokens]."""
+        if self.received is not None:
+            attention[:, : self.received.shape[1]] += self.received
+        self.received = attention
+
+    @cached_property
+    def read_lengths(self) -> list[int]:
+        """The prefixes that a compiled step may read: three at most, because each is compiled by itself.
+
+        The prompt and a quarter of the rest, a half, all; but none that saves less than a fifth of the next.
+        """
+        prompt = self.cache.shape.prompt_slots[self.index]
+        lengths = [self.slots]
+        for parts in (2, 4):
+            shorter = whole_steps(prompt + (self.slots - prompt) // parts, self.cache.read_step)
+            if shorter <= 0.8 * lengths[0]:
+                lengths.insert(0, shorter)
+        return lengths
+
+    def set_read_slots(self, used: int) -> None:
+        """Read as little as covers `used` slots."""
+        if self.cache.fixed_reads:
+            self.read_slots = next(length for length in self.read_lengths if length >= used)
+        else:
+            self.read_slots = min(self.slots, whole_steps(used, self.cache.read_step))
+
+    def _fill(self, slot: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Put each lane's current token into `slot`, [lanes, kv_heads]; lanes that only ride along write
+        nothing."""
+        at = (self.cache.rows, self.head_numbers, slot)
+        runs = self.cache.runs.unsqueeze(1)
+        put(self.keys, at, keys[:, :, 0], runs.unsqueeze(2))
+        put(self.values, at, values[:, :, 0], runs.unsqueeze(2))
+        now = self.cache.next_position.to(torch.int32).unsqueeze(1)
+        put(self.positions, at, now, runs)
+        put(self.bias.squeeze(2), at, torch.zeros_like(slot, dtype=self.bias.dtype), runs)
+        used = self.read_slots
+        return self.keys[:, :, :used], self.values[:, :, :used], self.bias[..., :used]

@@ -1,0 +1,106 @@
+"""The sizes of every buffer of a cache, and of those that a prompt is staged in; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from scope_cli.geometry import Geometry, LayerGeometry
+
+if TYPE_CHECKING:
+    from scope_cli.policies.prefills.base import Prefill
+    from scope_cli.policies.wrappers.base import Wrapper
+
+POSITION_BYTES = 4  # positions and slot lists are int32
+MEMO_BYTES = 4  # float32
+COUNTER_BYTES = 8  # per-lane counters are int64
+STEP = 64  # slots come, and are read, in whole steps: few lengths, none odd (float32 rounds those apart)
+
+
+def whole_steps(slots: int, step: int = STEP) -> int:
+    return -(-slots // step) * step
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """The sizes of every buffer of a cache."""
+
+    lanes: int
+    prompt_slots: tuple[int, ...]  # of each layer, never evicted; 0 where the prompt is not protected
+    evictable: int  # slots after them, of each policy layer, which an eviction may free
+    context: int  # prompt and output tokens at most: a sliding window never needs more slots
+    ring: int = 1  # queries remembered per lane and layer
+    memos: int = 0  # float32 values beside each slot of a policy layer
+    beyond: bool = False  # RoPE's factors are those for texts longer than the geometry's `switch`
+
+    def layer_slots(self, index: int, layer: LayerGeometry) -> int:
+        """What is allocated: what can ever be held, in whole steps."""
+        return whole_steps(self.most_held(index, layer))
+
+    def most_held(self, index: int, layer: LayerGeometry) -> int:
+        if layer.kind == "full":
+            return self.prompt_slots[index] + self.evictable
+        return min(layer.window, self.context)
+
+    def slot_list(self, layer: LayerGeometry) -> int:
+        """Entries of a layer's list of free slots; a sliding window overwrites in order and needs none."""
+        return self.evictable if layer.kind == "full" else 0
+
+    def layer_bytes(self, index: int, layer: LayerGeometry, dtype_bytes: int) -> int:
+        """Keys, values, positions, bias, slot list, memos and query ring of one layer, all lanes."""
+        slots = self.layer_slots(index, layer)
+        per_head = slots * (POSITION_BYTES + dtype_bytes) + self.slot_list(layer) * POSITION_BYTES
+        ring = 0
+        if layer.kind == "full":
+            ring = self.ring * layer.heads * layer.head_dim * dtype_bytes
+            per_head += self.memos * slots * MEMO_BYTES
+        return self.lanes * (slots * layer.slot_bytes(dtype_bytes) + layer.kv_heads * per_head + ring)
+
+    def cache_bytes(self, geometry: Geometry, dtype_bytes: int) -> int:
+        """What a ScopeCache of this shape allocates, to the byte."""
+        counters = self.lanes * COUNTER_BYTES * 4  # next position, held, running, seed
+        ring_positions = self.lanes * COUNTER_BYTES * self.ring
+        return (
+            counters
+            + ring_positions
+            + sum(self.layer_bytes(index, layer, dtype_bytes) for index, layer in enumerate(geometry.layers))
+        )
+
+
+@dataclass(frozen=True)
+class PromptPlan:
+    """How a prompt is read and what stays of it."""
+
+    method: Prefill
+    wrappers: tuple[Wrapper, ...]
+    prompt_tokens: int
+    window: int  # the last prompt tokens, always kept
+    kept: tuple[
+        int, ...
+    ]  # prompt tokens per KV head, by layer (0 for a sliding window); an average for adakv
+    staged: bool  # read into buffers of its own, from which the kept tokens are copied
+    late: bool  # how many slots each layer needs is known only when the prompt has been read
+
+    @property
+    def draws(self) -> bool:
+        """Whether chance, and so the seed, decides what stays of it."""
+        return self.staged and (self.method.draws or any(wrapper.draws for wrapper in self.wrappers))
+
+    @property
+    def ring(self) -> int:
+        """How many of the prompt's last queries somebody looks at."""
+        wanted = [self.method.ring(self.window), *(wrapper.ring(self.window) for wrapper in self.wrappers)]
+        return min(self.prompt_tokens, max(wanted))
+
+    def staging_bytes(self, geometry: Geometry, dtype_bytes: int) -> int:
+        """Keys, values, last queries and sums of the whole prompt, until what stays is known."""
+        if not self.staged:
+            return 0
+        return sum(
+            self.prompt_tokens * layer.slot_bytes(dtype_bytes)
+            + self.ring * layer.heads * layer.head_dim * dtype_bytes
+            + sum(prod(size) for size in self.method.memos(layer, self.prompt_tokens).values()) * MEMO_BYTES
+            for layer in geometry.layers
+            if layer.kind == "full"
+        )

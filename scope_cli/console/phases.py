@@ -1,0 +1,63 @@
+"""What is going on before there is anything else to see: words in, one line of stderr out."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from scope_cli.console.safe import printable
+
+
+class Phases:
+    """On a terminal one line, which the next phase replaces and the end takes away; elsewhere a line each.
+
+    log: also where it is no terminal; commands whose log says what they do without it leave it away
+    """
+
+    def __init__(self, quiet: bool = False, log: bool = True) -> None:
+        self._quiet, self._log = quiet, log
+        self._animated = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._shown = False
+
+    def begin(self, what: str) -> None:
+        """'loading smollm2-135m'"""
+        if self._quiet:
+            return
+        line = printable(f"{what} ...")
+        if not self._animated:
+            if self._log:
+                print(line, file=sys.stderr, flush=True)
+            return
+        width = _width()
+        print(f"\r\x1b[K{line[: width - 1]}", end="", file=sys.stderr, flush=True)
+        self._shown = True
+
+    def say(self, line: str) -> None:
+        """Something that stays on the screen."""
+        if not self._quiet:
+            self.end()
+            print(printable(line, lines=True), file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """What comes next has the line for itself."""
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self._shown = False
+
+
+@contextmanager
+def loading(name: str, quiet: bool = False) -> Iterator[Phases]:
+    """While a model is opened, for a person who watches."""
+    phases = Phases(quiet, log=False)
+    phases.begin(f"loading {name}")
+    try:
+        yield phases
+    finally:
+        phases.end()
+
+
+def _width() -> int:
+    try:
+        return max(2, os.get_terminal_size(2).columns)
+    except OSError:
+        return 80

@@ -1,0 +1,226 @@
+"""Prompts in, one Token event per lane and step out; the only decode loop.
+
+Lanes run side by side, one row of the cache each. A finished lane's row takes the next prompt, which is read
+a chunk at a time between two steps. The step itself is whoever is called: plain, compiled, or a CUDA graph.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from scope_cli.cache.cache import ScopeCache
+from scope_cli.engine.loops import LoopWatch
+from scope_cli.engine.sampling import Sampler
+from scope_cli.engine.text import TextStream
+from scope_cli.errors import ScopeError
+from scope_cli.events import Event, Failed, FinishReason, Loop, PromptProgress, Token
+
+NO_NUMBERS = (
+    "float16 overflows in some models: try --dtype bfloat16 or float32; "
+    "otherwise the checkpoint is damaged: fetch the model again"
+)
+
+
+@dataclass
+class Lane:
+    """One sequence on its way: what it samples with, what it has written, when it ends."""
+
+    prompt_ids: Tensor  # [1, prompt_tokens]
+    logits: Tensor  # [1, vocab], of the last token read
+    sampler: Sampler
+    text: TextStream
+    eos_ids: frozenset[int]  # that end the output, as do the stop tokens
+    max_new_tokens: int
+    stop_tokens: Mapping[int, str] = field(default_factory=dict)  # by id: the text that the end is told with
+    stop_on_loop: bool = False
+    at_the_end: FinishReason = "length"  # the reason when max_new_tokens are written
+    max_seconds: float | None = None
+    row: int = 0  # of the cache
+    prompt: int = 0  # its number in the job
+    written: int = 0
+    fed: int = 0  # of them, to the model
+    reason: FinishReason | None = None
+    watch: LoopWatch = field(default_factory=LoopWatch)
+    started: float = field(default_factory=perf_counter)  # seconds on the clock
+    ids: Tensor = field(init=False)  # [1, prompt_tokens + max_new_tokens], filled from the left
+
+    def __post_init__(self) -> None:
+        room = self.prompt_ids.new_zeros(1, self.max_new_tokens)
+        self.ids = torch.cat([self.prompt_ids, room], 1)
+
+    @property
+    def elapsed_s(self) -> float:
+        return perf_counter() - self.started
+
+    @property
+    def loop(self) -> Loop | None:
+        return self.watch.longest()
+
+    def choose(self) -> Tensor:
+        """Sample on the device, which nobody waits for: id and log-probability, [2], float64."""
+        so_far = self.prompt_ids.shape[1] + self.written
+        chosen, logprob = self.sampler.pick(self.logits, self.ids[:, :so_far])
+        self.ids[:, so_far] = chosen
+        self.written += 1
+        return torch.cat([chosen.double(), logprob.double()])
+
+    def receive(self, token_id: int, logprob: float) -> str:
+        """Take the id that was chosen, and notice whether it ends the lane; printable text.
+
+        Raises ScopeError where the model gave no numbers to choose by.
+        """
+        if not isfinite(logprob):
+            raise ScopeError(
+                f"the model computed no numbers for token {self.written:,} of the output: "
+                f"its log-probability is {logprob}",
+                NO_NUMBERS,
+            )
+        ends = token_id in self.eos_ids or token_id in self.stop_tokens
+        text = "" if ends else self.text.feed(token_id)  # what ends it is no part of it
+        looping = self.watch.feed(token_id)
+        if ends or self.text.stopped is not None:
+            self.reason = "stop"
+            self.text.stopped = self.stop_tokens.get(token_id, self.text.stopped)
+        elif looping and self.stop_on_loop:
+            self.reason = "loop"
+        elif self.written == self.max_new_tokens:
+            self.reason = self.at_the_end
+        elif self.max_seconds is not None and self.elapsed_s > self.max_seconds:
+            self.reason = "time"
+        return text
+
+
+def raise_again(row: int, error: Exception) -> Event:
+    """What went wrong with one lane ends the run."""
+    raise error
+
+
+Admission = Generator[Event, None, Lane | None]
+
+
+@torch.no_grad()
+def decode(
+    step: Callable[[Tensor], Tensor],
+    cache: ScopeCache,
+    admit: Callable[[int], Admission | None],
+    finish: Callable[[Lane], Event],
+    interrupted: Callable[[], bool] = lambda: False,
+    fail: Callable[[int, Exception], Event] = raise_again,
+    ahead: bool | None = None,
+) -> Iterator[Event]:
+    """Write until no lane runs and no prompt waits.
+
+    step: the newest ids, [lanes, 1], in, and the logits of what follows, [lanes, vocab], out
+    admit: starts to read the next prompt into a row, and returns its lane at the end (None: it was
+        interrupted); None where no prompt waits
+    finish: what to report of a lane that has ended, while its row is still its own
+    interrupted: asked once per token; lanes that run end with it, prompts that wait are not begun
+    fail: what to report of a row that cannot be read or whose output cannot be taken, while the others go on
+    ahead: launch the next step before reading what was sampled, so that the device never waits for the host;
+        a lane that turns out to have ended has then taken part in one step too many. By default on a GPU.
+    """
+    if ahead is None:
+        ahead = cache.device.type != "cpu"
+    lanes: list[Lane | None] = [None] * cache.shape.lanes
+    ids = torch.zeros(len(lanes), 1, dtype=torch.int64, device=cache.device)
+    reading: Admission | None = None
+    row = 0
+
+    def leave(lane: Lane, failed: bool = False) -> None:
+        (cache.abandon if failed else cache.finish)(lane.row)
+        lanes[lane.row] = None
+
+    def give_up(lane: Lane, error: Exception) -> Event:
+        leave(lane, failed=True)
+        event = fail(lane.row, error)
+        with suppress(Exception):  # the text itself may be what cannot be taken; that has been told
+            if isinstance(event, Failed):
+                return replace(event, text=lane.text.flush())
+        return event
+
+    while True:
+        while reading is not None or (None in lanes and not interrupted()):
+            if reading is None:
+                row = lanes.index(None)
+                reading = admit(row)
+                if reading is None:
+                    break
+            try:
+                event = next(reading)
+                yield event
+            except StopIteration as end:
+                lanes[row], reading = end.value, None
+            except Exception as error:
+                reading = None
+                cache.finish(row)
+                yield fail(row, error)
+            else:
+                if isinstance(event, PromptProgress) and any(lanes):
+                    break  # who writes waits for one chunk and no longer
+        if not any(lanes):
+            return
+        running, chosen = [], []
+        for lane in [lane for lane in lanes if lane is not None]:
+            try:
+                chosen.append(lane.choose())
+                running.append(lane)
+            except Exception as error:
+                yield give_up(lane, error)
+        if not running:
+            continue
+        if ahead:
+            for lane in running:
+                if lane.written == lane.max_new_tokens:
+                    cache.finish(lane.row)
+            step_on(step, cache, [lane for lane in running if lane.written < lane.max_new_tokens], ids)
+        now = received(chosen)
+        state = cache.reading()
+        for lane, (token_id, logprob) in zip(running, now, strict=True):
+            try:
+                text = lane.receive(int(token_id), logprob)
+            except Exception as error:
+                yield give_up(lane, error)
+                continue
+            if lane.reason is None and interrupted():
+                lane.reason = "interrupted"
+            yield Token(
+                lane.row,
+                lane.written,
+                int(token_id),
+                text,
+                logprob,
+                lane.elapsed_s,
+                state,
+                prompt=lane.prompt,
+            )
+            if lane.reason is not None:
+                leave(lane)
+                yield finish(lane)
+        if not ahead:
+            step_on(step, cache, [lane for lane in lanes if lane is not None], ids)
+
+
+def received(chosen: list[Tensor]) -> list[list[float]]:
+    """Each lane's id and log-probability on the host: the one time that it waits for the device."""
+    told: list[list[float]] = torch.stack(chosen).tolist()
+    return told
+
+
+def step_on(step: Callable[[Tensor], Tensor], cache: ScopeCache, lanes: list[Lane], ids: Tensor) -> None:
+    """Feed each lane its newest token and leave the next logits with it; `ids`, [lanes, 1], is written."""
+    if not lanes:
+        return
+    for lane in lanes:
+        ids[lane.row] = lane.ids[0, lane.prompt_ids.shape[1] + lane.written - 1]
+    logits = step(ids)
+    cache.end_step()
+    for lane in lanes:
+        lane.logits = logits[lane.row : lane.row + 1]
+        lane.fed += 1
+        if cache.device.type != "cpu":
+            cache.count(lane.row).host_bytes += 16  # an id and a log-probability (float64) come back

@@ -1,0 +1,71 @@
+"""Prompt ids in, first logits and a filled lane out, chunk by chunk."""
+
+from collections.abc import Callable, Generator
+
+import torch
+from torch import Tensor
+
+from scope_cli.cache.cache import ScopeCache
+from scope_cli.cache.shape import PromptPlan
+from scope_cli.cache.staging import Staging
+from scope_cli.events import PromptProgress
+from scope_cli.models.lean import PreTrainedModel
+from scope_cli.policies.schedule import Schedule
+
+CPU_CHUNK = 512  # tokens: a CPU takes about a second for them, and Ctrl-C is heard between two chunks
+
+
+@torch.no_grad()
+def read_prompt(
+    model: PreTrainedModel,
+    cache: ScopeCache,
+    prompt_ids: Tensor,
+    schedule: Schedule,
+    *,
+    plan: PromptPlan | None = None,
+    lane: int = 0,
+    number: int = 0,
+    seed: int = 0,
+    chunk: int = 2048,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Generator[PromptProgress, None, Tensor | None]:
+    """Read a prompt into a lane, reporting after each chunk.
+
+    prompt_ids: [1, prompt_tokens], the job's prompt `number`; plan: what stays of it, all where there is none
+    returns the logits of the last token, [1, vocab], or None when interrupted
+    """
+    if plan is not None and not plan.staged and cache.policy.protect_prompt:
+        cache.make_room(plan.kept)  # the prompt before it may have made slots of its own size
+    cache.start_prompt(lane, schedule, seed)
+    staging = Staging(cache, lane, plan, seed) if plan is not None and plan.staged else None
+    if cache.device.type == "cpu":
+        chunk = min(chunk, CPU_CHUNK)
+    else:
+        cache.count(lane).host_bytes += prompt_ids.nbytes
+    logits = prompt_ids.new_empty(0)
+    for ids in prompt_ids.to(cache.device).split(chunk, dim=1):
+        positions = cache.start_chunk(lane, ids.shape[1])
+        logits = model(
+            input_ids=ids,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=1,
+            scope_cache=staging or cache,
+        ).logits[:, -1]
+        cache.end_chunk()
+        yield PromptProgress(lane, cache.count(lane).prompt, prompt_ids.shape[1], number)
+        if interrupted():
+            return None
+    if staging is not None:
+        staging.settle()
+    cache.start_decode(lane)
+    return logits
+
+
+def read_to_end(reading: Generator[PromptProgress, None, Tensor | None]) -> Tensor:
+    """Let `read_prompt` read everything; the logits of the prompt's last token, [1, vocab]."""
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            return end.value

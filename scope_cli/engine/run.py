@@ -1,0 +1,346 @@
+"""Prompts' walk through the model, events out; read this file first."""
+
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+import transformers
+
+import scope_cli
+from scope_cli.cache.cache import ScopeCache
+from scope_cli.cache.shape import CacheShape
+from scope_cli.engine.decode import Admission, Lane, decode, raise_again
+from scope_cli.engine.plan import RunPlan, plan_run, together
+from scope_cli.engine.prefill import read_prompt
+from scope_cli.engine.sampling import Sampler
+from scope_cli.engine.step import Tell, compiles, new_step, told_of_compiling
+from scope_cli.engine.text import TextStream
+from scope_cli.errors import ScopeError
+from scope_cli.events import Event, Failed, Finished, PromptRead, Started
+from scope_cli.geometry import Geometry
+from scope_cli.machine.description import processor
+from scope_cli.machine.memory import PeakMeter
+from scope_cli.models.attention import KERNEL, attention_of
+from scope_cli.models.model import LoadedModel, rope_frequencies
+from scope_cli.policies import plugins
+from scope_cli.policies.policy import Policy
+from scope_cli.settings.profile import DecodeSettings, LoadedProfile, Profile, SamplingSettings
+
+
+@dataclass(frozen=True)
+class Work:
+    """One prompt of a run, and how it is continued."""
+
+    prompt_ids: list[int]
+    plan: RunPlan  # its own, for one lane
+    sampling: SamplingSettings
+    seed: int  # of sampling, and of policies that draw
+    max_seconds: float | None = None  # for writing
+    notes: tuple[str, ...] = ()  # what the user should know of the prompt
+
+
+def generate(
+    loaded: LoadedModel,
+    profile: Profile,
+    works: list[Work],
+    shape: CacheShape | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+    tell: Tell = lambda line: None,
+    each_alone: bool = False,
+    busy: Tell = lambda what: None,
+) -> Iterator[Event]:
+    """Read the prompts, write the outputs; the caller decides where the events go.
+
+    shape: of the cache; its lanes run side by side, and a finished one takes the next prompt. One lane for
+        each prompt where there is none.
+    each_alone: a ScopeError of one prompt becomes `Failed` and the others go on; else it is raised
+    `interrupted` is asked between chunks and between tokens; once it says yes, what runs ends as
+    `interrupted` with everything that was written so far, and what waits is not begun.
+    busy: told in the middle of a step what else takes its time, such as compiling
+    """
+    plans = [work.plan for work in works]
+    shape = shape or together(plans, len(plans))
+    steps = sum(plan.max_new_tokens for plan in plans) // shape.lanes
+    compiled = compiles(profile.model.compile, loaded.device, steps, loaded.opened.load_in)
+    notes = [f"compiling the decode step first: {steps:,} steps are planned"] if compiled else []
+    if profile.model.compile == "on" and not compiled:
+        notes = [f"not compiled: on a CPU, weights in {loaded.opened.load_in} run as they are"]
+    if loaded.device.type == "cuda" and KERNEL is None:
+        notes.append(
+            "Triton is not installed: attention takes PyTorch's kernel, several times slower for one text"
+        )
+    yield Started(
+        lanes=shape.lanes,
+        prompt_tokens=tuple(plan.prompt_tokens for plan in plans),
+        max_new_tokens=max(plan.max_new_tokens for plan in plans),
+        policy=policy_in_words(profile, plans[0]),
+        profile=profile.as_dict(),
+        model=loaded.opened.describe(),
+        versions=versions(),
+        seeds=tuple(work.seed for work in works),
+        notes=tuple(
+            dict.fromkeys([*(note for work in works for note in (*work.notes, *work.plan.notes)), *notes])
+        ),
+        depends_on=depends_on(loaded, shape.lanes, compiled),
+    )
+    with PeakMeter(loaded.device) as peak, told_of_compiling(busy):
+        job = Job(loaded, profile, shape, peak, compiled, tell)
+        yield from job.run(works, interrupted, job.failed if each_alone else raise_again)
+
+
+class Job:
+    """One cache, whose lanes take one prompt after the other."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        profile: Profile,
+        shape: CacheShape,
+        peak: PeakMeter,
+        compiled: bool = False,
+        tell: Tell = lambda line: None,
+    ) -> None:
+        self.loaded, self.profile, self.peak = loaded, profile, peak
+        self.cache = new_cache(loaded, profile, shape)
+        self.step = new_step(loaded.model, self.cache, compiled, tell)
+        self._phases: dict[int, tuple[float, int]] = {}  # by number: when it began, peak bytes since
+        self._prefill: dict[int, tuple[float, int]] = {}  # by number: seconds and peak bytes of reading
+        self._read: dict[int, int] = {}  # by number: prompt tokens that were read for it
+        self._newest: tuple[Work, Lane] | None = None  # the prompt that was read last
+        self._in_row: dict[int, int] = {}  # by row of the cache: the number of its prompt
+
+    def run(
+        self,
+        works: Iterable[Work],
+        interrupted: Callable[[], bool] = lambda: False,
+        fail: Callable[[int, Exception], Event] = raise_again,
+    ) -> Iterator[Event]:
+        """`fail` makes an event of what went wrong with the prompt in a row; else it ends the run."""
+        waiting = enumerate(works)
+
+        def admit(row: int) -> Admission | None:
+            number, work = next(waiting, (0, None))
+            return None if work is None else self.read(work, number, row, interrupted)
+
+        yield from decode(self.step, self.cache, admit, self.finish, interrupted, fail)
+
+    def read(self, work: Work, number: int, row: int, interrupted: Callable[[], bool]) -> Admission:
+        """Read a prompt into a row, or copy it from the lane that has just read the same."""
+        prompt = torch.tensor([work.prompt_ids], device=self.loaded.device)
+        self._open(number)
+        self._in_row[row] = number
+        source = self._source_of(work)
+        self._read[number] = 0
+        if source is not None:
+            self.cache.copy_prompt(source.row, row, work.seed)
+            logits: torch.Tensor | None = source.logits
+        else:
+            logits = yield from read_prompt(
+                self.loaded.model,
+                self.cache,
+                prompt,
+                work.plan.schedule,
+                plan=work.plan.prompt,
+                lane=row,
+                number=number,
+                seed=work.seed,
+                chunk=self.profile.prefill.chunk,
+                interrupted=interrupted,
+            )
+            self._read[number] = self.cache.count(row).prompt
+        elapsed_s, peak_bytes = self._close(number)
+        self._prefill[number] = elapsed_s, peak_bytes
+        self._open(number)
+        if logits is None:
+            yield self._finished(number, row, work.plan.prompt_tokens, None)
+            return None
+        reading = self.cache.reading(row)
+        yield PromptRead(row, work.plan.prompt_tokens, elapsed_s, peak_bytes, reading, number)
+        lane = new_lane(self.loaded, work, prompt, logits, row, number)
+        self._newest = work, lane
+        return lane
+
+    def finish(self, lane: Lane) -> Finished:
+        """What there is to say of a lane that has ended, while its row is still its own."""
+        return self._finished(lane.prompt, lane.row, lane.prompt_ids.shape[1], lane)
+
+    def failed(self, row: int, error: Exception) -> Failed:
+        """What there is to say of a prompt that cannot be continued; whatever is our bug is raised."""
+        if not isinstance(error, ScopeError):
+            raise error
+        return Failed(row, str(error), self._in_row[row], error.hint)
+
+    def _source_of(self, work: Work) -> Lane | None:
+        """The lane that has just read the same prompt, still has its row and has written nothing after it."""
+        if self._newest is None:
+            return None
+        newest, lane = self._newest
+        same = newest.prompt_ids == work.prompt_ids and newest.plan == work.plan
+        if work.plan.prompt.draws and newest.seed != work.seed:
+            return None  # chance decided what stayed of it
+        mine = self._in_row.get(lane.row) == lane.prompt and lane.reason is None
+        return lane if same and mine and lane.written == 0 and self.cache.can_copy(lane.row) else None
+
+    def _finished(self, number: int, row: int, prompt_tokens: int, lane: Lane | None) -> Finished:
+        decode_s, decode_peak = self._close(number)
+        prefill_s, prefill_peak = self._prefill.pop(number)
+        rest = lane.text.flush() if lane else ""  # may complete a stop text
+        stopped_by = lane.text.stopped if lane else None
+        return Finished(
+            lane=row,
+            reason="stop" if stopped_by else (lane.reason if lane else None) or "interrupted",
+            text=rest,
+            prompt_tokens=prompt_tokens,
+            read_tokens=self._read.pop(number),
+            output_tokens=lane.written if lane else 0,
+            prefill_s=prefill_s,
+            decode_s=decode_s,
+            prefill_peak_bytes=prefill_peak,
+            decode_peak_bytes=decode_peak,
+            reading=self.cache.reading(row),
+            audit=self.cache.audit(row, *((prompt_tokens, lane.fed) if lane else ())),
+            loop=lane.loop if lane else None,
+            stopped_by=stopped_by,
+            prompt=number,
+        )
+
+    def _open(self, number: int) -> None:
+        """A phase of a prompt begins: reading, or writing."""
+        self._lap()
+        self._phases[number] = perf_counter(), 0
+
+    def _close(self, number: int) -> tuple[float, int]:
+        """Its seconds, and the most bytes in use meanwhile."""
+        self._lap()
+        began, peak_bytes = self._phases.pop(number)
+        return perf_counter() - began, peak_bytes
+
+    def _lap(self) -> None:
+        lap = self.peak.lap()
+        self._phases = {number: (began, max(peak, lap)) for number, (began, peak) in self._phases.items()}
+
+
+def make_plan(settings: LoadedProfile, geometry: Geometry, prompt_tokens: int, ring: int = 1) -> RunPlan:
+    """The plan of a run; the cache remembers what the scorer asks for, `ring` queries at least."""
+    scorer = policy_of(settings.profile.decode).scorer
+    scorer.check(geometry)
+    ring = max(ring, scorer.ring)
+    return plan_run(settings, geometry, prompt_tokens, ring=ring, memos=len(scorer.memos))
+
+
+def new_work(
+    settings: LoadedProfile,
+    geometry: Geometry,
+    prompt_ids: list[int],
+    nth: int = 0,
+    notes: tuple[str, ...] = (),
+) -> Work:
+    """A prompt as the profile says; `nth` of several samples draws with a seed of its own."""
+    sampling = settings.profile.sampling
+    plan = make_plan(settings, geometry, len(prompt_ids))
+    return Work(prompt_ids, plan, sampling, sampling.seed + nth, notes=notes)
+
+
+def new_cache(loaded: LoadedModel, profile: Profile, shape: CacheShape) -> ScopeCache:
+    """An empty cache, and the model's RoPE as long as the texts in it."""
+    loaded.fix_length(shape.beyond)
+    return ScopeCache(
+        loaded.geometry,
+        shape,
+        policy_of(profile.decode),
+        inv_freq=rope_frequencies(loaded.model),
+        attention=attention_of(loaded.model, loaded.geometry, profile.decode.weigh is not None),
+        dtype=loaded.dtype,
+        device=loaded.device,
+    )
+
+
+def policy_of(decode: DecodeSettings) -> Policy:
+    return Policy(
+        scorer=plugins.build("scorers", decode.scorer.name, decode.scorer.options),
+        protect_prompt=decode.protect_prompt,
+        sinks=decode.sinks,
+        share=decode.share,
+        weigh=decode.weigh,
+        reserve_values=decode.reserve_values,
+    )
+
+
+def new_lane(
+    loaded: LoadedModel, work: Work, prompt: torch.Tensor, logits: torch.Tensor, row: int = 0, number: int = 0
+) -> Lane:
+    """A lane whose prompt, [1, prompt_tokens], has been read; logits: [1, vocab], of its last token."""
+    sampling, eos_ids = work.sampling, loaded.eos_ids
+    stops = loaded.opened.stops(sampling)
+    return Lane(
+        prompt_ids=prompt,
+        logits=logits,
+        sampler=Sampler(sampling, prompt.shape[1], eos_ids, loaded.device, work.seed),
+        text=TextStream(loaded.tokenizer, work.prompt_ids, stops.texts),
+        eos_ids=frozenset() if sampling.ignore_eos else frozenset(eos_ids),
+        max_new_tokens=work.plan.max_new_tokens,
+        stop_tokens=stops.tokens,
+        stop_on_loop=sampling.stop_on_loop,
+        at_the_end="context" if work.plan.ends_with_context else "length",
+        max_seconds=work.max_seconds,
+        row=row,
+        prompt=number,
+    )
+
+
+def policy_in_words(profile: Profile, plan: RunPlan) -> str:
+    decode, schedule = profile.decode, plan.schedule
+    kept = kept_in_words(profile, plan)
+    if decode.strategy == "full":
+        return f"full: nothing is evicted{kept}"
+    what = f"total budget {decode.total_budget}" if decode.total_budget else f"budget {decode.budget}"
+    if decode.strategy == "rpc":
+        what = f"one token in {decode.ratio}"
+    prompt = "" if decode.protect_prompt else f", prompt not protected ({decode.sinks} sinks)"
+    interval = schedule.interval
+    if decode.strategy != "rpc":
+        interval = min(interval, schedule.room + 1)  # what the budget leaves room for
+    every = "every token" if interval == 1 else f"every {interval} tokens"
+    scorer = f"scorer {decode.scorer.name}"
+    return f"{decode.strategy}, {what} ({schedule.recent} recent), {every}, {scorer}{prompt}{kept}"
+
+
+def kept_in_words(profile: Profile, plan: RunPlan) -> str:
+    """What is done to the prompt, where anything is."""
+    prefill, prompt = profile.prefill, plan.prompt
+    if prefill.method.name == "full" and not prefill.wrap:
+        return ""
+    names = " with ".join([prefill.method.name, *(wrapper.name for wrapper in prefill.wrap)])
+    if not prompt.staged:
+        return f", prompt {names}: kept whole"
+    if any(wrapper.finds_budget for wrapper in prompt.wrappers):
+        return f", prompt {names}: as much as it takes"
+    kept = [tokens for tokens in prompt.kept if tokens]
+    return f", prompt {names}: {round(sum(kept) / len(kept)):,} of {prompt.prompt_tokens:,} tokens"
+
+
+def depends_on(loaded: LoadedModel, lanes: int, compiled: bool) -> dict[str, Any]:
+    """What changes how sums are rounded, and so, now and then, a text: beside model, prompt and profile."""
+    on_cpu, gpu = loaded.device.type == "cpu", loaded.device.type == "cuda"
+    return {
+        "device": str(loaded.device),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "weights": loaded.opened.load_in or "plain",
+        "compiled": compiled,
+        "lanes": lanes,
+        "threads": torch.get_num_threads() if on_cpu else None,
+        "processor": torch.cuda.get_device_name(loaded.device) if gpu else processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability() if on_cpu else None,
+    }
+
+
+def versions() -> dict[str, str]:
+    return {
+        "scope": scope_cli.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+    }

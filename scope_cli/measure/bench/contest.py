@@ -1,0 +1,304 @@
+"""Contenders in, rows of measurements out: starts their processes, steps them in turn, closes them. No torch.
+
+One burst is some steps of one contender. A round is a burst of every contender, so that all meet the same
+noise; a ratio is taken within a round. The value of a burst is its mean, because an eviction is part of the
+cost; that of a position is the median of its bursts.
+"""
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from threading import Timer
+from typing import IO, Any
+
+import scope_cli
+from scope_cli.measure.bench.protocol import Ids, Job
+
+Say = Callable[[str], None]
+QUIT_S = 5.0  # a contender has that long to end when nothing more is asked of it
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Who takes part: what to start, and what is different from the others' job."""
+
+    name: str
+    command: tuple[str, ...]
+    lanes: int | None = None
+
+
+@dataclass(frozen=True)
+class Course:
+    """What all of them do."""
+
+    job: Job
+    prompt: tuple[int, ...]
+    known: tuple[int, ...]  # what follows the prompt, as far as the last position
+    positions: tuple[int, ...]
+    burst: int = 64
+    rounds: int = 5
+    write: bool = False  # get to each position by writing, not by being fed what is known
+    apart: bool = False  # a process for each position, so that positions meet the same noise as well
+    sequential: bool = False  # one process at a time
+    timeout_s: float = 900.0
+
+    def start(self, position: int) -> int:
+        """Where the bursts begin that end at `position`, the one that is not counted among them."""
+        return max(len(self.prompt), position - self.burst * (self.rounds + 1))
+
+
+@dataclass
+class Measured:
+    """One contender at one position."""
+
+    position: int
+    step_ms: list[float] = field(default_factory=list)  # of each burst, its mean
+    read_s: list[float] = field(default_factory=list)  # the prompt, each time that it was read
+    next_ids: list[list[int]] = field(default_factory=list)  # [lanes], after the prompt; after what was fed
+    prefill_peak_bytes: int = 0
+    decode_peak_bytes: int = 0
+    held_bytes: int | None = None
+    read_bytes: int | None = None
+    moved_bytes: int | None = None  # in the bursts that are counted
+
+
+@dataclass
+class Row:
+    """All that is known of one contender."""
+
+    name: str
+    lanes: int = 1
+    policy: str = ""
+    exact: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
+    weight_bytes: int = 0
+    failed: str | None = None
+    positions: list[Measured] = field(default_factory=list)
+
+    def at(self, position: int) -> Measured | None:
+        return next((one for one in self.positions if one.position == position and one.step_ms), None)
+
+
+class ContenderFailed(Exception):
+    """It died, did not answer in time, or said why it cannot."""
+
+
+class Process:
+    """A contender at the other end of two pipes."""
+
+    def __init__(self, spec: Spec, timeout_s: float) -> None:
+        self.timeout_s, self.late = timeout_s, False
+        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
+        # the protocol and the peak meter are ours; a peer's environment has no scope in it
+        ours = str(Path(scope_cli.__file__).parent.parent)
+        path = os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH")]))
+        try:
+            self.process = subprocess.Popen(
+                spec.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.log,
+                env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+                text=True,
+            )
+        except OSError as error:
+            raise ContenderFailed(f"cannot start {spec.command[0]}: {error.strerror}") from error
+
+    def ask(self, op: str, **request: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        watch = Timer(self.timeout_s, self._give_up)
+        watch.start()
+        try:
+            self.process.stdin.write(json.dumps({"op": op, **request}, allow_nan=False) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            watch.cancel()
+        if not line:
+            raise ContenderFailed(self._how_it_ended())
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            raise ContenderFailed(f"does not speak the protocol: {line.strip()[:80]!r}") from error
+        if "error" in answer:
+            raise ContenderFailed(answer["error"])
+        return answer
+
+    def _give_up(self) -> None:
+        self.late = True
+        self.process.kill()
+
+    def _how_it_ended(self) -> str:
+        code = self.process.wait()
+        if self.late:
+            return f"no answer to a request within {self.timeout_s:.0f} s"
+        self.log.seek(0)
+        said = [
+            line.strip() for line in self.log.read().decode(errors="replace").splitlines() if line.strip()
+        ]
+        return f"ended with exit code {code}" + (f": {said[-1]}" if said else "")
+
+    def close(self) -> None:
+        if self.process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self.process.stdin.close()
+        try:
+            self.process.wait(QUIT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+
+class Seat:
+    """A contender's process with the positions it is measured at."""
+
+    def __init__(self, spec: Spec, course: Course, row: Row) -> None:
+        self.spec, self.course, self.row = spec, course, row
+        self.process: Process | None = None
+        self.position = 0
+        self.lanes = spec.lanes or course.job.lanes
+
+    def open(self) -> None:
+        self.process = Process(self.spec, self.course.timeout_s)
+        loaded = self.ask("load", job=asdict(replace(self.course.job, lanes=self.lanes)))
+        row = self.row
+        row.policy, row.exact, row.lanes = loaded["policy"], loaded["exact"], self.lanes
+        row.versions, row.weight_bytes = loaded["versions"], loaded["weight_bytes"]
+
+    def ask(self, op: str, **request: Any) -> dict[str, Any]:
+        assert self.process is not None, "it was not opened"
+        return self.process.ask(op, **request)
+
+    def go_to(self, position: int) -> Measured:
+        """Be where the bursts begin that end at `position`."""
+        course, start = self.course, self.course.start(position)
+        measured = Measured(position)
+        if not (course.write and self.position):
+            read = self.ask("read", ids=rotated(course.prompt, self.lanes))
+            measured.read_s.append(read["elapsed_s"])
+            measured.next_ids.append(read["next"])
+            measured.prefill_peak_bytes = read["peak_bytes"]
+            self.position = len(course.prompt)
+        if course.write:
+            while self.position < start:
+                self.step(min(course.burst, start - self.position))
+        elif start > self.position:
+            fed = start - self.position
+            known = [list(course.known[:fed])] * self.lanes
+            measured.next_ids.append(self.ask("advance", ids=known)["next"])
+            self.position = start
+        return measured
+
+    def step(self, count: int) -> dict[str, Any]:
+        self.position += count
+        return self.ask("step", count=count)
+
+    def kill(self) -> None:
+        """Nobody waits for what it is doing."""
+        if self.process is not None:
+            self.process.process.kill()
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.close()
+            self.process = None
+
+
+def rotated(prompt: tuple[int, ...], lanes: int) -> Ids:
+    """A prompt for each lane, all different: nobody may read once what has to be read in every lane."""
+    by = max(1, len(prompt) // max(lanes, 1))
+    return [list(prompt[lane * by :] + prompt[: lane * by]) for lane in range(lanes)]
+
+
+def contest(specs: list[Spec], rows: list[Row], course: Course, say: Say = lambda line: None) -> None:
+    """Measure everybody everywhere into their rows; who fails is a row that says why, and the others go on.
+
+    Where the run is interrupted, the rows have what was measured until then.
+    """
+    try:
+        for group in _groups(specs, course, {row.name: row for row in rows}):
+            seats = {id(seat): seat for wave in group for seat, _ in wave}.values()
+            try:
+                _measure(group, course, say)
+            except KeyboardInterrupt:
+                for seat in seats:
+                    seat.kill()
+                raise
+            finally:
+                for seat in seats:
+                    seat.close()
+    finally:
+        for row in rows:
+            row.positions.sort(key=lambda measured: measured.position)
+
+
+Wave = list[tuple[Seat, int]]
+
+
+def _groups(specs: list[Spec], course: Course, rows: Mapping[str, Row]) -> Iterator[list[Wave]]:
+    """What is alive at the same time: waves one after the other, each stepped in turn."""
+
+    def seat(spec: Spec) -> Seat:
+        return Seat(spec, course, rows[spec.name])
+
+    if course.sequential:
+        for spec in specs:
+            one = seat(spec)
+            yield [[(one, position)] for position in course.positions]
+    elif course.apart:
+        yield [[(seat(spec), position) for position in course.positions for spec in specs]]
+    else:
+        seats = [seat(spec) for spec in specs]
+        yield [[(one, position) for one in seats] for position in course.positions]
+
+
+def _measure(waves: list[Wave], course: Course, say: Say) -> None:
+    for wave in waves:
+        there: list[tuple[Seat, Measured]] = []
+        for seat, position in wave:
+            if seat.row.failed:
+                continue
+            say(f"{seat.spec.name}: on the way to position {position:,}")
+            with _failure_told(seat, say):
+                if seat.process is None:
+                    seat.open()
+                there.append((seat, seat.go_to(position)))
+                seat.row.positions.append(there[-1][1])
+        alive = sum(not seat.row.failed for seat, _ in there)
+        say(f"{course.rounds} rounds of {course.burst} steps, {alive} in turn")
+        for round_ in range(course.rounds + 1):
+            for seat, measured in there:
+                if not seat.row.failed:
+                    with _failure_told(seat, say):
+                        _burst(seat, measured, course, counted=round_ > 0)
+
+
+def _burst(seat: Seat, measured: Measured, course: Course, counted: bool) -> None:
+    """One burst; the first of a position warms up, and whatever is compiled is compiled then."""
+    answer = seat.step(course.burst)
+    if not counted:
+        return
+    measured.step_ms.append(1000 * answer["elapsed_s"] / course.burst)
+    measured.decode_peak_bytes = max(measured.decode_peak_bytes, answer["peak_bytes"])
+    measured.held_bytes, measured.read_bytes = answer["held_bytes"], answer["read_bytes"]
+    if answer["moved_bytes"] is not None:
+        measured.moved_bytes = (measured.moved_bytes or 0) + answer["moved_bytes"]
+
+
+@contextmanager
+def _failure_told(seat: Seat, say: Say) -> Iterator[None]:
+    """Who fails is out, with the reason."""
+    try:
+        yield
+    except ContenderFailed as error:
+        seat.row.failed = str(error)
+        say(f"{seat.spec.name}: failed: {error}")
+        seat.close()

@@ -1,0 +1,279 @@
+"""A profile and a model's shape in, what a run will take out, and the largest that fits. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from scope_cli.engine.plan import RunPlan, plan_run, together
+from scope_cli.errors import UsageError
+from scope_cli.measure.profiling.workspace import Workspace, workspace
+from scope_cli.models.shapes import DTYPE_BYTES, PACKED_BITS, ModelShape
+from scope_cli.policies import plugins
+from scope_cli.policies.schedule import Schedule
+from scope_cli.settings.profile import DecodeSettings, LoadedProfile, Profile
+
+RUNTIME_BYTES = {"cpu": 410 * 2**20, "cuda": 512 * 2**20, "mps": 512 * 2**20}
+"""Interpreter and libraries before any weight: measured on a CPU, an assumption for the others' contexts."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is planned for: a model on a kind of device, in a dtype."""
+
+    shape: ModelShape
+    device: str  # cpu, cuda, mps
+    dtype: str
+    load_in: str | None = None  # int8, int4, 8bit, 4bit
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.shape.weight_bytes(self.dtype, self.load_in)
+
+    @property
+    def dtype_bytes(self) -> int:
+        return DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one run. Peaks are what is added to a process that has the weights loaded and is warm."""
+
+    prompt_tokens: int
+    output_tokens: int
+    lanes: int
+    weight_bytes: int
+    runtime_bytes: int  # interpreter, libraries, the device's context
+    lane_bytes: int  # one lane of the cache
+    cache_bytes: int  # all lanes: what is allocated
+    staging_bytes: int  # a prompt that is compressed, while it is read
+    prefill_peak_bytes: int
+    decode_peak_bytes: int
+    held_peak_bytes: int  # keys and values of live slots
+    held_mean_bytes: float  # over the output's tokens
+    held_end_bytes: int
+    full_end_bytes: int  # what an uncompressed cache holds at the end
+    full_mean_bytes: float
+
+    @property
+    def total_bytes(self) -> int:
+        """What has to be free before the start."""
+        return self.runtime_bytes + self.weight_bytes + max(self.prefill_peak_bytes, self.decode_peak_bytes)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "total_bytes": self.total_bytes}
+
+
+def plan_of(settings: LoadedProfile, shape: ModelShape, prompt_tokens: int, lanes: int = 1) -> RunPlan:
+    """The plan of a run, as generate's, from sizes alone."""
+    decode = settings.profile.decode
+    scorer = plugins.build("scorers", decode.scorer.name, decode.scorer.options)
+    plan = plan_run(settings, shape.geometry, prompt_tokens, ring=scorer.ring, memos=len(scorer.memos))
+    return plan if lanes == 1 else replace(plan, shape=together([plan], lanes))
+
+
+def footprint(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int = 1) -> Footprint:
+    """Raises UsageError where prompt and output do not fit the model's context."""
+    plan, shape = plan_of(settings, target.shape, prompt_tokens, lanes), target.shape
+    work = workspace_of(settings, target, plan)
+    cache = plan.shape.cache_bytes(shape.geometry, target.dtype_bytes)
+    held = held_series(plan, settings.profile, target)
+    full = full_series(plan, target)
+    return Footprint(
+        prompt_tokens=prompt_tokens,
+        output_tokens=plan.max_new_tokens,
+        lanes=lanes,
+        weight_bytes=target.weight_bytes,
+        runtime_bytes=RUNTIME_BYTES[target.device],
+        lane_bytes=replace(plan.shape, lanes=1).cache_bytes(shape.geometry, target.dtype_bytes),
+        cache_bytes=cache,
+        staging_bytes=plan.prompt.staging_bytes(shape.geometry, target.dtype_bytes),
+        prefill_peak_bytes=cache + work.prefill,
+        decode_peak_bytes=cache + work.decode,
+        held_peak_bytes=lanes * max(held),
+        held_mean_bytes=lanes * sum(held) / len(held),
+        held_end_bytes=lanes * held[-1],
+        full_end_bytes=lanes * full[-1],
+        full_mean_bytes=lanes * sum(full) / len(full),
+    )
+
+
+def workspace_of(settings: LoadedProfile, target: Target, plan: RunPlan) -> Workspace:
+    chunk, packed = settings.profile.prefill.chunk, target.load_in in PACKED_BITS
+    return workspace(target.shape, plan, chunk, target.device, target.dtype_bytes, packed)
+
+
+def held_tokens(schedule: Schedule, written: int) -> list[int]:
+    """What the schedule limits, as held after 0, 1, ... `written` generated tokens."""
+    held = schedule.base
+    series = [held]
+    for n in range(1, written + 1):
+        held += 1
+        held -= schedule.excess(n, held)
+        series.append(held)
+    return series
+
+
+def held_series(plan: RunPlan, profile: Profile, target: Target) -> list[int]:
+    """`held_bytes` of one lane, as each token of the output reports it: the last one is never written."""
+    layers = target.shape.geometry.layers
+    protect = profile.decode.protect_prompt
+    policy = [(index, layer) for index, layer in enumerate(layers) if layer.kind == "full"]
+    token = sum(layer.slot_bytes(target.dtype_bytes) for _, layer in policy)
+    prompt = sum(
+        (plan.prompt.kept[index] if protect else 0) * layer.slot_bytes(target.dtype_bytes)
+        for index, layer in policy
+    )
+    held = held_tokens(plan.schedule, plan.max_new_tokens - 1)
+    return [
+        prompt + tokens * token + window_bytes(plan, target, plan.prompt_tokens + written)
+        for written, tokens in enumerate(held)
+    ]
+
+
+def held_by_token(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int) -> list[int]:
+    """Keys and values of all lanes at each token of the output."""
+    plan = plan_of(settings, target.shape, prompt_tokens)
+    return [lanes * held for held in held_series(plan, settings.profile, target)]
+
+
+def full_series(plan: RunPlan, target: Target) -> list[int]:
+    """What an uncompressed cache of one lane holds; sliding windows are bounded in it, too."""
+    token = sum(
+        layer.slot_bytes(target.dtype_bytes) for layer in target.shape.geometry.layers if layer.kind == "full"
+    )
+    seen = range(plan.prompt_tokens, plan.prompt_tokens + plan.max_new_tokens)
+    return [tokens * token + window_bytes(plan, target, tokens) for tokens in seen]
+
+
+def window_bytes(plan: RunPlan, target: Target, seen: int) -> int:
+    return sum(
+        min(seen, plan.shape.most_held(index, layer)) * layer.slot_bytes(target.dtype_bytes)
+        for index, layer in enumerate(target.shape.geometry.layers)
+        if layer.kind == "window"
+    )
+
+
+def changed(settings: LoadedProfile, output: int | None = None, **decode: Any) -> LoadedProfile:
+    """The same profile with another output length, or other keys of `decode`, as if they had been typed."""
+    profile = settings.profile
+    if decode:
+        merged = DecodeSettings.model_validate({**profile.decode.model_dump(), **decode})
+        profile = profile.model_copy(update={"decode": merged})
+    typed = settings.typed
+    if output is not None:
+        sampling = profile.sampling.model_copy(update={"max_new_tokens": output})
+        profile, typed = (
+            profile.model_copy(update={"sampling": sampling}),
+            typed | {"sampling.max_new_tokens"},
+        )
+    return replace(settings, profile=profile, typed=typed)
+
+
+def full_cache(settings: LoadedProfile) -> LoadedProfile:
+    """The same run with nothing evicted."""
+    return changed(
+        settings, strategy="full", interval="auto", protect_prompt=True, total_budget=None, sinks=0
+    )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that fits a memory, everything else as it is; 0 where not even one does."""
+
+    prompt_tokens: int
+    budget: int | None  # None: there is nothing to choose, the strategy never evicts
+    budget_is_output: bool  # with that budget nothing is ever evicted
+    lanes: int
+    output_tokens: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def limits(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int, memory: int) -> Limits:
+    def fits(one: LoadedProfile, prompt: int = prompt_tokens, many: int = lanes) -> bool:
+        try:
+            return total_bytes(one, target, prompt, many) <= memory
+        except UsageError:  # beyond the model's context
+            return False
+
+    output = plan_of(settings, target.shape, prompt_tokens, 1).max_new_tokens
+    settings = changed(settings, output)
+    budget = largest_budget(settings, target, prompt_tokens, lanes, memory)
+    context = target.shape.geometry.context
+    lane_bytes = footprint(settings, target, prompt_tokens).lane_bytes
+    return Limits(
+        prompt_tokens=largest(lambda tokens: fits(settings, prompt=tokens), context - output),
+        budget=budget,
+        budget_is_output=budget is not None and budget >= output,
+        lanes=largest(lambda many: fits(settings, many=many), max(1, memory // max(1, lane_bytes) + 1)),
+        output_tokens=largest(lambda tokens: fits(changed(settings, tokens)), context - prompt_tokens),
+    )
+
+
+def worth(output: int) -> int:
+    """The largest budget that is worth choosing: half of the output's tokens stay, half are forgotten."""
+    return max(1, output // 2)
+
+
+def largest_budget(
+    settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int, memory: int,
+    most: int | None = None,
+) -> int | None:  # fmt: skip
+    """At most `most`, or the output's length: from there on nothing is evicted. 0: none fits."""
+    decode = settings.profile.decode
+    if decode.strategy in ("full", "rpc") or decode.total_budget is not None:
+        return None
+    least = (decode.recent_tokens if decode.recent != "auto" else 1) + (
+        "discontinuous" in (decode.strategy, decode.interval)
+    )
+    if most is None:
+        most = plan_of(settings, target.shape, prompt_tokens, 1).max_new_tokens
+
+    def fits(extra: int) -> bool:
+        one = changed(settings, budget=least - 1 + extra)
+        return total_bytes(one, target, prompt_tokens, lanes) <= memory
+
+    found = largest(fits, max(1, most - least + 1))
+    return least - 1 + found if found else 0
+
+
+def total_bytes(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int) -> int:
+    """`Footprint.total_bytes`, without the series over the output."""
+    plan, shape = plan_of(settings, target.shape, prompt_tokens, lanes), target.shape
+    work = workspace_of(settings, target, plan)
+    cache = plan.shape.cache_bytes(shape.geometry, target.dtype_bytes)
+    return RUNTIME_BYTES[target.device] + target.weight_bytes + cache + max(work.prefill, work.decode)
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number from 1 to `most` that fits, 0 where none does; if one fits, so do the smaller."""
+    low, high = 0, max(0, most)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def runs_out_at(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int, memory: int) -> int:
+    """The last output token for which a cache that keeps everything has room, whatever the model's context.
+
+    -1 where not even the prompt has. Such a cache grows with every token; sliding windows are full by then.
+    """
+    start, geometry, dtype_bytes = changed(full_cache(settings), 1), target.shape.geometry, target.dtype_bytes
+    needed = total_bytes(start, target, prompt_tokens, lanes)
+    if needed > memory:
+        return -1
+    shape = plan_of(start, target.shape, prompt_tokens, lanes).shape
+    room = memory - needed + shape.cache_bytes(geometry, dtype_bytes)
+    token = lanes * sum(layer.slot_bytes(dtype_bytes) for layer in geometry.layers if layer.kind == "full")
+    if not token:
+        return geometry.context
+
+    def fits(more: int) -> bool:
+        longer = replace(shape, context=geometry.context, evictable=shape.evictable + more)
+        return longer.cache_bytes(geometry, dtype_bytes) <= room
+
+    return 1 + largest(fits, room // token)

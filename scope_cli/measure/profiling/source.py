@@ -1,0 +1,106 @@
+"""A model as it was typed in, its shape out: a folder, a name in a local cache, or a config.json.
+
+Nothing is fetched, and only headers are read of weights.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scope_cli.errors import ModelError
+from scope_cli.machine import memory
+from scope_cli.measure.profiling.footprint import Target
+from scope_cli.models.registry import EMBEDDED, HUB_NAME, ModelFolder, find
+from scope_cli.models.shapes import PACKED_BITS, ModelShape, packed_form, read_shape, shape_of
+from scope_cli.settings.profile import ModelSettings
+
+if TYPE_CHECKING:
+    from scope_cli.models.gguf.convert import GgufModel
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's config.json, and the type its matrices had in a GGUF file; or such a file, not converted."""
+
+    name: str
+    config: Path
+    quantised: str | None = None
+    from_config: bool = False  # named by its config.json, which may have no weights beside it
+    gguf: GgufModel | None = None
+
+    def shape(self, context: int | None = None) -> ModelShape:
+        """`context`: what was asked for, where not what the model was made for."""
+        if self.gguf is None:
+            return read_shape(self.config, self.name, context)
+        return replace(shape_of(self.gguf.config, self.name, context), weights=self.gguf.shapes)
+
+
+def source_of(name: str, config: Path | None = None) -> Source:
+    """A model that is on this machine."""
+    if config is not None:
+        return _from_config(config)
+    path = Path(name).expanduser()
+    if path.is_dir() and (path / "config.json").is_file():  # the weights need not be there
+        return Source(name, path / "config.json")
+    if path.suffix == ".json" and path.is_file():
+        return Source(name, path, from_config=True)
+    if name not in EMBEDDED and not path.exists() and HUB_NAME.fullmatch(name):
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(name, "config.json")
+        if isinstance(cached, str):
+            return Source(name, Path(cached))
+        raise ModelError(
+            f"{name} is not in the local Hugging Face cache",
+            f"scope models pull {name}, or --config FILE with its config.json",
+        )
+    try:
+        folder: ModelFolder = find(name, offline=True)
+    except ModelError as error:
+        raise ModelError(
+            str(error), f"{error.hint}; --config FILE plans from a config.json alone".removeprefix("; ")
+        ) from error
+    gguf = folder.pending.gguf if folder.pending else None
+    return Source(name, folder.path / "config.json", folder.quantised, gguf=gguf)
+
+
+def _from_config(config: Path) -> Source:
+    """A config.json, or the folder that it lies in."""
+    folder = config.is_dir()
+    file = config / "config.json" if folder else config
+    if folder and not file.is_file():
+        raise ModelError(f"there is no config.json in {config}", "give a model's folder or config.json")
+    name = file.absolute().parent.name if file.name == "config.json" else file.stem
+    return Source(name, file, from_config=True)
+
+
+def target_of(source: Source, settings: ModelSettings, memory_given: bool) -> Target:
+    """Device and dtype to plan for, without asking PyTorch.
+
+    With a memory that was given and no device, the machine is another one: a GPU in the checkpoint's dtype.
+    """
+    device = settings.device.partition(":")[0]
+    if device == "auto":
+        device = "cuda" if memory_given or memory.nvidia_free_bytes() else "cpu"
+        if device == "cpu" and platform.system() == "Darwin" and platform.machine() == "arm64":
+            device = "mps"
+    shape, dtype = source.shape(settings.context), str(settings.dtype)
+    load_in: str | None = settings.load_in
+    if load_in == "auto":  # as model.py resolves it
+        load_in = packed_form(source.quantised) if device == "cpu" and dtype == "auto" else None
+    if load_in in PACKED_BITS and device != "cpu":
+        raise ModelError(
+            f"load_in {load_in} is for a CPU, not for {device}", "try --load-in 4bit (bitsandbytes)"
+        )
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else shape.dtype
+    return Target(shape, device, dtype, load_in)
+
+
+def free_bytes(settings: ModelSettings, target: Target) -> int:
+    """What is free now where the model would run; raises ModelError for a device that is not there."""
+    device = target.device if settings.device == "auto" else settings.device
+    return memory.free_without_torch(device)

@@ -1,0 +1,112 @@
+"""What a model call needs beside weights and cache: shape, chunk and prompt length in, bytes out.
+
+Arithmetic on the largest tensors that are alive together, and one measured constant: docs/profile.md.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+
+from scope_cli.cache.shape import MEMO_BYTES
+from scope_cli.engine.plan import RunPlan
+from scope_cli.models.shapes import ModelShape
+
+CPU_CHUNK = 512  # as in prefill.py, which needs torch
+INDEX_BYTES = 8  # an int64
+UNPACKED_FROM = 128  # rows, as in packed.py
+PROCESS_BYTES = 7 * 2**17
+"""The one constant that was measured and not derived: by how much a warm process's own memory grows
+while it writes, beside all tensors (events, text, half-used pages). On a GPU tensors alone are counted."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Peaks of the two phases, in bytes, beside weights and cache."""
+
+    prefill: int  # one lane's prompt at a time, staging included
+    decode: int  # all lanes together
+
+
+def workspace(
+    shape: ModelShape, plan: RunPlan, chunk: int, device: str, dtype_bytes: int, packed: bool = False
+) -> Workspace:
+    chunk = min(plan.prompt_tokens, min(chunk, CPU_CHUNK) if device == "cpu" else chunk)
+    staged = plan.prompt.staging_bytes(shape.geometry, dtype_bytes)
+    last = plan.prompt_tokens % chunk or chunk  # tokens of the last chunk
+
+    def reading(tokens: int) -> int:
+        unpacking = unpacking_bytes(shape) if packed and tokens >= UNPACKED_FROM else 0
+        return reading_bytes(shape, plan, tokens, dtype_bytes, unpacking)
+
+    prefill = staged + reading(chunk)
+    if staged and device == "cpu":  # pages are taken as the stage is filled, and the last chunk may be short
+        filled = staged * (plan.prompt_tokens - last) // plan.prompt_tokens
+        prefill = max(filled + reading(chunk), staged + reading(last))
+    if staged:
+        prefill = max(prefill, staged + settling_bytes(shape, plan, dtype_bytes))
+    own = PROCESS_BYTES if device == "cpu" else 0
+    return Workspace(prefill, own + writing_bytes(shape, plan, dtype_bytes))
+
+
+def reading_bytes(shape: ModelShape, plan: RunPlan, tokens: int, dtype_bytes: int, unpacking: int = 0) -> int:
+    """One chunk of `tokens` on its way through the layer that needs most, the prompt's last chunk.
+
+    Alive all the time: the embedded tokens, the residual stream, what the layer got from its norm, cosines
+    and sines. Beside them the largest of three: the feed-forward layer's wide tensors (the gate's activation,
+    the other half, their product); attention's (queries before and after their rotation and halfway, the
+    same of keys, values, the output, a mask over everything read so far as bool and as numbers); and what a
+    prefill method computes when it is shown a chunk.
+    """
+    prompt = plan.prompt_tokens
+    layer = max(shape.geometry.layers, key=lambda one: one.heads * one.head_dim)
+    stream = 3 * tokens * shape.geometry.hidden + 2 * tokens * layer.head_dim
+    wide = dtype_bytes * tokens * shape.intermediate
+    feed_forward = max(3 * wide, 2 * wide + unpacking if unpacking else 0)
+    queries, keys = tokens * layer.heads * layer.head_dim, tokens * layer.kv_heads * layer.head_dim
+    attention = 4 * queries + 4 * keys
+    mask = tokens * prompt * (1 + dtype_bytes)
+    observing = 0
+    if plan.prompt.staged:
+        numbers = plan.prompt.method.observing(layer, tokens, prompt)
+        observing = dtype_bytes * 2 * (queries + keys) + max(4, dtype_bytes) * numbers
+    return dtype_bytes * stream + max(feed_forward, dtype_bytes * attention + mask, observing)
+
+
+def unpacking_bytes(shape: ModelShape) -> int:
+    """A packed matrix on its way to numbers: its codes, their values and the transposed copy."""
+    return 3 * shape.largest_matrix * (2 if has_amx() else 4)
+
+
+@cache
+def has_amx(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """As packed.py asks torch: then bfloat16 is the faster one to multiply."""
+    try:
+        return "amx_tile" in cpuinfo.read_text()
+    except OSError:
+        return False
+
+
+def settling_bytes(shape: ModelShape, plan: RunPlan, dtype_bytes: int) -> int:
+    """Choosing what stays of one staged layer: the window's attention, in float32 at least, and an order."""
+    precise = max(4, dtype_bytes)
+    layer = max(shape.geometry.layers, key=lambda one: one.slot_bytes(1))
+    attention = 3 * layer.heads * plan.prompt.ring * plan.prompt_tokens * precise
+    order = 3 * layer.kv_heads * plan.prompt_tokens * INDEX_BYTES
+    copied = layer.slot_bytes(dtype_bytes) * max(plan.prompt.kept, default=0)
+    return max(attention, order + copied) + layer.slot_bytes(precise) * plan.prompt_tokens // 2
+
+
+def writing_bytes(shape: ModelShape, plan: RunPlan, dtype_bytes: int) -> int:
+    """A step's logits (the last step's, the new ones, in float32, as log-probabilities), or one eviction."""
+    held = plan.shape
+    logits = shape.geometry.vocab * (2 * dtype_bytes + 2 * 4)
+    evicting = 0
+    for index, layer in enumerate(shape.geometry.layers):
+        if layer.kind == "full":
+            slots = held.layer_slots(index, layer)
+            scores = (2 * layer.heads * held.ring + 3 * layer.kv_heads) * slots * MEMO_BYTES
+            order = 3 * layer.kv_heads * slots * INDEX_BYTES
+            keys = prod((slots, layer.kv_heads, layer.head_dim)) * 4 if dtype_bytes < 4 else 0  # in float32
+            evicting = max(evicting, scores + order + keys)
+    return held.lanes * max(logits, evicting if plan.schedule.strategy != "full" else 0)

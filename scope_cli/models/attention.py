@@ -1,0 +1,149 @@
+"""The one seam into transformers: a layer's queries, keys and values in, its attention output out.
+
+Registered as the attention implementation "scope", it works for every model that asks transformers for one,
+with no change to model code. No mask function is registered, so `attention_mask` is always None: what may be
+seen is decided here, by the slots. The cache arrives as a keyword argument of the model call.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scope_cli.cache.layers import LayerAttention
+from scope_cli.errors import ModelError
+from scope_cli.geometry import Geometry
+from scope_cli.models.lean import AttentionInterface, PreTrainedModel
+from scope_cli.policies.received import received
+
+if TYPE_CHECKING:
+    from scope_cli.cache.cache import ScopeCache
+    from scope_cli.cache.layers import SlotLayer
+
+ATTENTION = "scope"
+KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    scaling: float | None = None,
+    scope_cache: "ScopeCache | None" = None,
+    s_aux: None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Store the new keys and values, attend over everything held, remember the queries.
+
+    query: [lanes, heads, tokens, head_dim], rotated; key, value: [lanes, kv_heads, tokens, head_dim]
+    returns [lanes, tokens, heads, head_dim]
+    While a prompt is read `lanes` is 1; while decoding `tokens` is 1.
+    """
+    if s_aux is not None:
+        raise ModelError("models whose attention has learned sinks cannot be run")
+    if scope_cache is None:
+        return attend_bound(module, query, key, value), None
+    layer = scope_cache.layers[module.layer_idx]  # type: ignore[index]
+    if (query.shape[-1] ** -0.5 if scaling is None else scaling) != layer.scale:
+        raise ModelError("models that scale their attention from call to call cannot be run")
+    if scope_cache.chunk is not None:
+        keys, values, visible = layer.read(scope_cache.chunk, key, value)
+        causal = visible is None
+        out = F.scaled_dot_product_attention(
+            query, keys, values, visible, is_causal=causal, scale=layer.scale, enable_gqa=True
+        )
+        if layer.counts_received and not scope_cache.chunk.known_output:
+            layer.add_received(received(query[0], keys[0], scope_cache.chunk.start, layer.scale))
+    else:
+        return attend_step(layer, query, key, value), None
+    layer.remember(query, scope_cache.chunk)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def attend_step(layer: "SlotLayer", query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """One token of each lane: write it, attend over everything held, remember the query."""
+    keys, values, bias = layer.write(key, value)
+    lanes, heads, _tokens, head_dim = query.shape
+    grouped = query.view(lanes, keys.shape[1], -1, head_dim)  # a group shares its KV head
+    out = attend_slots(grouped, keys, values, bias, layer.scale)
+    layer.remember(query, None)
+    return out.view(lanes, heads, 1, head_dim).transpose(1, 2).contiguous()
+
+
+def attend_slots(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """One query of each head over a prefix of the slots; query: [lanes, kv_heads, group, head_dim]."""
+    if query.is_cuda and KERNEL is not None and query.dtype in KERNEL_DTYPES:
+        return KERNEL(query, keys, values, bias, scale)
+    return F.scaled_dot_product_attention(query, keys, values, bias, scale=scale)
+
+
+def triton_kernel() -> Callable[..., Tensor] | None:
+    """The attention of a step on a GPU; None where Triton is not installed, and SDPA takes its place."""
+    if not torch.cuda.is_available():
+        return None
+    try:
+        from scope_cli.models.slot_attention import attend_plain_slots
+    except ImportError:
+        return None
+    return attend_plain_slots
+
+
+def attend_bound(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """A step of a compiled layer, which is told its slots beforehand (step.py).
+
+    Looking them up by the layer's number would compile that number in, and every layer anew.
+    """
+    layer = module.scope_slots
+    assert layer is not None, "a model with scope's attention is called with scope_cache=..."
+    return attend_step(layer, query, key, value)  # type: ignore[arg-type]
+
+
+def decoder_layers(model: PreTrainedModel) -> list[Any]:
+    """The layers whose attention has a number, in its order."""
+    found = [module for module in model.modules() if hasattr(getattr(module, "self_attn", None), "layer_idx")]
+    return sorted(found, key=lambda layer: layer.self_attn.layer_idx)
+
+
+def attention_of(model: PreTrainedModel, geometry: Geometry, weighs: bool) -> dict[int, LayerAttention]:
+    """What the cache's layers are told, by layer; the output's weights where the policy weighs by them."""
+    modules = [layer.self_attn for layer in decoder_layers(model)]
+    return {
+        module.layer_idx: LayerAttention(
+            scale_of(module, geometry.layers[module.layer_idx].head_dim),
+            output_weight(module) if weighs else None,
+        )
+        for module in modules
+    }
+
+
+def scale_of(module: nn.Module, head_dim: int) -> float:
+    """What an attention module multiplies queries times keys by."""
+    if type(module).__name__ == "OPTAttention":  # it has scaled its queries before
+        return 1.0
+    scale = getattr(module, "scaling", None)
+    return float(head_dim**-0.5 if scale is None else scale)
+
+
+def output_weight(module: nn.Module) -> Tensor:
+    """The weight of an attention module's output projection, [hidden, heads * head_dim]."""
+    weight = getattr(getattr(module, "o_proj", None), "weight", None)
+    if weight is None:
+        raise ModelError(
+            "decode.weigh: this model's attention has no output projection that can be read",
+            "leave out decode.weigh",
+        )
+    if not weight.is_floating_point():
+        raise ModelError(
+            f"decode.weigh: the output projection is quantised ({str(weight.dtype).removeprefix('torch.')}); "
+            "criticalkv computes with its plain weights",
+            "leave out decode.weigh, or model.load_in",
+        )
+    return weight
+
+
+KERNEL = triton_kernel()
+AttentionInterface.register(ATTENTION, attend)

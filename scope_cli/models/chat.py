@@ -1,0 +1,450 @@
+"""What is asked, in messages or as it is, in; prompt ids and what the user should know of them out.
+
+A chat template is code that came with a model: it may refuse, break, drop a message, or want texts in parts.
+Texts are other people's: the name of a control token in them (`<|im_end|>`) stays text.
+"""
+
+import re
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from itertools import groupby, islice
+from os.path import commonprefix
+from threading import current_thread, main_thread
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from scope_cli.errors import UsageError
+from scope_cli.settings.profile import PromptSettings
+
+Message = dict[str, Any]
+Frame = Callable[[str], str]
+OWN_ARGUMENTS = (  # of the call that renders a template
+    "messages", "conversation", "chat_template", "add_generation_prompt", "continue_final_message",
+    "tokenize", "tokenizer_kwargs", "sanitize_control_tokens", "padding", "truncation", "max_length",
+    "return_tensors", "return_dict", "return_assistant_tokens_mask",
+)  # fmt: skip
+PRIVATE = range(0x10FF00, 0x10FFFE)  # characters that mean nothing to anybody
+MOST_SECONDS = 10  # of computing; a template takes milliseconds
+SHOWN = 3  # control tokens that a note names
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Ready to be read by the model."""
+
+    ids: list[int]
+    notes: tuple[str, ...] = ()
+
+
+class Chat:
+    """A model's tokenizer and chat template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        self.tokenizer, self.name = tokenizer, name
+
+    def prompt(self, text: str, settings: PromptSettings, frame: Frame | None = None) -> Prompt:
+        """One text as the user's message, or as it is where there is no template or none is wanted.
+
+        frame: what goes around the text; unlike the text, its control tokens are meant
+        """
+        if settings.raw or self.tokenizer.chat_template is None:
+            why = "--raw was given" if settings.raw else f"{self.name} has no chat template"
+            if settings.system is not None:
+                raise UsageError(f"there is no place for a system message: {why}", "put it into the prompt")
+            if settings.template_args:
+                raise UsageError(f"there is nothing that takes template arguments: {why}", "leave them away")
+            return self._plain(text, settings, frame)
+        messages: list[Message] = [{"role": "user", "content": text}]
+        if settings.system is not None:
+            messages.insert(0, {"role": "system", "content": settings.system})
+        if settings.continue_text is not None:
+            messages.append({"role": "assistant", "content": settings.continue_text})
+        return self.conversation(messages, settings, settings.continue_text is not None, frame)
+
+    def conversation(
+        self,
+        messages: Sequence[Message],
+        settings: PromptSettings,
+        continue_final: bool = False,
+        frame: Frame | None = None,
+    ) -> Prompt:
+        """A conversation up to where the model answers, or goes on with its last message.
+
+        A content is a text or a list of {type: text, text}. frame: around the user's texts
+        """
+        if self.tokenizer.chat_template is None:
+            raise UsageError(f"{self.name} has no chat template for messages", "give a prompt instead")
+        arguments = settings.template_args
+        self._check_arguments(arguments)
+        given = [_in_parts(message, join=True) for message in messages]
+        marks = Marks(self, [given, arguments])
+        found = marks.found_in([given, arguments])
+        if found and not settings.allow_control_tokens:
+            given, arguments = marks.around([given, arguments])
+        if frame is not None:
+            given = [
+                {**message, "content": frame(message["content"])} if message["role"] == "user" else message
+                for message in given
+            ]
+        rendered, changed = self._best_rendering(given, arguments, continue_final, marks.sign)
+        notes = [*_notes(found, settings.allow_control_tokens), *changed]
+        return self._checked(marks.encode(rendered), notes)
+
+    @cached_property
+    def special(self) -> re.Pattern[str]:
+        """The names of the tokens that no output shows."""
+        return _any_of(
+            token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special
+        )
+
+    @cached_property
+    def control(self) -> re.Pattern[str]:
+        """Those, and the names of the added tokens that the template writes."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        return _any_of(token.content for token in added if token.special or token.content in self._template)
+
+    @cached_property
+    def turn_ends(self) -> tuple[int, ...]:
+        """The special token that the template writes behind each of the assistant's messages, or none."""
+        said = f"{chr(PRIVATE[0])}yes{chr(PRIVATE[0])}"
+        turns = [{"role": "user", "content": "so"}, {"role": "assistant", "content": said}]
+        found = set[str]()
+        for messages in (turns, [*turns, turns[0]]):  # in between too: what comes last may begin a turn
+            try:
+                with within(MOST_SECONDS):
+                    rendered = self.tokenizer.apply_chat_template(messages, tokenize=False)
+            except Exception:  # it is told when it is used
+                return ()
+            match = self.special.match(rendered.partition(said)[2].lstrip())
+            found.add(match[0] if match else "")
+        (end,) = found if len(found) == 1 else ("",)
+        return (self.tokenizer.convert_tokens_to_ids(end),) if end else ()
+
+    # Without a template
+
+    def _plain(self, text: str, settings: PromptSettings, frame: Frame | None) -> Prompt:
+        """With --raw a text is the whole frame, and its control tokens are meant; else it is a text."""
+        around = frame or str
+        taken = settings.allow_control_tokens or (settings.raw and frame is None)
+        more = settings.continue_text or ""
+        marks = Marks(self, [text, more])
+        found = marks.found_in([text, more])
+        front, behind = self._put_around
+        if found and not taken:
+            text, more = marks.around([text, more])
+            ids = [*front, *marks.encode(around(text) + more), *behind]
+        else:
+            ids = list(self.tokenizer(around(text) + more)["input_ids"])
+        notes = list(_notes(found, taken))
+        if not settings.raw:
+            notes.append(f"{self.name} has no chat template: the prompt is fed as it is")
+        if behind and ids[-len(behind) :] == behind:
+            names = "".join(self.tokenizer.convert_ids_to_tokens(behind))
+            notes.append(f"the tokenizer of {self.name} puts {names} behind the prompt")
+        return self._checked(ids, notes)
+
+    @cached_property
+    def _put_around(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts in front of a text and behind it."""
+        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = self.tokenizer("a")["input_ids"]
+        for at in range(len(whole) - len(bare) + 1):
+            if bare and whole[at : at + len(bare)] == bare:
+                return whole[:at], whole[at + len(bare) :]
+        return [], []
+
+    def _checked(self, ids: list[int], notes: list[str]) -> Prompt:
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            ids = ids[1:]
+            notes.append(f"the prompt began with {self.tokenizer.bos_token} twice: one was taken away")
+        if not ids:
+            raise UsageError("the prompt is empty")
+        return Prompt(ids, tuple(notes))
+
+    # With one
+
+    @cached_property
+    def _template(self) -> str:
+        if self.tokenizer.chat_template is None:
+            return ""
+        try:
+            return str(self.tokenizer.get_chat_template())
+        except Exception as error:  # several by name, and none that is the default
+            raise self._refusal(error) from error
+
+    def _check_arguments(self, arguments: dict[str, Any]) -> None:
+        """An argument that nothing reads would be ignored without a word."""
+        for argument in arguments:
+            if argument in OWN_ARGUMENTS:
+                raise UsageError(f"the template argument {argument!r} is set by scope itself")
+            if not re.search(rf"\b{re.escape(argument)}\b", self._template):
+                near = get_close_matches(argument, set(re.findall(r"\w+", self._template)), n=1, cutoff=0.7)
+                instead = f"; did you mean {near[0]}?" if near else ""
+                raise UsageError(
+                    f"the chat template of {self.name} does not read {argument!r}{instead}",
+                    "leave it away, or see the model's card for what its template takes",
+                )
+
+    def _best_rendering(
+        self, messages: list[Message], arguments: dict[str, Any], continue_final: bool, sign: str
+    ) -> tuple[str, list[str]]:
+        """The first form of the messages of which the template drops nothing, and what was changed for it."""
+        problem: UsageError | None = None
+        for form, changed in _forms(messages):
+            try:
+                rendered = self._render(form, arguments, continue_final)
+            except EndlessTemplate:  # nor would it with other messages
+                raise
+            except UsageError as error:
+                problem = problem or error
+                continue
+            lost = self._lost(form, arguments, continue_final, sign)
+            if lost is None:
+                return rendered, changed
+            hint = "try --raw" if lost == "user" else f"put the {lost} message into the prompt"
+            problem = problem or UsageError(
+                f"the chat template of {self.name} drops the {lost} message", hint
+            )
+        assert problem is not None, "there is a form at least"
+        raise problem
+
+    def _render(self, messages: list[Message], arguments: dict[str, Any], continue_final: bool) -> str:
+        """Raises UsageError, whatever the template raises."""
+        try:
+            with within(MOST_SECONDS):
+                rendered = self.tokenizer.apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=not continue_final,
+                    continue_final_message=continue_final,
+                    **arguments,
+                )
+        except Endless as error:
+            raise EndlessTemplate(f"the chat template of {self.name} does not end", "try --raw") from error
+        except Exception as error:
+            raise self._refusal(error, messages) from error
+        if continue_final:  # it goes on exactly where it stopped, whatever the template trims
+            text = _text_of(messages[-1])
+            blanks = text[len(text.rstrip()) :]
+            return rendered if rendered.endswith(blanks) else rendered + blanks
+        return rendered
+
+    def _refusal(self, error: Exception, messages: Sequence[Message] = ()) -> UsageError:
+        kind = type(error).__name__
+        said = str(error).strip().partition("\n")[0] or kind
+        if kind in ("TemplateError", "ValueError"):  # raise_exception's, and transformers' own words
+            what = f"refuses the messages: {said}"
+        else:
+            what = f"does not work with them: {kind}: {said}"
+        system = any(message.get("role") == "system" for message in messages)
+        hint = "put the system message into the prompt" if system else "try --raw"
+        return UsageError(f"the chat template of {self.name} {what}", hint)
+
+    def _lost(
+        self, messages: list[Message], arguments: dict[str, Any], continue_final: bool, sign: str
+    ) -> str | None:
+        """Whose message is not in the rendering, found with a sign behind each; None: nothing is."""
+        signed = [_with_text(message, f"{sign}{at}{sign}") for at, message in enumerate(messages)]
+        try:
+            rendered = self._render(signed, arguments, continue_final)
+        except UsageError:  # it reads something out of the texts, so they are not dropped
+            return None
+        for at, message in enumerate(messages):
+            if _text_of(message).strip() and f"{sign}{at}{sign}" not in rendered:
+                return str(message["role"])
+        return None
+
+
+class Marks:
+    """Signs around the names of control tokens in texts, so that they stay text when it is tokenised."""
+
+    def __init__(self, chat: Chat, texts: Any) -> None:
+        """Raises UsageError where the texts are none. The signs are characters that no text has."""
+        self._chat, self._tokenizer = chat, chat.tokenizer
+        every = [text for text, _ in self._texts(texts, chat.special)]
+        _check(every)
+        free = (chr(code) for code in PRIVATE if not any(chr(code) in text for text in every))
+        self._start, self._end, self.sign = islice(free, 3)
+
+    def found_in(self, value: Any) -> Counter[str]:
+        """How often each control token's name stands in the texts."""
+        found = Counter[str]()
+        for text, pattern in self._texts(value, self._pattern):
+            found.update(pattern.findall(text))
+        return found
+
+    def around(self, value: Any, pattern: re.Pattern[str] | None = None) -> Any:
+        """The same texts, with signs around every name."""
+        pattern = pattern or self._pattern
+        if isinstance(value, str):
+            return pattern.sub(f"{self._start}\\g<0>{self._end}", value)
+        if isinstance(value, dict):
+            pattern = self._pattern_of(value, pattern)
+            return {key: one if key == "role" else self.around(one, pattern) for key, one in value.items()}
+        return [self.around(one, pattern) for one in value] if isinstance(value, list) else value
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text in which signs may be; nothing is put in front of it or behind."""
+        names = self._chat.control.pattern
+        signs = re.compile(f"{self._start}({names}){self._end}|[{self._start}{self._end}]")
+        first, *rest = signs.split(text)
+        ids = self._ids(first)
+        for at, piece in enumerate(rest):
+            if piece:
+                ids += self._as_text(piece) if at % 2 == 0 else self._after(piece)
+        return ids
+
+    @property
+    def _pattern(self) -> re.Pattern[str]:
+        return self._chat.control
+
+    def _pattern_of(self, value: Any, otherwise: re.Pattern[str]) -> re.Pattern[str]:
+        """What the model wrote may hold `<think>` as the token that it was; special ones are never shown."""
+        return self._chat.special if value.get("role") == "assistant" else otherwise
+
+    def _texts(self, value: Any, pattern: re.Pattern[str]) -> Iterator[tuple[str, re.Pattern[str]]]:
+        if isinstance(value, str):
+            yield value, pattern
+        elif isinstance(value, dict):
+            pattern = self._pattern_of(value, pattern)
+            for key, one in value.items():
+                if key != "role":
+                    yield from self._texts(one, pattern)
+        elif isinstance(value, list):
+            for one in value:
+                yield from self._texts(one, pattern)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _after(self, piece: str) -> list[int]:
+        """Ids of a piece from the middle: behind a line end no tokenizer puts a space of its own in front."""
+        line_end, ids = self._ids("\n"), self._ids(f"\n{piece}")
+        return ids[len(line_end) :] if ids[: len(line_end)] == line_end else self._ids(piece)
+
+    def _as_text(self, name: str) -> list[int]:
+        """Ids of a control token's name, which are not the token."""
+        token = self._tokenizer.convert_tokens_to_ids(name)
+        for pieces in ([name], list(name)):
+            ids = [number for piece in pieces for number in self._without_added(piece)]
+            if token not in ids:
+                return ids
+        raise UsageError(
+            f"{name} in the prompt cannot be text: the tokenizer knows it as a token alone",
+            "--allow-control-tokens takes it as such",
+        )
+
+    def _without_added(self, text: str) -> list[int]:
+        """Ids as if the tokenizer had no added tokens."""
+        backend = self._tokenizer.backend_tokenizer
+        if backend.normalizer is not None:
+            line_end = backend.normalizer.normalize_str("\n")  # a space of its own would stand in front of it
+            text = backend.normalizer.normalize_str(f"\n{text}").removeprefix(line_end)
+        pieces = [text]
+        if backend.pre_tokenizer is not None:
+            pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+        return [token.id for piece in pieces for token in backend.model.tokenize(piece)]
+
+
+class Endless(Exception):
+    """A template took longer than any sensible one."""
+
+
+class EndlessTemplate(UsageError):
+    """The same, told."""
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Raises Endless after so many seconds of computing; only where signals are heard, in the main thread."""
+    if not hasattr(signal, "setitimer") or current_thread() is not main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise Endless
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def _notes(found: Counter[str], taken: bool) -> Iterator[str]:
+    if found:
+        count = found.total()
+        names = ", ".join([*list(found)[:SHOWN], *(["..."] if len(found) > SHOWN else [])])
+        how = "taken as such" if taken else "as mere text; --allow-control-tokens takes them as such"
+        yield f"the prompt holds {count:,} control token{'s' * (count > 1)} ({names}), {how}"
+
+
+def _any_of(names: Iterator[str]) -> re.Pattern[str]:
+    """Finds the longest name at a place. There may be thousands: what begins alike is looked at once."""
+    known = sorted({name for name in names if name.strip()})
+    return re.compile(_alternatives(known) if known else "(?!)")
+
+
+def _alternatives(names: list[str]) -> str:
+    """names: sorted"""
+    branches = []
+    for _, group in groupby([name for name in names if name], key=lambda name: name[0]):
+        alike = list(group)
+        shared = commonprefix(alike)  # noqa: RUF071  (of texts, not of paths)
+        branches.append(re.escape(shared) + _alternatives([name[len(shared) :] for name in alike]))
+    whole = f"(?:{'|'.join(branches)})" if branches else ""
+    return f"{whole}?" if whole and "" in names else whole
+
+
+def _check(texts: list[str]) -> None:
+    """Half a character has no bytes in UTF-8: what was typed were other bytes."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"the prompt is not UTF-8: {text[error.start]!r} at character {error.start}",
+                "give it in a file in UTF-8, with --prompt-file",
+            ) from error
+
+
+def _forms(messages: list[Message]) -> Iterator[tuple[list[Message], list[str]]]:
+    """The messages as they are; then for templates that know no developer, or want texts in parts."""
+    changed = ["the chat template takes no developer message: it goes in as the system's"]
+    renamed = [{**one, "role": "system"} if one["role"] == "developer" else one for one in messages]
+    forms = [(messages, list[str]()), *([(renamed, changed)] if renamed != messages else [])]
+    yield from forms
+    for form, note in forms:
+        yield [_in_parts(message) for message in form], note
+
+
+def _in_parts(message: Message, join: bool = False) -> Message:
+    """Its content as a list of one part, or the parts joined to one text."""
+    content = message.get("content")
+    if isinstance(content, list) and join:
+        content = "\n".join(part["text"] for part in content if isinstance(part, dict) and "text" in part)
+    elif isinstance(content, str) and not join:
+        content = [{"type": "text", "text": content}]
+    return {**message, "content": content} if content is not None else dict(message)
+
+
+def _text_of(message: Message) -> str:
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else str(content[0]["text"])
+
+
+def _with_text(message: Message, more: str) -> Message:
+    """The message with something behind its text."""
+    if "content" not in message:
+        return message
+    changed = {**message, "content": _text_of(message) + more}
+    return changed if isinstance(message["content"], str) else _in_parts(changed)

@@ -1,0 +1,140 @@
+"""A model's name in, its shape with random weights out: for speed and memory, which no weight changes.
+
+`random:llama-3.1-8b` is a model of that shape whose weights are drawn on the device, with a tokenizer of one
+token per byte. Nothing is downloaded and nothing but a small folder is written. The text is noise.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scope_cli.errors import ModelError
+from scope_cli.files import replace_file
+from scope_cli.names import did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+PREFIX = "random:"
+SPECIAL = ("<bos>", "<eos>", "<pad>")  # ids 256 to 258, after the bytes
+
+# As the models' own config.json files say, without what changes neither speed nor memory.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama-3.1-8b": {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128_256,
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500_000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "tie_word_embeddings": False,
+    },
+    "qwen3-8b": {
+        "model_type": "qwen3",
+        "hidden_size": 4096,
+        "intermediate_size": 12_288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151_936,
+        "max_position_embeddings": 40_960,
+        "rope_theta": 1_000_000.0,
+        "use_sliding_window": False,
+        "tie_word_embeddings": False,
+    },
+    "mistral-7b": {
+        "model_type": "mistral",
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 32_768,
+        "max_position_embeddings": 32_768,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1_000_000.0,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+    },
+    "gemma-3-12b": {
+        "model_type": "gemma3_text",
+        "hidden_size": 3840,
+        "intermediate_size": 15_360,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+        "vocab_size": 262_208,
+        "max_position_embeddings": 131_072,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 1024,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 8,
+        "rope_theta": 1_000_000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "rope_local_base_freq": 10_000.0,
+        "tie_word_embeddings": True,
+    },
+}
+COMMON = {"dtype": "bfloat16", "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
+
+
+def random_folder(name: str, models: Path) -> Path:
+    """The folder, below `models`, of the model called `random:...`: a configuration and a tokenizer."""
+    shape = name.removeprefix(PREFIX)
+    if shape not in CONFIGS:
+        raise ModelError(
+            f"there are no random weights for {shape!r}{did_you_mean(shape, CONFIGS)}",
+            f"known: {', '.join(CONFIGS)}",
+        )
+    folder = models / f"random-{shape}"
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / "config.json", json.dumps({**CONFIGS[shape], **COMMON}, indent=1, allow_nan=False))
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def byte_tokenizer() -> Any:
+    """One token per byte, id and byte the same, and SPECIAL after them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    plain = [chr(byte) for byte in (*range(33, 127), *range(161, 173), *range(174, 256))]
+    rest = [char for char in alphabet if char not in plain]  # in the order of the bytes that they stand for
+    others = [byte for byte in range(256) if chr(byte) not in plain]
+    ids = {char: ord(char) for char in plain} | dict(zip(rest, others, strict=True))
+    tokenizer = Tokenizer(models.BPE(ids, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    bos, eos, pad = SPECIAL
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad)
+
+
+def random_model(
+    config: "PreTrainedConfig", dtype: "torch.dtype", device: "torch.device", attention: str, seed: int = 0
+) -> "PreTrainedModel":
+    """The model with weights drawn on the device: normal, as its own initialisation has them."""
+    import torch
+
+    from scope_cli.models.lean import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )

@@ -1,0 +1,57 @@
+"""Bytes and seconds in, the share of the limit out; a loaded model in, what a step reads of it."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from scope_cli.engine import roofline
+from scope_cli.engine.roofline import bandwidth, share_of_limit, step_weight_bytes
+from scope_cli.models.packed import pack
+
+SIZES = {
+    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+def model(tied):
+    config = LlamaConfig(**SIZES, tie_word_embeddings=tied)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).requires_grad_(False)
+
+
+def test_reading_6_gb_at_10_gb_a_second_takes_060_s():
+    assert share_of_limit(1.2, 5 * 10**9, 10**9, 10e9) == pytest.approx(50)
+
+
+def test_of_an_embedding_that_nobody_shares_a_step_reads_one_row_a_lane():
+    plain = model(tied=False)
+    rotary = sum(buffer.nbytes for buffer in plain.buffers())
+    everything = sum(parameter.nbytes for parameter in plain.parameters()) + rotary
+    table = 128 * 64 * 4
+    assert step_weight_bytes(plain, lanes=3) == everything - table + 3 * 64 * 4
+
+
+def test_a_tied_table_is_read_once_as_lm_head():
+    plain = model(tied=True)
+    rotary = sum(buffer.nbytes for buffer in plain.buffers())
+    assert step_weight_bytes(plain) == sum(parameter.nbytes for parameter in plain.parameters()) + rotary
+
+
+def test_a_packed_model_reads_its_lm_head_and_a_row_of_its_table():
+    packed = model(tied=True)
+    pack(packed, 4)
+    tensors = [*packed.parameters(), *packed.buffers()]
+    table = 128 * 64 + 128 * 2 * 2  # codes and scales
+    assert step_weight_bytes(packed) == sum(t.nbytes for t in tensors) - table + 64 + 2 * 2
+
+
+def test_the_bandwidth_is_that_of_reading_a_buffer(monkeypatch):
+    monkeypatch.setattr(roofline, "PROBE_BYTES", 2**24)
+    found = bandwidth(torch.device("cpu"))
+    assert 1e8 < found < 1e13
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_copies_at_some_hundred_gigabytes_a_second():
+    assert bandwidth(torch.device("cuda", 0)) > 5e10

@@ -1,0 +1,119 @@
+"""Picks against plain oracles: what may be picked, how often, and how probable the model found it."""
+
+import pytest
+import torch
+
+from scope_cli.engine.sampling import Sampler
+from scope_cli.settings.profile import SamplingSettings
+
+LOGITS = torch.tensor([[2.0, 1.5, 1.0, 0.5, 0.0, -1.0, -3.0]])
+PROMPT = torch.tensor([[0, 1]])
+EOS = (0, 3)
+
+
+def sampler(prompt_tokens: int = 2, seed: int | None = None, **settings) -> Sampler:
+    return Sampler(SamplingSettings(**settings), prompt_tokens, EOS, "cpu", seed)
+
+
+def picks(of: Sampler, count: int, ids=PROMPT) -> list[int]:
+    return [int(of.pick(LOGITS, ids)[0]) for _ in range(count)]
+
+
+def filtered(temperature=1.0, top_k=None, top_p=1.0, min_p=0.0) -> list[float]:
+    """What to sample from, by the definitions: top_k, then top_p, then min_p of what is left."""
+
+    def probabilities(kept: list[int]) -> dict[int, float]:
+        weights = {i: 2.718281828459045 ** (LOGITS[0, i].item() / temperature) for i in kept}
+        return {i: weight / sum(weights.values()) for i, weight in weights.items()}
+
+    ranked = sorted(range(LOGITS.shape[1]), key=lambda i: -LOGITS[0, i])[:top_k]
+    kept, reached = [], 0.0
+    for i in ranked:
+        if reached < top_p:  # the one that crosses top_p is kept
+            kept.append(i)
+        reached += probabilities(ranked)[i]
+    best = max(probabilities(kept).values())
+    kept = [i for i in kept if probabilities(kept)[i] >= min_p * best]
+    return [probabilities(kept).get(i, 0.0) for i in range(LOGITS.shape[1])]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.7},
+        {"temperature": 1.0, "top_k": 3},
+        {"temperature": 1.0, "top_p": 0.8},
+        {"temperature": 1.0, "min_p": 0.3},
+        {"temperature": 1.5, "top_k": 5, "top_p": 0.85, "min_p": 0.45},
+    ],
+    ids=str,
+)
+def test_tokens_are_picked_as_often_as_the_filtered_distribution_says(settings):
+    count = 4000
+    seen = torch.tensor(picks(sampler(**settings), count)).bincount(minlength=LOGITS.shape[1]) / count
+    expected = torch.tensor(filtered(**settings))
+    assert (seen > 0).tolist() == (expected > 0).tolist()
+    torch.testing.assert_close(seen, expected, atol=0.03, rtol=0)  # 4 standard deviations
+
+
+def test_the_same_seed_picks_the_same_tokens_and_another_seed_others():
+    first = picks(sampler(temperature=1.0, seed=5), 50)
+    assert picks(sampler(temperature=1.0, seed=5), 50) == first
+    assert picks(sampler(temperature=1.0, seed=6), 50) != first
+
+
+def test_a_lane_without_a_seed_of_its_own_takes_the_settings_seed():
+    settings = SamplingSettings(temperature=1.0, seed=5)
+    assert picks(Sampler(settings, 2, EOS, "cpu"), 50) == picks(sampler(temperature=1.0, seed=5), 50)
+
+
+def test_other_lanes_and_the_global_seed_change_no_pick():
+    alone = picks(sampler(temperature=1.0), 20)
+    lane, neighbour = sampler(temperature=1.0), sampler(temperature=1.0, seed=9)
+    beside = []
+    for _ in range(20):
+        torch.manual_seed(0)
+        picks(neighbour, 1)
+        beside += picks(lane, 1)
+    assert beside == alone
+
+
+def test_temperature_zero_picks_the_most_probable_token_always():
+    assert picks(sampler(temperature=0, top_k=5, top_p=0.5), 10) == [0] * 10
+
+
+def test_the_repetition_penalty_leaves_the_prompt_alone():
+    greedy = sampler(repetition_penalty=4.0)
+    assert picks(greedy, 1, ids=torch.tensor([[0, 1]])) == [0]  # written in the prompt only
+    assert picks(greedy, 1, ids=torch.tensor([[0, 1, 0]])) == [1]  # 2.0 / 4 is below 1.5
+    assert picks(greedy, 1, ids=torch.tensor([[0, 1, 0, 1]])) == [2]
+
+
+def test_min_new_tokens_keeps_every_eos_away_until_then():
+    lane = sampler(min_new_tokens=2)
+    written = [torch.tensor([[0, 1] + [4] * n]) for n in range(3)]
+    assert [picks(lane, 1, ids=ids)[0] for ids in written] == [1, 1, 0]
+    hot = sampler(min_new_tokens=2, temperature=2.0)
+    assert set(picks(hot, 300)).isdisjoint(EOS)
+
+
+def test_ignore_eos_never_picks_one():
+    long_after = torch.tensor([[0, 1] + [4] * 50])
+    assert set(picks(sampler(ignore_eos=True, temperature=2.0), 300, ids=long_after)).isdisjoint(EOS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_logprob_is_the_models_own_whatever_was_filtered(dtype):
+    logits = LOGITS.to(dtype)
+    lane = sampler(temperature=0.5, top_k=2, repetition_penalty=1.3, ignore_eos=True)
+    token_id, logprob = lane.pick(logits, torch.tensor([[0, 1, 2]]))
+    assert (token_id.shape, logprob.shape, logprob.dtype) == ((1,), (1,), torch.float32)
+    torch.testing.assert_close(logprob, torch.log_softmax(logits.float(), -1)[0, token_id])
+
+
+def test_picking_leaves_the_logits_as_they_were():
+    logits = LOGITS.clone()
+    lane = sampler(temperature=0.5, top_k=2, top_p=0.9, min_p=0.1, repetition_penalty=2.0, ignore_eos=True)
+    lane.pick(logits, torch.tensor([[0, 1, 2]]))
+    assert torch.equal(logits, LOGITS)

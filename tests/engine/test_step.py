@@ -1,0 +1,289 @@
+"""The compiled step gives what the plain one gives, is compiled once; a failed compilation costs no text."""
+
+import os
+from dataclasses import replace
+from itertools import chain
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from scope_cli.engine import step
+from scope_cli.engine.plan import together
+from scope_cli.engine.run import Job, generate
+from scope_cli.engine.step import FEW, EagerStep, GraphStep, compiles
+from scope_cli.events import Token
+from scope_cli.machine.memory import PeakMeter
+from scope_cli.models.attention import attention_of, decoder_layers
+from tests.engine.test_lanes import SCORERS, models, named, settings_of, work_of  # noqa: F401  some are fixtures
+
+LANES = 2
+
+
+def job_of(loaded, chosen, works, compiled, told=None, lanes=LANES):
+    shape = together([work.plan for work in works], lanes)
+    meter = PeakMeter(loaded.device).start()
+    tell = (lambda line: None) if told is None else told.append
+    return Job(loaded, chosen.profile, shape, meter, compiled, tell)
+
+
+def texts_of(job, works, watch=lambda: None):
+    texts = {}
+    for event in job.run(works):
+        if isinstance(event, Token):
+            texts.setdefault(event.prompt, []).append((event.token_id, event.logprob))
+            watch()
+    job.peak.close()
+    return texts
+
+
+@pytest.mark.parametrize(("family", "interval"), [("llama", 2), ("gemma3", 2), ("llama", 1), ("llama", 8)])
+def test_compiled_and_plain_agree_over_hundreds_of_steps_and_it_is_compiled_once(
+    models,  # noqa: F811
+    family,
+    interval,
+):
+    loaded = models[family]
+    chosen = settings_of(
+        **{"sampling.temperature": 0.0, "sampling.max_new_tokens": 300, "decode.interval": interval}
+    )
+    works = [work_of(loaded, chosen, seed, 20 + 5 * seed, 300, temperature=0.0) for seed in range(3)]
+    plain = texts_of(job_of(loaded, chosen, works, compiled=False), works)
+    told, graphs = [], []
+    job = job_of(loaded, chosen, works, True, told)
+    compiled = texts_of(job, works, lambda: graphs.append(counters["stats"]["unique_graphs"]))
+    reading = job.cache.reading()
+    assert reading.evictions > 250 / interval and reading.evicted_tokens > 500
+    for number, text in plain.items():
+        for (token, logprob), (other, other_logprob) in zip(text, compiled[number], strict=True):
+            assert abs(logprob - other_logprob) < 1e-3
+            assert token == other
+    assert not told, "not compiled at all"
+    assert graphs[100] == graphs[-1] > 0, "recompiled on the way"
+    evictions = [] if interval > FEW else [job.cache.forget._shortcuts]
+    for layer in chain(
+        *(known for own in [job.step._shortcuts, *evictions] for known in own._known.values())
+    ):
+        assert "without_dynamo" in layer.__qualname__, "a layer goes through dynamo after the first two steps"
+    assert step._graph_calls is None, "a note keeps a cache alive"
+    again = texts_of(job_of(loaded, chosen, works, compiled=True), works)  # another cache, other buffers
+    assert again == compiled, "another cache gives other bits"
+    assert counters["stats"]["unique_graphs"] == graphs[-1], "another cache was compiled anew"
+
+
+def test_only_a_layer_that_is_its_graph_is_called_without_dynamo():
+    weight, hidden = torch.ones(2), torch.zeros(2)
+    place = (0, 0, None)  # the layer's first argument
+
+    def graph(left, right):
+        return (left + right,)
+
+    noted = step.GraphCall(graph, [weight, None], {1: place}, is_all=True)
+    assert step.without_dynamo(noted, replace(noted))(hidden).tolist() == [1, 1]
+    assert step.without_dynamo(noted, replace(noted))(hidden + 1).tolist() == [2, 2]
+    for other in (
+        replace(noted, inputs=[torch.ones(2), None]),  # a tensor that is another one in every step
+        replace(noted, told={0: place}),
+        replace(noted, graph=lambda left, right: graph(left, right)),
+        replace(noted, is_all=False),  # it returns more than its graph does, or something else
+    ):
+        assert step.without_dynamo(noted, other) is None
+
+
+@pytest.mark.parametrize(
+    ("family", "scorer", "budget", "interval"),
+    [
+        *(("llama", scorer, 11 + number % 2, 1) for number, scorer in enumerate(SCORERS)),
+        ("gemma3", "knorm", 12, 5),
+        ("llama-mqa", "attention", 13, 5),
+    ],
+)
+def test_a_compiled_lane_is_bit_for_bit_the_same_with_other_neighbours(
+    models,  # noqa: F811
+    named,  # noqa: F811
+    family,
+    scorer,
+    budget,
+    interval,
+):
+    loaded = models[family]
+    chosen = settings_of(
+        **{
+            "decode.interval": interval,
+            "decode.budget": budget,
+            "decode.scorer": named(scorer, loaded.geometry),
+        }
+    )
+    works = [work_of(loaded, chosen, seed, 10 + 7 * seed, 30) for seed in range(4)]
+    texts = texts_of(job_of(loaded, chosen, works, compiled=True), works)
+    order = [3, 1, 0, 2]
+    shuffled = texts_of(job_of(loaded, chosen, works, compiled=True), [works[number] for number in order])
+    assert {number: shuffled[place] for place, number in enumerate(order)} == texts
+
+
+COMPRESSED = {"prefill.method": "snapkv", "prefill.budget": 30, "prefill.window": 4}
+OWN_SIZE = {**COMPRESSED, "prefill.wrap": [{"name": "adakv"}]}  # each prompt has layers of its own
+
+
+@pytest.mark.parametrize("prompts", [(90, 70), (90, 25, 80), (25, 90)], ids=str)
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("llama", OWN_SIZE),
+        ("gemma3-scaled", COMPRESSED),
+        ("gemma3-scaled", OWN_SIZE),
+        ("llama", COMPRESSED | {"decode.weigh": "criticalkv"}),
+        ("gemma3-scaled", OWN_SIZE | {"decode.weigh": "criticalkv"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(key.split(".")[-1] for key in value),
+)
+def test_compressed_prompts_that_follow_one_another_are_each_written_as_alone_and_not_compiled(
+    models,  # noqa: F811
+    family,
+    more,
+    prompts,
+):
+    """Whatever a layer knows of its model, and whatever was compiled for it, is right for every prompt.
+
+    25 tokens are kept whole, the others are compressed in buffers beside the cache.
+    """
+    loaded = models[family]
+    chosen = settings_of(**more, **{"decode.interval": 1, "sampling.temperature": 0.0})
+    works = [
+        work_of(loaded, chosen, seed, tokens, 30, temperature=0.0) for seed, tokens in enumerate(prompts)
+    ]
+    shape = together([work.plan for work in works], 1)
+
+    def texts_in(compiled, *some):
+        job = Job(loaded, chosen.profile, shape, PeakMeter(loaded.device).start(), compiled)
+        texts = texts_of(job, some)
+        assert job.cache.audit().passed
+        return list(texts.values())
+
+    together_compiled = texts_in(True, *works)
+    for number, work in enumerate(works):
+        for (token, logprob), (other, other_logprob) in zip(
+            *texts_in(False, work), together_compiled[number], strict=True
+        ):
+            assert token == other and abs(logprob - other_logprob) < 1e-3
+
+
+def test_the_read_lengths_are_few_and_compiled_once_each(models):  # noqa: F811
+    loaded = models["llama"]
+    chosen = settings_of(**{"decode.strategy": "full"})
+    works = [work_of(loaded, chosen, 1, 10, 600)]
+    job = job_of(loaded, chosen, works, compiled=True, lanes=1)  # several read blocks of 512
+    lengths = set()
+    plain = texts_of(job_of(loaded, chosen, works, compiled=False, lanes=1), works)
+    compiled = texts_of(job, works, lambda: lengths.add(job.cache.layers[0].read_slots))
+    assert len(lengths) == 3 and max(lengths) == job.cache.layers[0].slots
+    assert [token for token, _ in compiled[0]] == [token for token, _ in plain[0]]
+
+
+@pytest.mark.parametrize("kind", ["AVX2", "AVX512", "NO AVX"])
+def test_compiled_code_is_kept_for_one_kind_of_cpu(monkeypatch, tmp_path, kind):
+    monkeypatch.setenv("SCOPE_CACHE", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: kind)
+    step.keep_compiled_code()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(
+        tmp_path / "compiled" / kind.lower().replace(" ", "-")
+    )
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+
+
+def test_a_failed_compilation_is_one_warning_and_the_right_text(models, monkeypatch):  # noqa: F811
+    loaded = models["llama"]
+    chosen = settings_of(**{"decode.interval": 1})
+    works = [work_of(loaded, chosen, seed, 10, 20) for seed in range(2)]
+    texts = texts_of(job_of(loaded, chosen, works, compiled=False), works)
+
+    def broken(*_, **__):
+        def call(*_, **__):
+            raise RuntimeError("no C++ compiler\nfound here")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    told = []
+    assert texts_of(job_of(loaded, chosen, works, True, told), works) == texts
+    assert told == ["warning: the step cannot be compiled, going on without: no C++ compiler"]
+
+
+def test_evictions_that_cannot_be_compiled_are_one_warning_and_the_right_text(models, monkeypatch):  # noqa: F811
+    """Some layers have evicted already when one of them fails."""
+    loaded = models["llama"]
+    chosen = settings_of(**{"decode.interval": 1, "decode.scorer": "knorm"})
+    works = [work_of(loaded, chosen, seed, 10, 20) for seed in range(2)]
+    texts = texts_of(job_of(loaded, chosen, works, compiled=True), works)
+    told = []
+    job = job_of(loaded, chosen, works, True, told)
+
+    def broken(*_):
+        raise RuntimeError("who knows")
+
+    job.cache.forget._shortcuts._compiled[1] = broken
+    again = texts_of(job, works)
+    assert told == ["warning: evictions cannot be compiled, going on without: who knows"]
+    assert {number: [token for token, _ in text] for number, text in again.items()} == {
+        number: [token for token, _ in text] for number, text in texts.items()
+    }
+    assert job.cache.audit().passed
+
+
+def test_auto_compiles_a_long_output_and_says_so(models):  # noqa: F811
+    cpu = torch.device("cpu")
+    assert [compiles("auto", cpu, steps, None) for steps in (999, 1000)] == [False, True]
+    assert compiles("on", cpu, 1, "int4") and not compiles("off", cpu, 10**6, None)
+    assert not compiles("auto", torch.device("mps"), 10**6, None)
+    assert not compiles("on", cpu, 10**6, "8bit") and compiles("on", torch.device("cuda"), 1, "8bit")
+    loaded = models["llama"]
+    chosen = settings_of(**{"sampling.max_new_tokens": 1000})
+    work = work_of(loaded, chosen, 1, 10, 1000)
+    started = next(generate(loaded, chosen.profile, [work]))
+    assert started.notes == ("compiling the decode step first: 1,000 steps are planned",)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("scorer", ["attention", "accumulated", "rkv", "random"])
+def test_a_step_in_which_nobody_writes_or_evicts_changes_nothing(models, family, scorer):  # noqa: F811
+    """What the warm-up of a CUDA graph relies on."""
+    loaded, chosen = models[family], settings_of(**{"decode.scorer": scorer})
+    works = [work_of(loaded, chosen, seed, 10, 40) for seed in range(2)]
+    job = job_of(loaded, chosen, works, compiled=False)
+    texts_of(job, works)
+    before = {name: tensor.clone() for name, tensor in job.cache.tensors().items()}
+    assert int(job.cache.running.sum()) == 0
+    with torch.no_grad():
+        job.step(torch.zeros(LANES, 1, dtype=torch.int64))
+        job.cache.forget(torch.zeros(5, LANES, 1, 1, dtype=torch.int64), 5)
+    for name, tensor in job.cache.tensors().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("interval", [1, 5])
+def test_captured_steps_and_evictions_give_the_plain_text(models, interval):  # noqa: F811
+    plain = models["llama"]
+    opened = replace(plain.opened, device=torch.device("cuda", 0))
+    loaded = replace(plain, model=plain.model.to("cuda"), opened=opened)
+    chosen = settings_of(**{"decode.interval": interval, "sampling.temperature": 0.0})
+    works = [work_of(loaded, chosen, seed, 10, 200, temperature=0.0) for seed in range(3)]
+    texts = []
+    for compiled in (False, True):
+        job = job_of(loaded, chosen, works, compiled)
+        assert isinstance(job.step, GraphStep if compiled else EagerStep)
+        texts.append({number: [token for token, _ in text] for number, text in texts_of(job, works).items()})
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3-scaled"])
+def test_layers_are_told_their_modules_scale_and_the_output_weight_where_it_counts(models, family):  # noqa: F811
+    loaded = models[family]
+    modules = [layer.self_attn for layer in decoder_layers(loaded.model)]
+    for weighs in (False, True):
+        told = attention_of(loaded.model, loaded.geometry, weighs)
+        assert list(told) == list(range(len(loaded.geometry.layers))) == [one.layer_idx for one in modules]
+        for index, module in enumerate(modules):
+            assert told[index].scale == module.scaling
+            assert told[index].output_weight is (module.o_proj.weight if weighs else None)

@@ -1,0 +1,118 @@
+"""Plots in a terminal and in files, of results made up here."""
+
+import json
+from dataclasses import replace
+from datetime import datetime
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from scope_cli.measure.profiling import pages, plots, terminal
+from scope_cli.measure.profiling.report import result_table
+from scope_cli.measure.profiling.result import (
+    KV,
+    UNWRITTEN,
+    MemoryMap,
+    Peaks,
+    Result,
+    Series,
+    Speed,
+    Time,
+    Transfer,
+    as_json,
+    from_dict,
+    packed,
+)
+
+MIB = 2**20
+
+
+def made_up(label="slide 128", evictions=5, runs_out=50):
+    """Six positions of prompt and four of output in two layers, at two times."""
+    values = np.full((2, 2, 5), 100, dtype=np.uint8)
+    values[0, :, 4] = UNWRITTEN
+    values[1, 1, 3] = 0
+    n = list(range(1, 101))
+    plan = {
+        "weight_bytes": 500 * MIB, "cache_bytes": 8 * MIB, "held_peak_bytes": 7 * MIB,
+        "held_mean_bytes": 6 * MIB,
+        "held_end_bytes": 7 * MIB, "prefill_peak_bytes": 10 * MIB, "decode_peak_bytes": 9 * MIB,
+        "free_bytes": 20 * MIB, "full_runs_out_at": runs_out, "room_for_output": 1000,
+    }  # fmt: skip
+    return Result(
+        label=label, policy="slide, budget 128", prompt_tokens=6, output_tokens=100,
+        model={"name": "tiny", "dtype": "float32", "device": "cpu"}, machine={}, versions={}, profile={},
+        plan=plan,
+        peaks=Peaks(900 * MIB, 10 * MIB, 9 * MIB, "made up"),
+        kv=KV(8 * MIB, MIB, 7 * MIB, 6.0 * MIB, 7 * MIB, 12 * MIB, 9.0 * MIB),
+        transfer=Transfer(1e9, 0.0, 1e8, 0, evictions, 50),
+        speed=Speed(300.0, 10.0, n[1:], [10.0 + i % 3 for i in n[1:]]),
+        time=Time(1.0, 9.0, 2.0, 1.0, 6.0, "made up"),
+        series=Series(n, [min(i, 60) * MIB // 8 for i in n], [i * MIB // 8 for i in n]),
+        map=MemoryMap([1, 100], [0, 3], [0, 3, 6, 7, 8, 10], 6, packed(values)),
+    )  # fmt: skip
+
+
+def test_a_result_survives_json():
+    one = made_up()
+    (tree,) = json.loads(as_json([one]))["results"]
+    assert from_dict(tree) == one
+    assert (from_dict(tree).map.values()[1, 1] == [100, 100, 100, 0, 100]).all()
+
+
+def test_errors_are_measured_against_planned_in_percent():
+    one = replace(made_up(), peaks=Peaks(0, 11 * MIB, 9 * MIB, ""))
+    assert one.errors()["prefill_peak"] == pytest.approx(10)
+    assert one.errors()["decode_peak"] == one.errors()["kv_allocated"] == 0
+
+
+def texts_of(figure):
+    found = [text.get_text() for axes in figure.axes for text in axes.texts]
+    for axes in figure.axes:
+        found += [axes.get_title("left"), axes.get_title(), axes.get_xlabel(), axes.get_ylabel()]
+    return found
+
+
+def test_every_axis_has_a_label_and_the_end_of_memory_is_marked():
+    figure = plots.draw([made_up(), made_up("full", evictions=0)], "tiny")
+    texts = texts_of(figure)
+    for text in ("memory ends here", "MiB", "tokens/s", "output tokens", "Where the time went", "layer"):
+        assert text in texts
+    assert sum("Memory map" in text for text in texts) == 1, "of the one that forgot something"
+
+
+def test_memory_that_lasts_longer_than_the_run_is_said_in_words():
+    texts = texts_of(plots.draw([made_up(runs_out=5000)], "tiny"))
+    assert "a full cache fills 20.00 MiB after 5,000 output tokens,\nbeyond the model's context" in texts
+    assert "memory ends here" not in texts
+
+
+def test_lines_are_told_apart_without_colour():
+    figure = plots.draw([made_up(f"p{'abcd'[i]}") for i in range(4)], "tiny")
+    lines = [line for line in figure.axes[0].lines if line.get_label().startswith("p")]
+    assert len({str(line._unscaled_dash_pattern) for line in lines}) == 4
+
+
+@pytest.mark.parametrize("kind", pages.FORMATS)
+def test_the_same_result_is_the_same_file(tmp_path, monkeypatch, kind):
+    clock = datetime(2026, 1, 2, 3, 4, 5)
+    monkeypatch.setattr(pages, "datetime", SimpleNamespace(now=lambda: clock))  # a page says when it was made
+    for name in ("a", "b"):
+        pages.Page.of_results([made_up()]).write(tmp_path / f"{name}.{kind}")
+    assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+
+
+def test_a_terminal_shows_the_same_in_characters():
+    cache, speed, what = (part.plain for part in terminal.draw([made_up()], 70))
+    assert "Keys and values held, MiB" in cache and "●" in cache and "·" in cache and "slide 128" in cache
+    assert "Speed of the uncompiled step, tokens/s" in speed and "100" in speed
+    rows = [line for line in what.splitlines() if "│" in line]
+    assert rows[0].endswith("█") and len(rows[0]) < len(rows[1]), "what is not written yet is empty"
+    assert "▒" in rows[-1], "half of the layers have forgotten position 7"
+    assert all(len(line) <= 70 for line in what.splitlines()[1:])
+
+
+def test_a_label_is_text_and_not_markup():
+    assert "[bold]odd" in result_table([made_up("[bold]odd")])
+    assert "&lt;b&gt;" in pages.Page.of_results([made_up("<b>")]).html("<svg></svg>")

@@ -1,0 +1,28 @@
+"""The embedded model: the plan's peaks are within 5% of what is measured."""
+
+import pytest
+
+from scope_cli.measure.profiling.runner import run_job
+from scope_cli.measure.profiling.worker import Job
+from scope_cli.settings.profile import load_profile
+
+pytestmark = pytest.mark.real_model
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "keys"),
+    [
+        (200, {"decode.strategy": "slide", "model.load_in": None}),
+        (600, {"decode.strategy": "adaptive", "prefill.method": "snapkv", "prefill.budget": "50%"}),
+    ],
+)
+def test_peaks_are_as_planned(prompt_tokens, keys):
+    sizes = {"decode.budget": 64, "decode.recent": 16, "sampling.max_new_tokens": 90}
+    settings = load_profile("default", {**sizes, "sampling.ignore_eos": True, **keys})
+    typed = sorted(settings.typed)
+    job = Job("x", settings.profile.as_dict(), settings.source, typed, None, prompt_tokens, offline=True)
+    result = run_job(job, lambda *_: None)
+    errors = result.errors()
+    assert result.transfer.evictions > 0 and result.audit == []
+    assert {errors[key] for key in errors if key.startswith("kv_")} == {0.0}
+    assert abs(errors["prefill_peak"]) < 5 and abs(errors["decode_peak"]) < 5

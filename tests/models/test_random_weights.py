@@ -1,0 +1,62 @@
+"""Models of a known shape with random weights: the sizes are those of the models themselves."""
+
+import pytest
+import torch
+
+from scope_cli.errors import ModelError
+from scope_cli.models.model import open_model
+from scope_cli.models.random_weights import byte_tokenizer
+from scope_cli.settings.profile import load_profile
+
+# Parameters counted by hand from the shapes; bytes of one token in all layers, in bfloat16.
+SIZES = {
+    # embedding and lm_head + layers * (q, o + k, v + gate, up, down + norms) + norm
+    "llama-3.1-8b": (
+        2 * 128_256 * 4096 + 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14_336 + 2 * 4096) + 4096,
+        32 * 2 * 8 * 128 * 2,
+    ),
+    "qwen3-8b": (
+        2 * 151_936 * 4096
+        + 36 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 12_288 + 2 * 4096 + 2 * 128)
+        + 4096,
+        36 * 2 * 8 * 128 * 2,
+    ),
+    "mistral-7b": (
+        2 * 32_768 * 4096 + 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14_336 + 2 * 4096) + 4096,
+        32 * 2 * 8 * 128 * 2,
+    ),
+    "gemma-3-12b": (
+        262_208 * 3840
+        + 48 * (2 * 3840 * 4096 + 2 * 3840 * 2048 + 3 * 3840 * 15_360 + 4 * 3840 + 2 * 256)
+        + 3840,
+        48 * 2 * 8 * 256 * 2,
+    ),
+}
+
+
+def opened(name):
+    settings = load_profile("full", {"model.name": name, "model.device": "cpu", "model.dtype": "bfloat16"})
+    return open_model(settings.profile.model)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_sizes_are_those_of_the_model(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCOPE_CACHE", str(tmp_path))
+    parameters, token_bytes = SIZES[name]
+    model = opened(f"random:{name}")
+    assert model.weight_bytes == 2 * parameters
+    assert model.geometry.token_bytes(2) == token_bytes
+    assert sum(torch.Size(shape).numel() for shape in model.weight_shapes().values()) == parameters
+    windows = [layer.window for layer in model.geometry.layers if layer.kind == "window"]
+    assert windows == ([1024] * 40 if name == "gemma-3-12b" else [])
+
+
+def test_a_shape_that_is_not_known_names_those_that_are():
+    with pytest.raises(ModelError, match=r"did you mean llama-3\.1-8b"):
+        opened("random:llama-3.1-8")
+
+
+def test_a_token_is_a_byte():
+    tokenizer, text = byte_tokenizer(), "Grüße, 世界!\n\x00"
+    ids = tokenizer(text)["input_ids"]
+    assert ids == list(text.encode()) and tokenizer.decode(ids) == text
