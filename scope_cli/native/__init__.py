@@ -1,0 +1,1 @@
+"""Packed weights, and the native code that multiplies with them."""

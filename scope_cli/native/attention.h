@@ -1,0 +1,50 @@
+// One query of each head over the slots of one layer.
+//
+// The slots of a KV head are cut into pieces of 256, which any thread may take. A piece leaves, for each query of
+// the group, the largest logit, the sum of weights and the weighted sum of values; the pieces are merged in the order
+// of the slots. So what comes out depends on no thread, on no other lane, and not on how many free slots are read.
+#pragma once
+#include "slots.h"
+
+namespace scope {
+
+constexpr int PIECE = 256;  // slots
+constexpr int TILE = 32;    // of them that are looked at together; free tiles are not read
+
+// Head dimensions are padded to whole vectors of 16 floats, with zeros.
+inline int padded(int head_dim) { return (head_dim + 15) / 16 * 16; }
+inline int pieces_of(const scope_slots& layer) { return (layer.used + PIECE - 1) / PIECE; }
+
+// What a piece leaves, in floats, for each query: largest logit, sum of weights, weighted sum of values.
+inline int part_floats(const scope_slots& layer) { return 2 + padded(layer.head_dim); }
+
+// What a thread needs to work on a piece, in floats.
+inline int scratch_floats(const scope_slots& layer) { return TILE * (padded(layer.head_dim) + layer.group + 2); }
+
+struct Query {
+    const float* rows;  // [group, padded(head_dim)], rotated and scaled
+    float cap;          // logits are capped to it by tanh; 0: not
+    float* logits;      // [group, slots], written where somebody asks for probabilities; else null
+};
+
+struct Attention {
+    // One piece of a head, `head` counted over lanes and KV heads; parts: [group, part_floats]
+    void (*piece)(const scope_slots& layer, long head, int piece, const Query& query, float* parts, float* scratch);
+    // All pieces of a head; parts: [pieces, group, part_floats]; sinks: [group] or null; out: [group, head_dim];
+    // logits: [group, slots] or null, made probabilities
+    void (*merge)(const scope_slots& layer, const float* parts, const float* sinks, float* out, float* logits);
+};
+
+extern const Attention attention_plain, attention_avx2, attention_avx512;
+const Attention& attention();  // with the instructions in use
+
+}  // namespace scope
+
+extern "C" {
+
+// softmax(scale * query . keys) . values of every lane and head.
+// query, out: [lanes, kv_heads, group, head_dim]; sinks: [kv_heads * group] or null;
+// probabilities: [lanes, kv_heads, group, slots] or null
+void scope_attend(const scope_slots* layer, int lanes, const float* query, float scale, float cap, const float* sinks,
+                  float* probabilities, float* out, int threads);
+}

@@ -1,0 +1,232 @@
+// Attention over lanes.h: included once for each width of register.
+#include <cstddef>
+
+#include "attention.h"
+#include "lanes.h"
+
+namespace scope {
+namespace SCOPE_LANES {
+namespace {
+
+const float FREE = -std::numeric_limits<float>::infinity();
+
+inline void fetch(const void* at) { __builtin_prefetch(at); }
+
+// A row of `head_dim` numbers of any kind to floats, and zeros up to a whole vector.
+inline void widen(const float* row, float* out, int head_dim) {
+    for (int i = 0; i < head_dim; i += WIDTH) store(out + i, load_some(row + i, head_dim - i));
+}
+
+template <class Code>
+inline void widen(const Code* row, float* out, int head_dim) {
+    int i = 0;
+    for (; i + WIDTH <= head_dim; i += WIDTH) store(out + i, load(row + i));
+    if (i < head_dim) {
+        Code rest[WIDTH] = {};
+        memcpy(rest, row + i, (size_t)(head_dim - i) * sizeof(Code));
+        store(out + i, load(rest));
+    }
+}
+
+inline void widen_halves(const uint8_t* row, const uint16_t* groups, float* out, int head_dim) {
+    const int half = head_dim / 2, count = head_dim / 32;
+    for (int i = 0; i < half; i += WIDTH) {
+        V low, high;
+        load_halves(row + i, low, high);
+        const int a = i / 32, b = (i + half) / 32;
+        store(out + i, fma(low, all(float_of_half(groups[a])), all(float_of_half(groups[count + a]))));
+        store(out + i + half, fma(high, all(float_of_half(groups[b])), all(float_of_half(groups[count + b]))));
+    }
+}
+
+// `count` rows from slot `at` on (counted over all lanes and heads) as floats: [TILE, padded head_dim], in `tile`, or
+// where they lie already. Codes of 8 bits come without their scales.
+inline const float* rows_of(const void* stored, int format, const uint16_t* groups, size_t at, int count,
+                                   int head_dim, float* tile) {
+    const int wide = padded(head_dim);
+    if (format == SCOPE_FLOAT32) {
+        const float* rows = (const float*)stored + at * head_dim;
+        if (count == TILE && wide == head_dim) return rows;
+        for (int s = 0; s < count; s++) widen(rows + (size_t)s * head_dim, tile + s * wide, head_dim);
+    } else if (format == SCOPE_BFLOAT16) {
+        const uint16_t* rows = (const uint16_t*)stored + at * head_dim;
+        for (int s = 0; s < count; s++) {
+            fetch(rows + (size_t)(s + TILE) * head_dim);
+            widen(rows + (size_t)s * head_dim, tile + s * wide, head_dim);
+        }
+    } else if (format == SCOPE_INT8) {
+        const int8_t* rows = (const int8_t*)stored + at * head_dim;
+        for (int s = 0; s < count; s++) {
+            fetch(rows + (size_t)(s + TILE) * head_dim);
+            widen(rows + (size_t)s * head_dim, tile + s * wide, head_dim);
+        }
+    } else {
+        const uint8_t* rows = (const uint8_t*)stored + at * (head_dim / 2);
+        groups += at * 2 * (head_dim / 32);
+        for (int s = 0; s < count; s++, groups += 2 * (head_dim / 32)) {
+            fetch(rows + (size_t)(s + TILE) * (head_dim / 2));
+            widen_halves(rows + (size_t)s * (head_dim / 2), groups, tile + s * wide, head_dim);
+        }
+    }
+    memset(tile + count * wide, 0, (size_t)(TILE - count) * wide * sizeof(float));
+    return tile;
+}
+
+// Products of Q queries with the keys of a tile: [Q, TILE].
+template <int Q>
+inline void multiply_keys(const float* query, const float* keys, int wide, float* out) {
+    for (int s = 0; s < TILE; s += SUMS) {
+        V total[Q][SUMS];
+        for (int q = 0; q < Q; q++)
+            for (int b = 0; b < SUMS; b++) total[q][b] = zero();
+        for (int i = 0; i < wide; i += WIDTH) {
+            V asked[Q];
+            for (int q = 0; q < Q; q++) asked[q] = load(query + q * wide + i);
+            for (int b = 0; b < SUMS; b++) {
+                V key = load(keys + (s + b) * wide + i);
+                for (int q = 0; q < Q; q++) total[q][b] = fma(key, asked[q], total[q][b]);
+            }
+        }
+        for (int q = 0; q < Q; q++) sums(total[q], out + q * TILE + s);
+    }
+}
+
+// Adds the values of a tile, weighted, to Q sums, `stride` floats apart: C vectors of each at a time.
+template <int Q, int C>
+inline void add_values(const float* weights, const float* values, int wide, float* sums, int stride) {
+    V total[Q][C];
+    for (int q = 0; q < Q; q++)
+        for (int c = 0; c < C; c++) total[q][c] = load(sums + q * stride + c * WIDTH);
+    for (int s = 0; s < TILE; s++) {
+        V weight[Q];
+        for (int q = 0; q < Q; q++) weight[q] = all(weights[q * TILE + s]);
+        for (int c = 0; c < C; c++) {
+            V value = load(values + s * wide + c * WIDTH);
+            for (int q = 0; q < Q; q++) total[q][c] = fma(value, weight[q], total[q][c]);
+        }
+    }
+    for (int q = 0; q < Q; q++)
+        for (int c = 0; c < C; c++) store(sums + q * stride + c * WIDTH, total[q][c]);
+}
+
+template <int Q>
+inline void add_values(const float* weights, const float* values, int wide, float* sums, int stride) {
+    int i = 0;
+    for (; i + CHUNKS * WIDTH <= wide; i += CHUNKS * WIDTH)
+        add_values<Q, CHUNKS>(weights, values + i, wide, sums + i, stride);
+    for (; i < wide; i += WIDTH) add_values<Q, 1>(weights, values + i, wide, sums + i, stride);
+}
+
+// Logits to weights, in place, after the sums so far were brought to the new largest logit. part: max, sum, values.
+inline void soften(float* logits, float* part, int wide) {
+    V largest = load(logits);
+    for (int s = WIDTH; s < TILE; s += WIDTH) largest = most(largest, load(logits + s));
+    const float now = top(largest);
+    if (!(now <= part[0])) {
+        const V shrink = exp(all(part[0] - now));
+        part[0] = now;
+        part[1] *= first(shrink);
+        for (int i = 0; i < wide; i += WIDTH) store(part + 2 + i, mul(load(part + 2 + i), shrink));
+    }
+    V total = zero();
+    for (int s = 0; s < TILE; s += WIDTH) {
+        V weight = exp(sub(load(logits + s), all(part[0])));
+        store(logits + s, weight);
+        total = add(total, weight);
+    }
+    part[1] += sum(total);
+}
+
+// The scales of a tile's 8-bit codes, multiplied into rows of [queries, TILE].
+inline void scale(float* rows, int queries, const uint16_t* scales, int count) {
+    float wide[TILE] = {};
+    for (int s = 0; s < count; s++) wide[s] = float_of_half(scales[s]);
+    for (int q = 0; q < queries; q++)
+        for (int s = 0; s < TILE; s += WIDTH)
+            store(rows + q * TILE + s, mul(load(rows + q * TILE + s), load(wide + s)));
+}
+
+void piece(const scope_slots& layer, long head, int piece, const Query& query, float* parts, float* scratch) {
+    const int head_dim = layer.head_dim, wide = padded(head_dim), group = layer.group, stride = 2 + wide;
+    float *tile = scratch, *weights = tile + TILE * wide, *bias = weights + TILE * group;
+    for (int q = 0; q < group; q++) {
+        memset(parts + q * stride, 0, (size_t)stride * sizeof(float));
+        parts[q * stride] = FREE;
+    }
+    const int begin = piece * PIECE, end = begin + PIECE < layer.used ? begin + PIECE : layer.used;
+    for (int slot = begin; slot < end; slot += TILE) {
+        const int count = end - slot < TILE ? end - slot : TILE;
+        const size_t at = (size_t)head * layer.slots + slot;
+        bool any = false;
+        for (int s = 0; s < TILE; s++) {
+            const bool held = s < count && layer.positions[at + s] >= 0;
+            bias[s] = held ? 0.0f : FREE;
+            any |= held;
+        }
+        if (any) {
+            const float* keys = rows_of(layer.keys, layer.key_format, layer.key_scales, at, count, head_dim, tile);
+            int q = 0;
+            for (; q + QUERIES <= group; q += QUERIES)
+                multiply_keys<QUERIES>(query.rows + q * wide, keys, wide, weights + q * TILE);
+            for (; q < group; q++) multiply_keys<1>(query.rows + q * wide, keys, wide, weights + q * TILE);
+            if (layer.key_format == SCOPE_INT8) scale(weights, group, layer.key_scales + at, count);
+            for (q = 0; q < group; q++)
+                for (int s = 0; s < TILE; s += WIDTH) {
+                    V logit = load(weights + q * TILE + s);
+                    if (query.cap > 0) logit = mul(tanh(divide(logit, all(query.cap))), all(query.cap));
+                    store(weights + q * TILE + s, add(logit, load(bias + s)));
+                }
+        }
+        if (query.logits)
+            for (int q = 0; q < group; q++)
+                memcpy(query.logits + (size_t)q * layer.slots + slot, any ? weights + q * TILE : bias,
+                       (size_t)count * sizeof(float));
+        if (!any) continue;
+        for (int q = 0; q < group; q++) soften(weights + q * TILE, parts + q * stride, wide);
+        if (layer.value_format == SCOPE_INT8) scale(weights, group, layer.value_scales + at, count);
+        const float* values =
+            rows_of(layer.values, layer.value_format, layer.value_scales, at, count, head_dim, tile);
+        int q = 0;
+        for (; q + QUERIES <= group; q += QUERIES)
+            add_values<QUERIES>(weights + q * TILE, values, wide, parts + q * stride + 2, stride);
+        for (; q < group; q++) add_values<1>(weights + q * TILE, values, wide, parts + q * stride + 2, stride);
+    }
+}
+
+void merge(const scope_slots& layer, const float* parts, const float* sinks, float* out, float* logits) {
+    const int head_dim = layer.head_dim, wide = padded(head_dim), pieces = pieces_of(layer);
+    const size_t stride = 2 + (size_t)wide, step = stride * layer.group;
+    for (int q = 0; q < layer.group; q++) {
+        float largest = sinks ? sinks[q] : FREE, total = 0;
+        for (int p = 0; p < pieces; p++) {
+            const float one = parts[p * step + q * stride];
+            largest = one > largest || one != one ? one : largest;
+        }
+        const float origin = largest == FREE ? 0.0f : largest;  // nothing is held: zeros come out
+        if (sinks) total = first(exp(all(sinks[q] - origin)));
+        for (int p = 0; p < pieces; p++) {
+            const float* part = parts + p * step + q * stride;
+            total += part[1] * first(exp(all(part[0] - origin)));
+        }
+        const V share = all(total == 0 ? 0.0f : 1.0f / total);
+        for (int i = 0; i < head_dim; i += WIDTH) {
+            V added = zero();
+            for (int p = 0; p < pieces; p++) {
+                const float* part = parts + p * step + q * stride;
+                added = fma(load(part + 2 + i), exp(all(part[0] - origin)), added);
+            }
+            store_some(out + (size_t)q * head_dim + i, mul(added, share), head_dim - i);
+        }
+        if (!logits) continue;
+        float* row = logits + (size_t)q * layer.slots;
+        for (int s = 0; s < layer.used; s += WIDTH) {
+            const V given = mul(exp(sub(load_some(row + s, layer.used - s), all(origin))), share);
+            store_some(row + s, given, layer.used - s);
+        }
+        memset(row + layer.used, 0, (size_t)(layer.slots - layer.used) * sizeof(float));
+    }
+}
+
+}  // namespace
+}  // namespace SCOPE_LANES
+}  // namespace scope

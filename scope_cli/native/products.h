@@ -1,0 +1,86 @@
+// Products of rows of activations with a packed weight matrix: what they read, and what they promise.
+//
+// A matrix [rows, columns] lies in groups of 8 rows, a group in blocks of 32 columns, both filled up with zeros. Each
+// block stands on its own, so that a range of groups is a piece of work and a file of blocks can be mapped into memory:
+//
+//   int4      128 bytes of codes, 8 scales, 8 minima    weight = scale * code + minimum, code 0 to 15
+//   int8      256 bytes of codes, 8 scales              weight = scale * (code - 128), code 0 to 255
+//   bfloat16  32 columns of 8 values
+//   float32   32 columns of 8 values
+//
+// Scales and minima are float16, one for each row. Byte 32 i + 4 row + j of the codes holds column 4 i + j; with 4 bits
+// its upper half holds column 16 + 4 i + j. Whoever multiplies with codes takes activations that were rounded to 16
+// bits, in two planes of 8: value = scale * (256 * high + low).
+//
+// The result, for all instruction sets, ranges of groups and numbers of rows, bit by bit (products_plain.cpp says it in
+// code): the sum over a block's codes is an exact integer; blocks are added up from left to right, in float32, each by
+// fused multiply-adds. With bfloat16 and float32 it is column after column.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace scope {
+
+constexpr int GROUP = 8;   // rows of a weight that lie together
+constexpr int BLOCK = 32;  // columns that share a scale
+
+enum Kind : int32_t { INT4, INT8, BFLOAT16, FLOAT32 };
+
+struct Weight {
+    int32_t kind;  // a Kind
+    int32_t rows, columns;
+    int32_t spare;
+    const uint8_t* data;
+};
+
+// 32 activations, rounded.
+struct Block {
+    int8_t high[BLOCK], low[BLOCK];
+    int16_t whole[BLOCK];  // 256 * high + low
+    float scale;  // of the whole numbers 256 * high + low; not a number where an activation was not finite
+    float total;  // scale * sum
+    int32_t sum;  // of the whole numbers
+    int32_t spare;
+};
+
+// Rows of activations. Weights of int4 and int8 are multiplied with `blocks`, those of bfloat16 and float32 with
+// `values`; the other one may be null.
+struct Rows {
+    int32_t rows;
+    int32_t planes;       // 2; or 1, where every `low` is zero
+    const Block* blocks;  // [rows, blocks_of(columns)]
+    const float* values;  // [rows, columns]
+    int64_t stride;       // from one row of values to the next
+};
+
+constexpr int blocks_of(int columns) { return (columns + BLOCK - 1) / BLOCK; }
+constexpr int groups_of(int rows) { return (rows + GROUP - 1) / GROUP; }
+constexpr bool has_codes(int kind) { return kind == INT4 || kind == INT8; }
+
+// Bytes of one block of a group.
+constexpr size_t block_bytes(int kind) {
+    return kind == INT4 ? 128 + 2 * 16 : kind == INT8 ? 256 + 16 : kind == BFLOAT16 ? 512 : 1024;
+}
+
+}  // namespace scope
+
+extern "C" {
+
+// values [rows, columns], `stride` apart, to blocks [rows, blocks_of(columns)] in one or two planes.
+void scope_round(const float* values, int64_t stride, int32_t rows, int32_t columns, int32_t planes,
+                 scope::Block* blocks);
+
+// out[n, i] = sum over columns of x[n] * weight[i], for the rows i of the groups from `first` to before `last`; rows n
+// of the result lie `out_stride` apart. Nothing else is written.
+void scope_multiply(const scope::Weight* weight, const scope::Rows* x, float* out, int64_t out_stride, int32_t first,
+                    int32_t last);
+
+// The same for a whole weight and activations as they are, [rows, weight->columns], which are rounded on the way. `bias`,
+// [weight->rows], is added; null: none.
+void scope_product(const scope::Weight* weight, const float* values, int64_t stride, int32_t rows, int32_t planes,
+                   const float* bias, float* out, int64_t out_stride, int32_t threads);
+
+// Rows `ids` of the weight as float32, [count, columns], exactly as the codes, scales and minima say.
+void scope_unpack(const scope::Weight* weight, const int64_t* ids, int64_t count, float* out);
+
+}  // extern "C"

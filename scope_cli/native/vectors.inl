@@ -1,0 +1,146 @@
+// Arithmetic on rows over lanes.h: included once for each width of register.
+#include <cstddef>
+
+#include "lanes.h"
+#include "slots.h"
+#include "vectors.h"
+
+namespace scope {
+namespace SCOPE_LANES {
+namespace {
+
+constexpr float SMALLEST_SCALE = 0x1p-14f;  // float16's smallest normal number
+
+// f(whole vectors of the rows from i on), stored where the row still has numbers.
+template <class F>
+inline void each_vector(float* out, int count, F f) {
+    for (int i = 0; i < count; i += WIDTH) {
+        if (i + WIDTH <= count)
+            store(out + i, f(i, WIDTH));
+        else
+            store_some(out + i, f(i, count - i), count - i);
+    }
+}
+
+float root(const float* x, int count, float epsilon) {
+    V squares = zero();
+    for (int i = 0; i < count; i += WIDTH) {
+        const V some = load_some(x + i, count - i);
+        squares = fma(some, some, squares);
+    }
+    return 1.0f / __builtin_sqrtf(sum(squares) / (float)count + epsilon);
+}
+
+void scale(const float* x, float factor, const float* weight, float* out, int count) {
+    each_vector(out, count, [&](int i, int left) {
+        const V scaled = mul(load_some(x + i, left), all(factor));
+        return weight ? mul(scaled, load_some(weight + i, left)) : scaled;
+    });
+}
+
+void add(float* x, const float* y, const float* factor, int count) {
+    each_vector(x, count, [&](int i, int left) {
+        const V more = load_some(y + i, left);
+        return add(load_some(x + i, left), factor ? mul(more, all(*factor)) : more);
+    });
+}
+
+inline V silu(V x) { return divide(x, add(all(1.0f), exp(sub(zero(), x)))); }
+
+inline V gelu_tanh(V x) {
+    const V inner = mul(fma(mul(mul(x, x), x), all(0.044715f), x), all(0.7978845608f));
+    return mul(mul(all(0.5f), x), add(all(1.0f), tanh(inner)));
+}
+
+void activate(int activation, float* gate, const float* up, int count) {
+    each_vector(gate, count, [&](int i, int left) {
+        const V x = load_some(gate + i, left);
+        return mul(activation == SILU ? silu(x) : gelu_tanh(x), load_some(up + i, left));
+    });
+}
+
+void cap(float* x, float most, int count) {
+    each_vector(x, count, [&](int i, int left) {
+        return mul(tanh(divide(load_some(x + i, left), all(most))), all(most));
+    });
+}
+
+void rotate(float* x, const float* cosines, const float* sines, int half) {
+    for (int i = 0; i < half; i += WIDTH) {
+        const int left = half - i < WIDTH ? half - i : WIDTH;
+        const V a = load_some(x + i, left), b = load_some(x + half + i, left);
+        const V c = load_some(cosines + i, left), s = load_some(sines + i, left);
+        store_some(x + i, sub(mul(a, c), mul(b, s)), left);
+        store_some(x + half + i, add(mul(b, c), mul(a, s)), left);
+    }
+}
+
+void turn(float* x, int head_dim) {
+    const int block = head_dim & -head_dim;
+    const float factor = 1.0f / __builtin_sqrtf((float)block);
+    for (int from = 0; from < head_dim; from += block)
+        for (int half = 1; half < block; half *= 2)
+            for (int i = from; i < from + block; i += 2 * half)
+                for (int j = i; j < i + half; j++) {
+                    const float a = x[j], b = x[j + half];
+                    x[j] = a + b;
+                    x[j + half] = a - b;
+                }
+    for (int i = 0; i < head_dim; i++) x[i] *= factor;
+}
+
+inline float nearest(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
+inline float between(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
+
+void store_8(const float* x, int8_t* codes, uint16_t* scales, int head_dim) {
+    float largest = 0;
+    for (int i = 0; i < head_dim; i++) {
+        const float size = x[i] < 0 ? -x[i] : x[i];
+        if (!(size <= largest)) largest = size;
+    }
+    const float wanted = largest / 127.0f;
+    *scales = half_of_float(wanted < SMALLEST_SCALE ? SMALLEST_SCALE : wanted);
+    const float scale = float_of_half(*scales);
+    for (int i = 0; i < head_dim; i++) {
+        const float code = between(nearest(x[i] / scale), -127, 127);
+        codes[i] = (int8_t)(code == code ? code : 0);
+    }
+}
+
+void store_4(const float* x, uint8_t* codes, uint16_t* scales, int head_dim) {
+    const int half = head_dim / 2, groups = head_dim / 32;
+    memset(codes, 0, (size_t)half);
+    for (int g = 0; g < groups; g++) {
+        const float* some = x + 32 * g;
+        float least = some[0], most = some[0];
+        for (int i = 1; i < 32; i++) {
+            least = some[i] < least ? some[i] : least;
+            most = some[i] > most ? some[i] : most;
+        }
+        scales[groups + g] = half_of_float(least);
+        const float minimum = float_of_half(scales[groups + g]), wanted = (most - minimum) / 15.0f;
+        scales[g] = half_of_float(wanted < SMALLEST_SCALE ? SMALLEST_SCALE : wanted);
+        const float scale = float_of_half(scales[g]);
+        for (int i = 0; i < 32; i++) {
+            const float code = between(nearest((some[i] - minimum) / scale), 0, 15);
+            const int at = 32 * g + i;
+            codes[at % half] |= (uint8_t)((code == code ? (int)code : 0) << (at < half ? 0 : 4));
+        }
+    }
+}
+
+void store(const float* x, int format, void* rows, uint16_t* scales, long at, int head_dim) {
+    const size_t first = (size_t)at * head_dim;
+    if (format == SCOPE_FLOAT32)
+        memcpy((float*)rows + first, x, (size_t)head_dim * sizeof(float));
+    else if (format == SCOPE_BFLOAT16)
+        for (int i = 0; i < head_dim; i++) ((uint16_t*)rows)[first + i] = bfloat_of_float(x[i]);
+    else if (format == SCOPE_INT8)
+        store_8(x, (int8_t*)rows + first, scales + at, head_dim);
+    else
+        store_4(x, (uint8_t*)rows + first / 2, scales + (size_t)at * 2 * (head_dim / 32), head_dim);
+}
+
+}  // namespace
+}  // namespace SCOPE_LANES
+}  // namespace scope

@@ -1,0 +1,143 @@
+"""Rows of a matrix in, groups of 8 rows in blocks of 32 columns out, as products.h has them."""
+
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+GROUP, BLOCK = 8, 32  # rows that lie together, columns that share a scale
+AT_ONCE = 1 << 20  # weights that are packed at once: what bounds the memory that packing takes
+
+
+class Kind(IntEnum):
+    """How a matrix is held; the numbers are those of products.h."""
+
+    INT4 = 0
+    INT8 = 1
+    BFLOAT16 = 2
+    FLOAT32 = 3
+
+    @property
+    def block_bytes(self) -> int:
+        """Of 32 columns of 8 rows: codes, then scales and minima in float16."""
+        return {Kind.INT4: 160, Kind.INT8: 272, Kind.BFLOAT16: 512, Kind.FLOAT32: 1024}[self]
+
+
+class Codes(NamedTuple):
+    """Some rows of a matrix in blocks of 32 columns, as whole numbers.
+
+    With 4 bits weight = scale * code + minimum, code 0 to 15; with 8 bits weight = scale * code, -128 to 127.
+    """
+
+    codes: Tensor  # uint8 or int8 [rows, blocks, BLOCK]
+    scale: Tensor  # float16 [rows, blocks]
+    minimum: Tensor | None  # float16 [rows, blocks]
+
+
+def packed_shape(kind: Kind, rows: int, columns: int) -> tuple[int, int, int]:
+    """[groups, blocks, bytes of a block]"""
+    return -(-rows // GROUP), -(-columns // BLOCK), kind.block_bytes
+
+
+def packed_bytes(kind: Kind, rows: int, columns: int) -> int:
+    groups, blocks, block = packed_shape(kind, rows, columns)
+    return groups * blocks * block
+
+
+def stretches(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """(first, last) of as many rows as are packed at once: whole groups, but for the last."""
+    at_once = max(1, AT_ONCE // (columns * GROUP)) * GROUP
+    for first in range(0, rows, at_once):
+        yield first, min(first + at_once, rows)
+
+
+def pack(weight: Tensor, kind: Kind) -> Tensor:
+    """weight: [rows, columns], any dtype of floats; to uint8 [groups, blocks, bytes of a block]"""
+    rows, columns = weight.shape
+    packed = torch.empty(packed_shape(kind, rows, columns), dtype=torch.uint8, device=weight.device)
+    if not weight.is_meta:
+        for first, last in stretches(rows, columns):
+            packed[first // GROUP : -(-last // GROUP)] = pack_rows(weight[first:last], kind)
+    return packed
+
+
+def pack_rows(rows: Tensor, kind: Kind) -> Tensor:
+    """A few rows, [rows, columns]."""
+    filled = _filled(rows)
+    if kind is Kind.INT4:
+        return join(round_to_4(filled), kind)
+    if kind is Kind.INT8:
+        return join(round_to_8(filled), kind)
+    dtype = torch.bfloat16 if kind is Kind.BFLOAT16 else torch.float32
+    numbers = filled.to(dtype).unflatten(0, (-1, GROUP))  # [groups, GROUP, blocks, BLOCK]
+    return numbers.permute(0, 2, 3, 1).contiguous().view(torch.uint8).flatten(2)
+
+
+def _filled(rows: Tensor) -> Tensor:
+    """[rows, columns] to [whole groups of rows, blocks, BLOCK], with zeros."""
+    count, columns = rows.shape
+    if count % GROUP or columns % BLOCK:
+        rows = torch.nn.functional.pad(rows, (0, -columns % BLOCK, 0, -count % GROUP))
+    return rows.unflatten(1, (-1, BLOCK))
+
+
+def round_to_4(blocks: Tensor) -> Codes:
+    """blocks: [rows, blocks, BLOCK]; the lowest weight of a block gets code 0, the highest 15."""
+    blocks = blocks.float()
+    low, high = blocks.aminmax(dim=2, keepdim=True)
+    minimum = low.half()
+    scale = ((high - minimum.float()) / 15).half()
+    codes = ((blocks - minimum.float()) / scale.float()).nan_to_num_(0, 0, 0).round_().clamp_(0, 15)
+    return Codes(codes.to(torch.uint8), scale.squeeze(2), minimum.squeeze(2))
+
+
+def round_to_8(blocks: Tensor) -> Codes:
+    """blocks: [rows, blocks, BLOCK]; the largest magnitude of a block gets code 127 or -127."""
+    blocks = blocks.float()
+    scale = (blocks.abs().amax(2, keepdim=True) / 127).half()
+    codes = (blocks / scale.float()).nan_to_num_(0, 0, 0).round_().clamp_(-127, 127)
+    return Codes(codes.to(torch.int8), scale.squeeze(2), None)
+
+
+def join(rows: Codes, kind: Kind) -> Tensor:
+    """Codes of whole groups of rows to uint8 [groups, blocks, bytes of a block]."""
+    if kind is Kind.INT4:
+        assert rows.minimum is not None
+        lower, upper = rows.codes.split(BLOCK // 2, 2)
+        codes, scales = lower | upper << 4, [rows.scale, rows.minimum]
+    else:
+        codes, scales = rows.codes.view(torch.uint8) ^ 128, [rows.scale]
+    fours = codes.unflatten(2, (-1, 4)).unflatten(0, (-1, GROUP))  # [groups, GROUP, blocks, fours, 4]
+    parts = [fours.permute(0, 2, 3, 1, 4).flatten(2)]
+    for scale in scales:
+        own = scale.unflatten(0, (-1, GROUP)).transpose(1, 2).contiguous()  # [groups, blocks, GROUP]
+        parts.append(own.view(torch.uint8))
+    return torch.cat(parts, 2)
+
+
+def split(packed: Tensor, kind: Kind) -> Codes:
+    """The inverse of `join`."""
+    planes = 16 * (2 if kind is Kind.INT4 else 1)
+    codes = packed[:, :, :-planes].unflatten(2, (-1, GROUP, 4)).permute(0, 3, 1, 2, 4)
+    codes = codes.flatten(3).flatten(0, 1)
+    halves = packed[:, :, -planes:].contiguous().view(torch.float16).unflatten(2, (-1, GROUP))
+    scales = halves.permute(2, 0, 3, 1).flatten(1, 2)  # [scale, minimum; rows; blocks]
+    if kind is Kind.INT4:
+        return Codes(torch.cat([codes & 15, codes >> 4], 2), scales[0], scales[1])
+    return Codes((codes ^ 128).view(torch.int8), scales[0], None)
+
+
+def unpack(packed: Tensor, kind: Kind, rows: int, columns: int) -> Tensor:
+    """float32 [rows, columns]"""
+    if kind in (Kind.INT4, Kind.INT8):
+        codes, scale, minimum = split(packed, kind)
+        numbers = codes.float() * scale.float().unsqueeze(2)
+        if minimum is not None:
+            numbers += minimum.float().unsqueeze(2)
+    else:
+        dtype = torch.bfloat16 if kind is Kind.BFLOAT16 else torch.float32
+        columns_first = packed.contiguous().view(dtype).unflatten(2, (BLOCK, GROUP))
+        numbers = columns_first.permute(0, 3, 1, 2).flatten(0, 1).float()
+    return numbers.flatten(1)[:rows, :columns]

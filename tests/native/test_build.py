@@ -1,0 +1,171 @@
+"""Where the library comes from, and what is done where it cannot be had."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from scope_cli.native import build
+from scope_cli.native.build import BuildError, compilers, library_file
+from scope_cli.native.library import Library, library
+
+pytestmark = pytest.mark.skipif(library() is None, reason="no native library on this machine")
+
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """A folder of two files, built in no time."""
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    (folder / "one.cpp").write_text('extern "C" int scope_one() { return 1; }\n')
+    (folder / "two_avx2.cpp").write_text('#include "two.h"\nextern "C" int scope_two() { return TWO; }\n')
+    (folder / "two.h").write_text("#define TWO 2\n")
+    monkeypatch.setattr(build, "FOLDER", folder)
+    return folder
+
+
+def script(path, text):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!{sys.executable}\n{textwrap.dedent(text)}")
+    path.chmod(0o755)
+    return path
+
+
+def test_it_is_built_once_and_again_when_a_file_changes(sources, tmp_path):
+    first = library_file(tmp_path / "cache")
+    made = first.stat().st_mtime_ns
+    assert library_file(tmp_path / "cache") == first and first.stat().st_mtime_ns == made
+    (sources / "two.h").write_text("#define TWO 3\n")
+    second = library_file(tmp_path / "cache")
+    assert second != first
+    assert sorted(path.name for path in first.parent.iterdir() if path.suffix == ".so") == sorted(
+        [first.name, second.name]
+    )
+
+
+def test_one_beside_the_package_needs_no_compiler_and_no_cache(sources, tmp_path, monkeypatch):
+    built = library_file(tmp_path / "cache")
+    (sources / built.name).write_bytes(built.read_bytes())
+    monkeypatch.setattr(build, "compilers", lambda: iter(()))
+    assert library_file(tmp_path / "nowhere") == sources / built.name and not (tmp_path / "nowhere").exists()
+
+
+def test_without_a_compiler_the_reason_says_what_helps(sources, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(build, "find_spec", lambda name: None)
+    with pytest.raises(
+        BuildError, match="no C\\+\\+ compiler: install g\\+\\+ or clang\\+\\+, or `pip install"
+    ):
+        library_file(tmp_path / "cache")
+
+
+def test_compilers_are_tried_in_turn(sources, tmp_path, monkeypatch):
+    broken = script(tmp_path / "bin" / "broken", "print('x.cpp: error: no such flag'); raise SystemExit(1)")
+    monkeypatch.setenv("CXX", f"{broken} -m64")
+    names = [command[0] for command in compilers()]
+    assert names[0] == str(broken) and len(names) > 1
+    assert library_file(tmp_path / "cache").is_file()
+
+
+def test_what_the_compiler_says_is_the_reason(sources, tmp_path):
+    (sources / "one.cpp").write_text("int broken(\n")
+    with pytest.raises(BuildError) as raised:
+        library_file(tmp_path / "cache")
+    assert "one.cpp" in str(raised.value) and "error" in str(raised.value) and "\n" not in str(raised.value)
+    assert [path.name for path in (tmp_path / "cache").rglob("building-*")] == []
+
+
+def test_ziglang_is_the_last_resort(monkeypatch):
+    monkeypatch.setattr(build, "find_spec", lambda name: name == "ziglang")
+    assert list(compilers())[-1] == [sys.executable, "-m", "ziglang", "c++"]
+
+
+def test_a_cache_that_cannot_be_written_is_a_reason(sources, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(BuildError, match="cannot be written"):
+        library_file(tmp_path / "cache")
+
+
+def build_into(cache, folder, queue):
+    build.FOLDER = folder
+    queue.put(str(library_file(cache)))
+
+
+def test_several_processes_at_once_build_once(sources, tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    slow = f"""
+        import subprocess, sys, time
+        open({str(log)!r}, "a").write("x")
+        time.sleep(0.2)
+        sys.exit(subprocess.call(["c++", *sys.argv[1:]]))
+    """
+    monkeypatch.setenv("CXX", str(script(tmp_path / "bin" / "slow", slow)))
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [
+        context.Process(target=build_into, args=(tmp_path / "cache", sources, queue)) for _ in range(3)
+    ]
+    for process in processes:
+        process.start()
+    files = {queue.get(timeout=60) for _ in processes}
+    for process in processes:
+        process.join()
+    assert len(files) == 1 and log.read_text() == "xxx"  # two files and the linking
+
+
+def test_what_a_killed_build_left_is_removed_and_nothing_of_it_used(sources, tmp_path):
+    forever = script(tmp_path / "bin" / "forever", "import time; time.sleep(100)")
+    code = f"""
+        from pathlib import Path
+        from scope_cli.native import build
+        build.FOLDER = Path({str(sources)!r})
+        build.library_file(Path({str(tmp_path / "cache")!r}))
+    """
+    env = {**os.environ, "CXX": str(forever)}
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], env=env, start_new_session=True)
+    while not list((tmp_path / "cache").rglob("building-*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, 9)
+    process.wait()
+    assert list((tmp_path / "cache").rglob("building-*"))
+    file = library_file(tmp_path / "cache")
+    assert file.is_file() and not list((tmp_path / "cache").rglob("building-*"))
+
+
+def test_threads_of_one_process_share_a_build(sources, tmp_path):
+    with ThreadPoolExecutor(3) as pool:
+        files = set(pool.map(library_file, [tmp_path / "cache"] * 3))
+    assert len(files) == 1
+
+
+def asked(code, tmp_path, **env):
+    code = f"from scope_cli.native import library as it; {code}"
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env})
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.strip()
+
+
+def test_the_switch_chooses_the_instructions_and_turns_it_off(tmp_path):
+    for name in ("plain", "avx2"):
+        said = asked("print(it.library().instructions)", tmp_path, SCOPE_NATIVE=name)
+        assert said == name or said == "plain"
+    assert asked("print(it.library(), it.why_not())", tmp_path, SCOPE_NATIVE="off") == "None None"
+
+
+def test_a_library_that_does_not_load_is_none_and_a_reason(tmp_path):
+    file = library_file(tmp_path)
+    file.write_bytes(b"not a library")
+    said = asked("print(it.library(), it.why_not())", tmp_path, SCOPE_CACHE=str(tmp_path))
+    assert said.startswith("None ") and str(file) in said
+
+
+def test_all_sources_together_make_a_library(tmp_path):
+    assert Library(library_file(tmp_path)).instructions in ("plain", "avx2", "avx512")

@@ -1,0 +1,151 @@
+"""Packed weights times rounded activations: the product within known rounding, and always the same bits."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scope_cli.native.library import INSTRUCTIONS, library, weight_of
+from scope_cli.native.weights import Kind, pack, unpack
+
+native = library()
+pytestmark = pytest.mark.skipif(native is None, reason="no native library on this machine")
+SHAPES = [(64, 64), (40, 96), (37, 70), (8, 32), (3, 5), (1, 1), (24, 320), (136, 33)]
+BEST = native.instructions if native else "plain"
+THERE = INSTRUCTIONS[: INSTRUCTIONS.index(BEST) + 1]
+
+
+@pytest.fixture(autouse=True)
+def best_again():
+    yield
+    native.use(BEST)
+
+
+def matrix(rows, columns, seed=0):
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def product(packed, kind, shape, x, planes=2, groups=None, instructions=BEST):
+    """[rows of x, rows of the weight]; numbers outside `groups` stay not a number"""
+    assert native.use(instructions) == instructions
+    weight = weight_of(packed, kind, *shape)
+    out = torch.full((len(x), shape[0]), torch.nan)
+    blocks = native.round(x, planes)
+    native.multiply(weight, x, blocks, out, groups or (0, -(-shape[0] // 8)), planes)
+    return out
+
+
+def rounded(x, planes):
+    """What two planes of 8 bits, or one, hold of each block of 32: float64"""
+    filled = torch.nn.functional.pad(x, (0, -x.shape[1] % 32)).double().unflatten(1, (-1, 32))
+    whole = 127 * 257 if planes == 2 else 127
+    scale = filled.abs().amax(2, keepdim=True) / whole
+    return ((filled / scale).nan_to_num_(0).round() * scale).flatten(1)[:, : x.shape[1]]
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_product_is_that_of_the_unpacked_weight_and_the_rounded_activations(shape, kind, planes):
+    packed = pack(matrix(*shape), kind)
+    weight = unpack(packed, kind, *shape).double()
+    for rows in (1, 2, 7, 150):
+        x = matrix(rows, shape[1], seed=rows) * torch.logspace(-3, 3, rows).unsqueeze(1)
+        exact = (rounded(x, planes) if kind in (Kind.INT4, Kind.INT8) else x.double()) @ weight.T
+        # what was added up, in magnitudes; one step of a number that lies between two may go either way
+        size = x.double().abs() @ weight.abs().T
+        step = 1e-4 if planes == 2 else 1e-2 if kind in (Kind.INT4, Kind.INT8) else 0
+        off = (product(packed, kind, shape, x, planes).double() - exact).abs()
+        assert (off <= 1e-6 * size + step * 1e-2 * size.amax()).all()
+
+
+@pytest.mark.parametrize("kind", [Kind.INT4, Kind.INT8])
+def test_two_planes_hold_activations_to_16_bits_and_one_to_8(kind):
+    packed, x = pack(matrix(64, 256), kind), matrix(20, 256, seed=1)
+    exact = x.double() @ unpack(packed, kind, 64, 256).double().T
+    off = [(product(packed, kind, (64, 256), x, planes) - exact).norm() for planes in (1, 2)]
+    one, two = (each / exact.norm() for each in off)
+    assert 1e-3 < one < 1e-2 and two < 5e-5
+
+
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_all_instructions_give_the_same_bits(shape, kind):
+    packed = pack(matrix(*shape), kind)
+    x = matrix(13, shape[1], seed=1)
+    for planes in (1, 2):
+        plain = product(packed, kind, shape, x, planes, instructions="plain")
+        for instructions in THERE:
+            assert torch.equal(product(packed, kind, shape, x, planes, instructions=instructions), plain)
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_codes_ranges_of_groups_and_numbers_of_rows_give_the_same_bits(data):
+    kind = data.draw(st.sampled_from(list(Kind)))
+    rows, columns = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 130))
+    planes, count = data.draw(st.sampled_from([1, 2])), data.draw(st.integers(1, 20))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
+    if kind in (
+        Kind.INT4,
+        Kind.INT8,
+    ):  # all bits, also those that packing never makes
+        shape = (-(-rows // 8), -(-columns // 32), kind.block_bytes)
+        packed = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        packed[:, :, 256 if kind is Kind.INT8 else 128 :].view(torch.float16).normal_(generator=generator)
+    else:
+        packed = pack(torch.randn(rows, columns, generator=generator), kind)
+    x = torch.randn(count, columns, generator=generator) * 10 ** data.draw(st.integers(-9, 9))
+    x *= torch.rand(x.shape, generator=generator) > 0.3
+    if data.draw(st.booleans()):
+        x = x.sign()  # the extremes of both planes
+    whole = product(packed, kind, (rows, columns), x, planes, instructions="plain")
+    for instructions in THERE:
+        groups, last = -(-rows // 8), 0
+        parts = torch.full_like(whole, torch.nan)
+        while last < groups:
+            first, last = last, data.draw(st.integers(last + 1, groups))
+            one = product(packed, kind, (rows, columns), x, planes, (first, last), instructions)
+            own = slice(8 * first, min(8 * last, rows))
+            assert one[:, : own.start].isnan().all() and one[:, own.stop :].isnan().all()
+            parts[:, own] = one[:, own]
+        assert torch.equal(parts, whole)
+        row = data.draw(st.integers(0, count - 1))
+        alone = product(packed, kind, (rows, columns), x[row : row + 1].clone(), planes, None, instructions)
+        assert torch.equal(alone[0], whole[row])
+
+
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("instructions", THERE)
+def test_an_activation_that_is_no_number_reaches_every_result(kind, number, instructions):
+    packed, x = pack(matrix(16, 64) + 0.01, kind), matrix(3, 64)
+    x[1, 40] = number
+    out = product(packed, kind, (16, 64), x, instructions=instructions)
+    assert not out[1].isfinite().any() and out[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("instructions", THERE)
+def test_activations_of_zeros_and_of_almost_nothing_are_zeros(instructions):
+    packed = pack(matrix(16, 64), Kind.INT4)
+    for x in (torch.zeros(1, 64), torch.full((1, 64), 1e-38), torch.full((1, 64), -1e-45)):
+        assert not product(packed, Kind.INT4, (16, 64), x, instructions=instructions).any()
+
+
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_whole_product_adds_its_bias_takes_rows_that_lie_apart_and_any_threads(kind, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    packed, bias = pack(matrix(37, 70), kind), matrix(1, 37, seed=3)[0]
+    wide = matrix(9, 100, seed=2)
+    x = wide[:, 10:80]
+    out = native.product(weight_of(packed, kind, 37, 70), x, bias)
+    assert torch.equal(out, product(packed, kind, (37, 70), x) + bias)
+
+
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_are_unpacked_as_python_unpacks_them(shape, kind):
+    packed = pack(matrix(*shape), kind)
+    ids = torch.tensor([0, shape[0] - 1, shape[0] // 2])
+    assert torch.equal(native.unpack(weight_of(packed, kind, *shape), ids), unpack(packed, kind, *shape)[ids])
