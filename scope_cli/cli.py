@@ -19,6 +19,7 @@ from scope_cli.commands import (
     batch,
     bench,
     calibrate,
+    doctor,
     evaluate,
     generate,
     models,
@@ -62,6 +63,7 @@ app.add_typer(models.app, name="models", rich_help_panel=LOOK)
 app.add_typer(profiles.app, name="profiles", rich_help_panel=LOOK)
 app.command("scorers", rich_help_panel=LOOK)(scorers.scorers_command)
 app.command("prefills", rich_help_panel=LOOK)(scorers.prefills_command)
+app.command("doctor", rich_help_panel=LOOK)(doctor.doctor_command)
 app.add_typer(profile.app, name="profile", rich_help_panel=MEASURE)
 app.add_typer(evaluate.app, name="evaluate", rich_help_panel=MEASURE)
 app.command("tune", rich_help_panel=MEASURE)(tune.tune_command)

@@ -39,7 +39,7 @@ def free_bytes(device: torch.device) -> int:
     return free_without_torch("cpu")
 
 
-def _cgroup_free_bytes(root: Path = CGROUP, own: Path = OWN_CGROUPS) -> Iterator[int]:
+def cgroup_free_bytes(root: Path = CGROUP, own: Path = OWN_CGROUPS) -> Iterator[int]:
     """What each memory limit above this process leaves; page cache that can be dropped counts as free."""
     try:
         lines = own.read_text().splitlines()
@@ -324,7 +324,7 @@ def free_without_torch(device: str) -> int:
     Raises ModelError for a GPU that cannot be asked.
     """
     if device == "cpu":
-        return max(0, min([psutil.virtual_memory().available, *_cgroup_free_bytes()]))
+        return max(0, min([psutil.virtual_memory().available, *cgroup_free_bytes()]))
     kind, _, index = device.partition(":")
     rows = nvidia_free_bytes() if kind == "cuda" else []
     if int(index or 0) >= len(rows):

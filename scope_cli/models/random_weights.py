@@ -21,6 +21,17 @@ SPECIAL = ("<bos>", "<eos>", "<pad>")  # ids 256 to 258, after the bytes
 
 # As the models' own config.json files say, without what changes neither speed nor memory.
 CONFIGS: dict[str, dict[str, Any]] = {
+    "tiny": {  # no model's: for trying the machinery, as `scope doctor` does
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 259,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": False,
+    },
     "llama-3.1-8b": {
         "model_type": "llama",
         "hidden_size": 4096,

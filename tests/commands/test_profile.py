@@ -172,7 +172,7 @@ def test_lanes_are_planned(scope, llama):
 
 
 def test_free_memory_is_what_containers_leave(scope, llama, monkeypatch):
-    monkeypatch.setattr(memory, "_cgroup_free_bytes", lambda: iter([5 * 2**30]))
+    monkeypatch.setattr(memory, "cgroup_free_bytes", lambda: iter([5 * 2**30]))
     result = scope("profile", "--plan", "--config", llama, "--device", "cpu", "--json", "--quiet")
     assert result.code == 4
     assert json.loads(result.stdout)["plans"][0]["free_bytes"] == 5 * 2**30

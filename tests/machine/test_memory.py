@@ -26,7 +26,7 @@ def test_free_memory_of_a_cpu_is_at_most_what_the_machine_has_available():
 
 
 def test_a_control_group_tighter_than_the_machine_decides(monkeypatch):
-    monkeypatch.setattr(memory, "_cgroup_free_bytes", lambda: iter([5 * MIB, 3 * MIB]))
+    monkeypatch.setattr(memory, "cgroup_free_bytes", lambda: iter([5 * MIB, 3 * MIB]))
     assert memory.free_bytes(CPU) == 3 * MIB
 
 
@@ -42,7 +42,7 @@ def test_the_tightest_limit_above_us_counts_and_page_cache_is_free(tmp_path):
     names = ("memory.max", "memory.current", "memory.stat")
     write_group(tmp_path / "outer", names, 100 * MIB, 40 * MIB, f"anon 1\ninactive_file {10 * MIB}")
     write_group(tmp_path / "outer/inner", names, "max", 40 * MIB, "inactive_file 0")
-    assert list(memory._cgroup_free_bytes(tmp_path, own)) == [70 * MIB]
+    assert list(memory.cgroup_free_bytes(tmp_path, own)) == [70 * MIB]
 
 
 def test_version_one_control_groups_are_read_too(tmp_path):
@@ -51,11 +51,11 @@ def test_version_one_control_groups_are_read_too(tmp_path):
     names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
     statistics = f"inactive_file 1\ntotal_inactive_file {MIB}"
     write_group(tmp_path / "memory/job", names, 9 * MIB, 4 * MIB, statistics)
-    assert list(memory._cgroup_free_bytes(tmp_path, own)) == [6 * MIB]
+    assert list(memory.cgroup_free_bytes(tmp_path, own)) == [6 * MIB]
 
 
 def test_no_control_groups_mean_no_limit(tmp_path):
-    assert list(memory._cgroup_free_bytes(tmp_path, tmp_path / "absent")) == []
+    assert list(memory.cgroup_free_bytes(tmp_path, tmp_path / "absent")) == []
 
 
 def test_a_lap_sees_memory_that_is_gone_again_and_the_next_lap_does_not():
@@ -139,7 +139,7 @@ def test_without_a_mark_the_resident_set_is_sampled(monkeypatch, tmp_path):
 def test_holes_of_the_heap_are_taken_once():
     """In a process of its own: what is taken is taken for good."""
     code = (
-        "from scope_cli import memory\n"
+        "from scope_cli.machine import memory\n"
         "memory.return_freed_memory()\n"
         "blocks = [bytearray(20_000) for _ in range(400)]\n"
         "del blocks[::2]\n"
