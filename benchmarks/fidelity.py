@@ -23,7 +23,8 @@ from scope_cli.events import Token
 from scope_cli.measure.evaluate.fidelity import Fidelity, KnownText, Reference, measure
 from scope_cli.models.model import open_model
 from scope_cli.policies import plugins
-from scope_cli.settings.profile import ModelSettings, load_profile
+from scope_cli.settings.load import load_profile
+from scope_cli.settings.schema import ModelSettings
 
 HERE = Path(__file__).parent
 PROMPTS = {"report": HERE.parent / "examples/report.txt", "logbook": HERE.parent / "examples/logbook.txt"}

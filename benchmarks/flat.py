@@ -20,7 +20,7 @@ from scope_cli.engine.prefill import read_prompt, read_to_end
 from scope_cli.engine.run import new_cache, new_lane, new_work
 from scope_cli.engine.step import EagerStep
 from scope_cli.models.model import open_model
-from scope_cli.settings.profile import load_profile
+from scope_cli.settings.load import load_profile
 
 BLOCK = 64
 

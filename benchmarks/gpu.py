@@ -89,7 +89,7 @@ def measure(model: str, args: argparse.Namespace, until: float) -> None:
 
     from scope_cli.engine.roofline import bandwidth
     from scope_cli.models.model import open_model
-    from scope_cli.settings.profile import load_profile
+    from scope_cli.settings.load import load_profile
 
     file = RESULTS / f"{model.rpartition('/')[2].replace(':', '-')}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from scope_cli.measure.profiling.result import Result, figures, from_dict
 from scope_cli.measure.profiling.runner import run_job
 from scope_cli.measure.profiling.worker import Job
-from scope_cli.settings.profile import load_profile
+from scope_cli.settings.load import load_profile
 from scope_cli.units import as_bytes
 
 RESULTS = Path(__file__).parent / "results" / "memory.jsonl"

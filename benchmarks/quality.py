@@ -35,7 +35,8 @@ from scope_cli.measure.evaluate.recall import AskedModel, recall
 from scope_cli.measure.evaluate.results import Rows
 from scope_cli.measure.evaluate.writing import write_all
 from scope_cli.models.model import LoadedModel, open_model
-from scope_cli.settings.profile import LoadedProfile, ModelSettings, load_profile
+from scope_cli.settings.load import LoadedProfile, load_profile
+from scope_cli.settings.schema import ModelSettings
 from scope_cli.units import as_duration
 
 HERE = Path(__file__).parent

@@ -12,7 +12,7 @@ from scope_cli.cache.shape import CacheShape
 from scope_cli.engine.plan import plan_run
 from scope_cli.engine.run import policy_of
 from scope_cli.geometry import Geometry, LayerGeometry
-from scope_cli.settings.profile import load_profile
+from scope_cli.settings.load import load_profile
 from scope_cli.units import as_bytes
 
 PROMPT = 4096

@@ -29,7 +29,8 @@ from scope_cli.engine.replay import feed_known
 from scope_cli.engine.run import Work, make_plan, new_cache, new_lane
 from scope_cli.engine.step import CompiledForget, CompiledStep, EagerStep, Step
 from scope_cli.models.model import LoadedModel, open_model
-from scope_cli.settings.profile import LoadedProfile, SamplingSettings, load_profile
+from scope_cli.settings.load import LoadedProfile, load_profile
+from scope_cli.settings.schema import SamplingSettings
 
 PROMPT, BUDGET, STEPS = 1000, 512, 64
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_weight_int4pack_mm_for_cpu")

@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from scope_cli.engine.roofline import step_weight_bytes
 from scope_cli.models.model import open_model
-from scope_cli.settings.profile import ModelSettings
+from scope_cli.settings.schema import ModelSettings
 
 HERE = Path(__file__).parent
 NUMBERS = HERE / "results/weights.json"

@@ -8,7 +8,8 @@ import typer
 from typer.cli import get_docs_for_click
 
 from scope_cli.cli import command
-from scope_cli.settings.profile import key_reference, profile_names, read_yaml, shipped_folder
+from scope_cli.settings.find import profile_names, read_yaml, shipped_folder
+from scope_cli.settings.reference import key_reference
 
 DOCS = Path(__file__).parent
 MARK = "<!-- Written by docs/build.py: change the code it describes, then run `make docs`. -->"

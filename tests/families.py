@@ -33,7 +33,8 @@ from scope_cli.errors import ModelError, first_line
 from scope_cli.events import Token
 from scope_cli.models.model import open_model
 from scope_cli.models.registry import hushed
-from scope_cli.settings.profile import LoadedProfile, Profile
+from scope_cli.settings.load import LoadedProfile
+from scope_cli.settings.schema import Profile
 from tests.tiny import tiny_tokenizer
 
 PROMPT, WRITTEN = 700, 60  # more than a chunk on a CPU; tokens

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scope_cli.models.model import LoadedModel, open_model
-from scope_cli.settings.profile import ModelSettings, PromptSettings
+from scope_cli.settings.schema import ModelSettings, PromptSettings
 from tests.test_same_tokens import plain, write
 
 pytestmark = pytest.mark.real_model

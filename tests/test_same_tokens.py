@@ -14,7 +14,8 @@ from scope_cli.engine.text import TextStream
 from scope_cli.events import Token
 from scope_cli.models.attention import attention_of
 from scope_cli.models.model import geometry_of
-from scope_cli.settings.profile import LoadedProfile, Profile
+from scope_cli.settings.load import LoadedProfile
+from scope_cli.settings.schema import Profile
 from tests.engine.test_decode import finish
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 

@@ -19,7 +19,8 @@ from scope_cli.batch.work import Task, task_of
 from scope_cli.batch.writer import DiskError, OutputError, PartFile, publish, write_record
 from scope_cli.errors import ScopeError
 from scope_cli.events import Busy, Event, Failed, Finished, PromptProgress, PromptRead, Started, Token
-from scope_cli.settings.profile import LoadedProfile, Profile
+from scope_cli.settings.load import LoadedProfile
+from scope_cli.settings.schema import Profile
 
 if TYPE_CHECKING:
     from scope_cli.models.model import OpenedModel

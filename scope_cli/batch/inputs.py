@@ -23,7 +23,7 @@ from scope_cli import utf8
 from scope_cli.batch.foreign import Unreadable, as_ours, asked_model, plain
 from scope_cli.errors import UsageError
 from scope_cli.names import did_you_mean
-from scope_cli.settings.profile import SamplingSettings
+from scope_cli.settings.schema import SamplingSettings
 from scope_cli.units import as_bytes
 
 MOST_BYTES = 256 * 2**20  # a longer file is no prompt, and is not read

@@ -23,7 +23,7 @@ from scope_cli.batch.work import encode, packed, seed_of, settings_of
 from scope_cli.batch.writer import OutputError, publish
 from scope_cli.console.safe import printable
 from scope_cli.errors import ScopeError, UsageError
-from scope_cli.settings.profile import LoadedProfile
+from scope_cli.settings.load import LoadedProfile
 from scope_cli.units import counted
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from scope_cli.batch.work import Task
 from scope_cli.batch.workspace import measure
 from scope_cli.errors import ScopeError, is_out_of_memory
 from scope_cli.machine.memory import free_bytes
-from scope_cli.settings.profile import LoadedProfile
+from scope_cli.settings.load import LoadedProfile
 from scope_cli.units import counted
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from scope_cli.batch.local import Trouble, halve_lanes, trouble_of
 from scope_cli.batch.work import Task
 from scope_cli.errors import ScopeError, UsageError
 from scope_cli.events import Event, Failed, Finished
-from scope_cli.settings.profile import LoadedProfile, ModelSettings, Profile
+from scope_cli.settings.load import LoadedProfile
+from scope_cli.settings.schema import ModelSettings, Profile
 from scope_cli.units import counted
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from scope_cli.errors import is_out_of_memory
 from scope_cli.events import Event, Failed
 from scope_cli.machine.memory import PeakMeter
 from scope_cli.models.model import LoadedModel
-from scope_cli.settings.profile import Profile
+from scope_cli.settings.schema import Profile
 
 
 def run_group(

@@ -50,7 +50,7 @@ from scope_cli.errors import (
 )
 from scope_cli.files import sweep
 from scope_cli.models.registry import find
-from scope_cli.settings.profile import LoadedProfile
+from scope_cli.settings.load import LoadedProfile
 from scope_cli.units import as_bytes, counted
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import numpy as np
 from scope_cli.batch.inputs import Frame, Input
 from scope_cli.batch.ledger import DAMAGED, Row
 from scope_cli.errors import UsageError
-from scope_cli.settings.profile import LoadedProfile, SamplingSettings
+from scope_cli.settings.load import LoadedProfile
+from scope_cli.settings.schema import SamplingSettings
 
 if TYPE_CHECKING:
     from scope_cli.engine.run import Work

@@ -8,7 +8,7 @@ import psutil
 from scope_cli.batch.fit import Memory
 from scope_cli.engine.run import Work, generate, make_plan
 from scope_cli.events import Finished, PromptRead, Reading, Token
-from scope_cli.settings.profile import LoadedProfile
+from scope_cli.settings.load import LoadedProfile
 
 if TYPE_CHECKING:
     from scope_cli.models.model import LoadedModel

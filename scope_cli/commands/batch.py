@@ -179,7 +179,7 @@ def batch_command(
 
     from scope_cli.batch.inputs import Frame
     from scope_cli.batch.session import Options, run
-    from scope_cli.settings.profile import load_profile
+    from scope_cli.settings.load import load_profile
     from scope_cli.settings.schedules import nothing_to_choose
 
     settings = load_profile(profile, typed)

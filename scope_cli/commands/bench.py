@@ -167,7 +167,7 @@ def bench_command(
         raise UsageError(f"--prompt-tokens {prompt_tokens}: at least 1")
 
     say = no_word if quiet else tell
-    from scope_cli.settings.profile import load_profile
+    from scope_cli.settings.load import load_profile
 
     settings = load_profile("full", common).profile
     check_model(settings.model)
@@ -243,7 +243,7 @@ def bench_command(
 def contenders(profiles: list[str], peers: list[str], common: dict[str, Any]) -> "list[Spec]":
     """Every contender's command, checked as far as it can be without starting it."""
     from scope_cli.measure.bench.contest import Spec
-    from scope_cli.settings.profile import load_profile
+    from scope_cli.settings.load import load_profile
     from scope_cli.settings.schedules import nothing_to_choose
 
     specs = []

@@ -28,7 +28,7 @@ def calibrate_command(
         raise UsageError(f"{output} is there already", "give another name, or --force")
     content = read_text(text, "--text")
 
-    from scope_cli.settings.profile import load_profile
+    from scope_cli.settings.load import load_profile
 
     settings = load_profile(profile, o.overrides(set_, model=model)).profile.model
     check_model(settings)

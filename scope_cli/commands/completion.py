@@ -27,7 +27,7 @@ def plugins_of(kind: str) -> Complete:
 
 def profiles(incomplete: str) -> list[str]:
     """By name, and files."""
-    from scope_cli.settings.profile import profile_names, shipped_folder
+    from scope_cli.settings.find import profile_names, shipped_folder
 
     names = [name for folder in (Path("profiles"), shipped_folder()) for name in profile_names(folder)]
     return [*among(dict.fromkeys(names))(incomplete), *_paths(incomplete, (".yaml", ".yml"))]

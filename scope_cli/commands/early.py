@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from scope_cli.errors import ModelError
 
 if TYPE_CHECKING:
-    from scope_cli.settings.profile import ModelSettings
+    from scope_cli.settings.schema import ModelSettings
 
 AMD = Path("/dev/kfd")  # ROCm, which PyTorch calls cuda
 

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from scope_cli.engine.plan import RunPlan
     from scope_cli.engine.run import Work
     from scope_cli.models.model import LoadedModel, OpenedModel
-    from scope_cli.settings.profile import LoadedProfile, Profile
+    from scope_cli.settings.load import LoadedProfile
+    from scope_cli.settings.schema import Profile
     from scope_cli.sinks.base import Sink
     from scope_cli.sinks.several import Every
     from scope_cli.sinks.textfile import FileMode
@@ -182,7 +183,7 @@ def generate_command(
     if quiet and verbose:
         raise UsageError("--quiet and --verbose exclude each other")
 
-    from scope_cli.settings.profile import load_profile
+    from scope_cli.settings.load import load_profile
     from scope_cli.sinks.several import Every
 
     settings = load_profile(profile, typed)

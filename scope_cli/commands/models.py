@@ -91,7 +91,7 @@ def show(
     """The shape of a model and what its cache costs; fetches the model if need be."""
     from scope_cli.console import tables
     from scope_cli.models.registry import find
-    from scope_cli.settings.profile import ModelSettings
+    from scope_cli.settings.schema import ModelSettings
     from scope_cli.units import as_bytes
 
     find(name, offline, _say)  # what cannot be found is told before torch is imported

@@ -13,7 +13,7 @@ from scope_cli.commands import completion
 from scope_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from scope_cli.settings.profile import LoadedProfile, Typed
+    from scope_cli.settings.load import LoadedProfile, Typed
     from scope_cli.sinks.base import Sink
 
 Profile = Annotated[
@@ -279,7 +279,7 @@ def text_argument(text: str, name: str) -> str:
 
 def overrides(set_: list[str], template_arg: Sequence[str] = (), **typed: Any) -> "Typed":
     """`--set` and every short option that was given, as {dotted key: value}, each key once."""
-    from scope_cli.settings.profile import Typed, parse_set
+    from scope_cli.settings.load import Typed, parse_set
 
     for option_name, texts in (("--set", set_), ("--template-arg", template_arg)):
         for text in texts:
@@ -319,7 +319,7 @@ def overrides(set_: list[str], template_arg: Sequence[str] = (), **typed: Any) -
 
 def notes_on(profile: str, settings: "LoadedProfile") -> list[str]:
     """What is to be known of the settings in force, `profile` being what was asked for."""
-    from scope_cli.settings.profile import in_place_of_shipped
+    from scope_cli.settings.find import in_place_of_shipped
 
     own = in_place_of_shipped(profile, settings.source)
     return [*([own] if own else []), *told_idle(settings)]
@@ -350,7 +350,7 @@ def plain_value(text: str) -> Any:
 
     import yaml
 
-    from scope_cli.settings.profile import parse_yaml
+    from scope_cli.settings.find import parse_yaml
 
     try:
         value = parse_yaml(text)

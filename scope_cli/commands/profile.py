@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scope_cli.measure.profiling.result import Result
     from scope_cli.measure.profiling.source import Source
     from scope_cli.models.shapes import ModelShape
-    from scope_cli.settings.profile import LoadedProfile
+    from scope_cli.settings.load import LoadedProfile
 
     Cases = list[tuple[str, LoadedProfile]]  # label, profile
 
@@ -192,7 +192,7 @@ def side_by_side(
     profiles: list[str], budgets: list[int | None], strategies: list[str | None], overrides: dict[str, Any]
 ) -> "Cases":
     """Every profile with every budget and strategy, each under a label of its own."""
-    from scope_cli.settings.profile import load_profile
+    from scope_cli.settings.load import load_profile
 
     cases: dict[str, LoadedProfile] = {}
     for name in profiles:

@@ -16,7 +16,7 @@ def list_command() -> None:
     from pathlib import Path
 
     from scope_cli.console import tables
-    from scope_cli.settings.profile import profile_names, shipped_folder
+    from scope_cli.settings.find import profile_names, shipped_folder
 
     rows = []
     seen = set()
@@ -33,7 +33,7 @@ def list_command() -> None:
 def _about(name: str) -> str:
     """A profile's own line, or what is wrong with it."""
     from scope_cli.errors import ProfileError
-    from scope_cli.settings.profile import load_profile
+    from scope_cli.settings.load import load_profile
 
     try:
         return load_profile(name).profile.description
@@ -49,7 +49,7 @@ def show_command(
     """Print a profile in full, every default written out: YAML that can be saved and changed."""
     import yaml
 
-    from scope_cli.settings.profile import load_profile
+    from scope_cli.settings.load import load_profile
 
     loaded = load_profile(name, o.overrides(set_))
     print(yaml.safe_dump(loaded.profile.as_dict(), sort_keys=False, allow_unicode=True), end="")
@@ -63,7 +63,7 @@ def check_command(
     import sys
 
     from scope_cli.errors import ProfileError
-    from scope_cli.settings.profile import load_profile
+    from scope_cli.settings.load import load_profile
 
     wrong = False
     for name in names:

@@ -80,7 +80,7 @@ def tune_command(
     import yaml
 
     from scope_cli.measure.evaluate import tune as search
-    from scope_cli.settings.profile import LoadedProfile, load_profile
+    from scope_cli.settings.load import LoadedProfile, load_profile
 
     def load(keys: dict[str, Any]) -> LoadedProfile:
         return load_profile(profile, {**common, "decode.recent": "auto", **keys})
@@ -177,7 +177,7 @@ def write_profile(
 
     from scope_cli.errors import ScopeError
     from scope_cli.measure.evaluate.statistics import as_text
-    from scope_cli.settings.profile import load_profile
+    from scope_cli.settings.load import load_profile
 
     keys = {**common, "decode.recent": "auto", **best.keys}
     tree = load_profile(name, keys).profile.as_dict()

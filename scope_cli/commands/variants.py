@@ -13,7 +13,7 @@ from scope_cli.commands.options import KEYS
 from scope_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from scope_cli.settings.profile import LoadedProfile
+    from scope_cli.settings.load import LoadedProfile
 
 Profiles = Annotated[
     list[str],
@@ -51,7 +51,7 @@ class Variant:
         """
         if self.matched is None:
             return self.settings
-        from scope_cli.settings.profile import check
+        from scope_cli.settings.load import check
 
         decode, total = self.settings.profile.decode, prompt_tokens + self.matched
         assert decode.total_budget is not None, "only a total budget is matched"
@@ -95,7 +95,7 @@ def _note(variant: Variant) -> None:
 
 
 def _of(spec: str, budgets: Sequence[int], common: dict[str, Any]) -> list[Variant]:
-    from scope_cli.settings.profile import load_profile
+    from scope_cli.settings.load import load_profile
 
     name, changes = _parsed(spec)
     settings = load_profile(name, {**common, **changes})
@@ -111,7 +111,7 @@ def _of(spec: str, budgets: Sequence[int], common: dict[str, Any]) -> list[Varia
 
 def _parsed(spec: str) -> tuple[str, dict[str, Any]]:
     """'slide budget=256' -> ('slide', {'decode.budget': 256}); a short name stands for its key."""
-    from scope_cli.settings.profile import parse_set
+    from scope_cli.settings.load import parse_set
 
     try:
         name, *changes = shlex.split(spec)

@@ -16,7 +16,7 @@ from scope_cli.engine.prefill import read_prompt, read_to_end
 from scope_cli.engine.run import make_plan, new_cache, policy_of
 from scope_cli.models.lean import PreTrainedModel
 from scope_cli.models.model import LoadedModel
-from scope_cli.settings.profile import LoadedProfile, load_profile
+from scope_cli.settings.load import LoadedProfile, load_profile
 
 MOST_AT_ONCE = 64  # tokens: the logits of more would not fit beside a large vocabulary
 MOST_QUERIES = 64  # of a prompt that was read once: scorers with a larger window read it again

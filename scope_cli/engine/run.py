@@ -27,7 +27,8 @@ from scope_cli.models.attention import KERNEL, attention_of
 from scope_cli.models.model import LoadedModel, rope_frequencies
 from scope_cli.policies import plugins
 from scope_cli.policies.policy import Policy
-from scope_cli.settings.profile import DecodeSettings, LoadedProfile, Profile, SamplingSettings
+from scope_cli.settings.load import LoadedProfile
+from scope_cli.settings.schema import DecodeSettings, Profile, SamplingSettings
 
 
 @dataclass(frozen=True)

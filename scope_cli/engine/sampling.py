@@ -12,7 +12,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from scope_cli.settings.profile import SamplingSettings
+from scope_cli.settings.schema import SamplingSettings
 
 
 class Sampler:

@@ -20,7 +20,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from scope_cli.errors import UsageError
-from scope_cli.settings.profile import PromptSettings
+from scope_cli.settings.schema import PromptSettings
 
 Message = dict[str, Any]
 Frame = Callable[[str], str]

@@ -43,7 +43,7 @@ from scope_cli.models.registry import ModelFolder, Say, find, hushed
 from scope_cli.models.shapes import bytes_of, packed_form
 from scope_cli.models.stops import Stops, stops_of
 from scope_cli.policies.rope import fix_length
-from scope_cli.settings.profile import ModelSettings, PromptSettings, SamplingSettings
+from scope_cli.settings.schema import ModelSettings, PromptSettings, SamplingSettings
 
 if TYPE_CHECKING:
     from scope_cli.models.selftest import SelfTest

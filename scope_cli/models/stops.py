@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from scope_cli.errors import UsageError
-from scope_cli.settings.profile import SamplingSettings
+from scope_cli.settings.schema import SamplingSettings
 
 
 @dataclass(frozen=True)

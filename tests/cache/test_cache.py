@@ -17,7 +17,7 @@ from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.models.model import LoadedModel, OpenedModel, geometry_of
 from scope_cli.models.registry import ModelFolder
 from scope_cli.policies.schedule import Schedule
-from scope_cli.settings.profile import load_profile
+from scope_cli.settings.load import load_profile
 from tests.engine.test_decode import finish
 from tests.tiny import tiny_model, tiny_tokenizer
 

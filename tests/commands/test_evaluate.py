@@ -254,7 +254,7 @@ def test_what_claims_need_is_what_drift_needs(tiny_folder):
     from scope_cli.measure.evaluate.claims import drift, least_for_drift
     from scope_cli.measure.evaluate.fidelity import KnownText, Reference
     from scope_cli.models.model import open_model
-    from scope_cli.settings.profile import ModelSettings
+    from scope_cli.settings.schema import ModelSettings
 
     loaded = open_model(ModelSettings(name=str(tiny_folder), device="cpu"), True, print).load()
     for top, lag in ((4, 64), (40, 128)):

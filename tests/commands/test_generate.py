@@ -17,7 +17,8 @@ from scope_cli.engine.run import make_plan
 from scope_cli.engine.step import EagerStep
 from scope_cli.errors import ModelError
 from scope_cli.models.model import open_model
-from scope_cli.settings.profile import ModelSettings, load_profile
+from scope_cli.settings.load import load_profile
+from scope_cli.settings.schema import ModelSettings
 from tests.conftest import scope_process
 from tests.patience import PATIENCE_S, until
 from tests.tiny import SHAPE, tiny_tokenizer

@@ -7,7 +7,7 @@ import pytest
 
 from scope_cli import cli
 from scope_cli.commands import completion
-from scope_cli.settings.profile import DecodeSettings, ModelSettings
+from scope_cli.settings.schema import DecodeSettings, ModelSettings
 
 
 def options_of(command):

@@ -7,14 +7,9 @@ from hypothesis import strategies as st
 
 from scope_cli.commands.options import overrides, told_idle
 from scope_cli.errors import ProfileError
-from scope_cli.settings.profile import (
-    Profile,
-    check,
-    in_place_of_shipped,
-    load_profile,
-    profile_names,
-    shipped_folder,
-)
+from scope_cli.settings.find import in_place_of_shipped, profile_names, shipped_folder
+from scope_cli.settings.load import check, load_profile
+from scope_cli.settings.schema import Profile
 
 SHIPPED = profile_names(shipped_folder())
 

@@ -14,7 +14,8 @@ from scope_cli.engine.plan import plan_run
 from scope_cli.engine.prefill import read_prompt
 from scope_cli.engine.run import policy_of
 from scope_cli.models.model import geometry_of
-from scope_cli.settings.profile import LoadedProfile, Profile
+from scope_cli.settings.load import LoadedProfile
+from scope_cli.settings.schema import Profile
 from tests.oracle import Oracle
 from tests.tiny import tiny_model
 

@@ -20,7 +20,7 @@ from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.machine.memory import PeakMeter
 from scope_cli.models.attention import attend_step
 from scope_cli.policies import plugins
-from scope_cli.settings.profile import load_profile
+from scope_cli.settings.load import load_profile
 from tests.cache.test_cache import loaded_tiny
 
 LANES = 3

@@ -9,7 +9,8 @@ from scope_cli.cache.shape import CacheShape, whole_steps
 from scope_cli.engine.plan import peak_bytes, plan_prompt, plan_run, together, tokens_of
 from scope_cli.errors import UsageError
 from scope_cli.geometry import Geometry, LayerGeometry
-from scope_cli.settings.profile import LoadedProfile, Profile
+from scope_cli.settings.load import LoadedProfile
+from scope_cli.settings.schema import Profile
 
 FULL, WINDOW = LayerGeometry("full", 4, 2, 8), LayerGeometry("window", 4, 2, 8, window=100)
 GEOMETRY = Geometry((FULL, WINDOW, FULL), context=1000, hidden=32, vocab=260)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scope_cli.engine.sampling import Sampler
-from scope_cli.settings.profile import SamplingSettings
+from scope_cli.settings.schema import SamplingSettings
 
 LOGITS = torch.tensor([[2.0, 1.5, 1.0, 0.5, 0.0, -1.0, -3.0]])
 PROMPT = torch.tensor([[0, 1]])

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from scope_cli.errors import UsageError
 from scope_cli.models import chat as chat_module
 from scope_cli.models.chat import Chat, _any_of
-from scope_cli.settings.profile import PromptSettings
+from scope_cli.settings.schema import PromptSettings
 from tests.engine.test_text import byte_level, metaspace
 
 CHATML = (

@@ -37,7 +37,7 @@ from scope_cli.models.model import (
     resolve_load_in,
     weight_bytes,
 )
-from scope_cli.settings.profile import ModelSettings, PromptSettings
+from scope_cli.settings.schema import ModelSettings, PromptSettings
 
 WORDS = ["<unk>", "<s>", "</s>", "<user>", "<system>", "<assistant>", "a", "b", "c"]
 UNK, START, END, USER, SYSTEM, ASSISTANT, A, B, C = range(len(WORDS))

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from scope_cli.models import packed, registry
 from scope_cli.models.model import open_model
-from scope_cli.settings.profile import ModelSettings
+from scope_cli.settings.schema import ModelSettings
 from tests.models.test_packed import CONFIGS
 from tests.tiny import tiny_tokenizer
 

@@ -6,7 +6,7 @@ import torch
 from scope_cli.errors import ModelError
 from scope_cli.models.model import open_model
 from scope_cli.models.random_weights import byte_tokenizer
-from scope_cli.settings.profile import load_profile
+from scope_cli.settings.load import load_profile
 
 # Parameters counted by hand from the shapes; bytes of one token in all layers, in bfloat16.
 SIZES = {

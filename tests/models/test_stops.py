@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from scope_cli.commands.options import unescaped
 from scope_cli.errors import UsageError
 from scope_cli.models.stops import Stops, stops_of
-from scope_cli.settings.profile import SamplingSettings
+from scope_cli.settings.schema import SamplingSettings
 from tests.models.test_chat import TOKENIZERS, every_tokenizer
 from tests.tiny import SHAPE, tiny_tokenizer
 

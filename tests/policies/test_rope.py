@@ -13,7 +13,8 @@ from scope_cli.errors import ModelError, UsageError
 from scope_cli.geometry import BEYOND, Context, context_of
 from scope_cli.models.model import geometry_of, open_model
 from scope_cli.models.shapes import shape_of
-from scope_cli.settings.profile import LoadedProfile, Profile
+from scope_cli.settings.load import LoadedProfile
+from scope_cli.settings.schema import Profile
 from tests.families import ours, prompt_of
 from tests.tiny import tiny_tokenizer
 

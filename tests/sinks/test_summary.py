@@ -6,7 +6,7 @@ from rich.console import Console
 from scope_cli.engine.run import kept_in_words, make_plan
 from scope_cli.events import Audit, Busy, Loop
 from scope_cli.geometry import Geometry, LayerGeometry
-from scope_cli.settings.profile import load_profile
+from scope_cli.settings.load import load_profile
 from scope_cli.sinks.summary import Summary
 
 

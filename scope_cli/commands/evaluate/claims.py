@@ -53,7 +53,7 @@ def claims_command(
     check_writable(output, plot)
     asked = read_text(prompt_file, "--prompt-file")
 
-    from scope_cli.settings.profile import load_profile
+    from scope_cli.settings.load import load_profile
 
     shares = tuple(dict.fromkeys(share))
     for one in shares:

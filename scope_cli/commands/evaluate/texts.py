@@ -11,7 +11,7 @@ from scope_cli.errors import UsageError
 if TYPE_CHECKING:
     from scope_cli.measure.evaluate.fidelity import KnownText
     from scope_cli.models.model import LoadedModel, OpenedModel
-    from scope_cli.settings.profile import PromptSettings
+    from scope_cli.settings.schema import PromptSettings
 
 
 def plain_ids(opened: "OpenedModel", text: str) -> list[int]:
@@ -41,7 +41,7 @@ def text_of_prompt(
     """What the full cache writes after a prompt, with the sampling of the first profile."""
     from scope_cli.measure.evaluate.fidelity import KnownText
     from scope_cli.measure.evaluate.writing import write_all
-    from scope_cli.settings.profile import LoadedProfile
+    from scope_cli.settings.load import LoadedProfile
 
     profile = variant.settings.profile
     ids = loaded.opened.encode(prompt, profile.prompt)
@@ -74,7 +74,7 @@ def read_run(record: Path) -> Run:
     """A run's record, and its text beside it. No torch."""
     import json
 
-    from scope_cli.settings.profile import PromptSettings
+    from scope_cli.settings.schema import PromptSettings
 
     try:
         saved = json.loads(read_text(str(record), "--run"))

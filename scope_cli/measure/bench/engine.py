@@ -19,7 +19,7 @@ from scope_cli.events import Token
 from scope_cli.machine.memory import PeakMeter
 from scope_cli.measure.bench.protocol import Account, Ids, Job, Loaded
 from scope_cli.models.model import LoadedModel, open_model, resolve_device
-from scope_cli.settings.profile import load_profile
+from scope_cli.settings.load import load_profile
 
 GPU_AT_ONCE = 512  # known tokens that go through a model on a GPU together
 SETTLE = 2 * MOST_AT_ONCE  # tokens before a position that are fed with the profile's own interval

@@ -17,8 +17,9 @@ from scope_cli.engine.replay import MOST_AT_ONCE, replay
 from scope_cli.measure.evaluate.fidelity import Reference, planned
 from scope_cli.measure.evaluate.statistics import Blocks, estimate
 from scope_cli.policies.view import SlotView
-from scope_cli.settings.profile import DecodeSettings, LoadedProfile, load_profile
+from scope_cli.settings.load import LoadedProfile, load_profile
 from scope_cli.settings.schedules import schedule_of
+from scope_cli.settings.schema import DecodeSettings
 
 SHORT_LAGS = (1, 2, 4, 8, 16, 32)
 RECENT = 32  # tokens before t that every policy keeps anyway

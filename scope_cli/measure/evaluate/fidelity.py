@@ -21,7 +21,7 @@ from scope_cli.geometry import Geometry
 from scope_cli.machine.memory import free_bytes
 from scope_cli.measure.evaluate.statistics import BLOCK, Blocks, estimate, quantile
 from scope_cli.models.model import LoadedModel
-from scope_cli.settings.profile import LoadedProfile, load_profile
+from scope_cli.settings.load import LoadedProfile, load_profile
 from scope_cli.units import as_bytes
 
 

@@ -15,7 +15,7 @@ from scope_cli.engine.replay import PromptState, read_once, replay
 from scope_cli.measure.evaluate.fidelity import ByteMeter, HeldBytes, KnownText, check_text, planned
 from scope_cli.measure.evaluate.probes import Probe
 from scope_cli.models.model import LoadedModel
-from scope_cli.settings.profile import LoadedProfile
+from scope_cli.settings.load import LoadedProfile
 
 
 @dataclass(frozen=True)

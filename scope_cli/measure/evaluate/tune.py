@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scope_cli.settings.profile import LoadedProfile
+from scope_cli.settings.load import LoadedProfile
 
 if TYPE_CHECKING:
     from scope_cli.measure.evaluate.fidelity import Fidelity, Reference

@@ -10,7 +10,7 @@ from scope_cli.errors import AuditError
 from scope_cli.events import Finished, PromptRead, Reading, Token
 from scope_cli.measure.evaluate.fidelity import HeldBytes
 from scope_cli.models.model import LoadedModel
-from scope_cli.settings.profile import LoadedProfile
+from scope_cli.settings.load import LoadedProfile
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from scope_cli.measure.profiling.workspace import Workspace, workspace
 from scope_cli.models.shapes import DTYPE_BYTES, PACKED_BITS, ModelShape
 from scope_cli.policies import plugins
 from scope_cli.policies.schedule import Schedule
-from scope_cli.settings.profile import DecodeSettings, LoadedProfile, Profile
+from scope_cli.settings.load import LoadedProfile
+from scope_cli.settings.schema import DecodeSettings, Profile
 
 RUNTIME_BYTES = {"cpu": 410 * 2**20, "cuda": 512 * 2**20, "mps": 512 * 2**20}
 """Interpreter and libraries before any weight: measured on a CPU, an assumption for the others' contexts."""

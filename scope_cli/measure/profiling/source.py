@@ -15,7 +15,7 @@ from scope_cli.machine import memory
 from scope_cli.measure.profiling.footprint import Target
 from scope_cli.models.registry import EMBEDDED, HUB_NAME, ModelFolder, find
 from scope_cli.models.shapes import PACKED_BITS, ModelShape, packed_form, read_shape, shape_of
-from scope_cli.settings.profile import ModelSettings
+from scope_cli.settings.schema import ModelSettings
 
 if TYPE_CHECKING:
     from scope_cli.models.gguf.convert import GgufModel

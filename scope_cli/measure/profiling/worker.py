@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from scope_cli.events import Event
     from scope_cli.measure.profiling.result import Result
     from scope_cli.models.model import LoadedModel, OpenedModel
-    from scope_cli.settings.profile import LoadedProfile, Profile
+    from scope_cli.settings.load import LoadedProfile
+    from scope_cli.settings.schema import Profile
 
 STRETCHES = 100  # of the output, for the speed and for the cache's bytes
 MAP_TIMES = 48
@@ -79,7 +80,8 @@ def measure(job: Job, tell: Any) -> Result:
     from scope_cli.engine.run import new_work
     from scope_cli.machine.memory import PeakMeter
     from scope_cli.models.model import open_model
-    from scope_cli.settings.profile import LoadedProfile, Profile
+    from scope_cli.settings.load import LoadedProfile
+    from scope_cli.settings.schema import Profile
 
     settings = LoadedProfile(Profile.model_validate(job.profile), job.source, frozenset(job.typed))
     opened = open_model(settings.profile.model, job.offline, lambda line: tell(progress=line))

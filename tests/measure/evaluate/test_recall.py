@@ -8,7 +8,8 @@ from scope_cli.measure.evaluate.probes import KINDS, make_probe
 from scope_cli.measure.evaluate.recall import AskedModel, recall
 from scope_cli.measure.evaluate.statistics import Blocks, paired_difference
 from scope_cli.models.model import open_model
-from scope_cli.settings.profile import ModelSettings, load_profile
+from scope_cli.settings.load import load_profile
+from scope_cli.settings.schema import ModelSettings
 from tests.cache.test_cache import loaded_tiny
 from tests.measure.evaluate.newest_go import broken
 

@@ -6,7 +6,7 @@ from scope_cli.engine.run import generate, new_work
 from scope_cli.events import Finished, Token
 from scope_cli.measure.evaluate.loops import repetition, unique_ngrams
 from scope_cli.measure.evaluate.writing import write_all
-from scope_cli.settings.profile import load_profile
+from scope_cli.settings.load import load_profile
 from tests.cache.test_cache import loaded_tiny
 
 PROMPTS = [

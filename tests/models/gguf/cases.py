@@ -18,7 +18,8 @@ from scope_cli.engine.run import generate, new_work
 from scope_cli.events import Token
 from scope_cli.models.gguf.architectures import REFUSED
 from scope_cli.models.model import open_model
-from scope_cli.settings.profile import LoadedProfile, Profile
+from scope_cli.settings.load import LoadedProfile
+from scope_cli.settings.schema import Profile
 from tests.models.gguf.files import ENDS, FIXED, Written, write
 
 PROMPT_TOKENS, NEW_TOKENS = 700, 60

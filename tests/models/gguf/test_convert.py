@@ -15,7 +15,7 @@ from scope_cli.models import registry
 from scope_cli.models.gguf.header import read
 from scope_cli.models.model import open_model
 from scope_cli.models.registry import find, listed
-from scope_cli.settings.profile import ModelSettings
+from scope_cli.settings.schema import ModelSettings
 from tests.models.gguf.cases import DIVIDED, SCALING
 from tests.models.gguf.files import write
 

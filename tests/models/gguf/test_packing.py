@@ -6,7 +6,7 @@ import torch
 from scope_cli.models.gguf.convert import open_gguf
 from scope_cli.models.model import open_model
 from scope_cli.models.packed import PackedLinear
-from scope_cli.settings.profile import ModelSettings
+from scope_cli.settings.schema import ModelSettings
 from tests.models.gguf.cases import KINDS
 from tests.models.gguf.files import write
 

@@ -12,7 +12,8 @@ from scope_cli.engine.run import policy_of
 from scope_cli.models.attention import attention_of
 from scope_cli.models.model import geometry_of, rope_frequencies
 from scope_cli.policies.prefills.base import PromptView
-from scope_cli.settings.profile import LoadedProfile, Profile
+from scope_cli.settings.load import LoadedProfile
+from scope_cli.settings.schema import Profile
 from tests.engine.test_decode import finish
 from tests.tiny import tiny_model
 

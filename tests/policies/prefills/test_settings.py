@@ -5,7 +5,7 @@ import json
 import pytest
 
 from scope_cli.errors import ProfileError
-from scope_cli.settings.profile import check, load_profile
+from scope_cli.settings.load import check, load_profile
 
 
 @pytest.mark.parametrize(
