@@ -39,7 +39,7 @@ def doctor_command(
 
     Ends with exit code 1 where there is a problem.
     """
-    from scope_cli.settings.profile import ModelSettings
+    from scope_cli.settings.schema import ModelSettings
 
     found: list[Check] = []
     phases = Phases(log=False)
@@ -138,7 +138,7 @@ def self_test() -> Check:
     from scope_cli.engine.run import generate, new_work
     from scope_cli.events import Finished
     from scope_cli.models.model import open_model
-    from scope_cli.settings.profile import load_profile
+    from scope_cli.settings.load import load_profile
 
     began = perf_counter()
     settings = load_profile("default", {"model.name": TINY, **TRY})
