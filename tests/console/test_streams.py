@@ -69,7 +69,7 @@ def test_an_error_whose_reader_went_away_keeps_its_code_or_is_141():
 def test_no_file_takes_the_number_of_a_closed_stream(tmp_path):
     """What is printed does not end in a file that happened to be opened first."""
     code = (
-        "import sys; from scope_cli import streams; streams.mend(); "
+        "import sys; from scope_cli.console import streams; streams.mend(); "
         f"file = open({str(tmp_path / 'file')!r}, 'w'); sys.exit(file.fileno() < 3)"
     )
     script = f'{sys.executable} -c "$1" >&- 2>&- <&-'
