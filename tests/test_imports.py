@@ -112,8 +112,6 @@ EARLY = [  # what is wrong is known without a model; T is a text, D a folder wit
     "evaluate fidelity --text T --plot p.doc",
     "evaluate loops -f no.txt",
     "evaluate loops -f T -p slid",
-    "evaluate claims -f no.txt",
-    "evaluate claims -f T --share 500%",
     "evaluate longgenbench --data no.jsonl -o g.json",
     "evaluate longgenbench --data T -o g.json --task math",
     "tune --text no.txt",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from scope_cli.settings.schema import DecodeSettings, Profile
 
-DRAWING = {"random", "vase", "mix"}  # scorers and methods that draw by the seed
+DRAWING = {"random", "vase"}  # scorers and methods that draw by the seed
 
 
 def idle(profile: Profile) -> Iterator[tuple[str, str]]:

@@ -221,49 +221,6 @@ def test_longgenbench_does_not_take_answers_of_another_profile(scope, tiny_folde
     assert "were answered before" not in run.stderr.replace("full: 3 of 3 prompts were answered before", "")
 
 
-def test_claims_measure_both_ways_and_the_drift(scope, tiny_folder, tmp_path):
-    (tmp_path / "p.txt").write_text("A long prompt about the sea and the wind. " * 8)
-    plot, out = tmp_path / "c.png", tmp_path / "c.json"
-    given = ["-f", tmp_path / "p.txt", "--tokens", "1400", "--top", "16", "--plot", plot, "-o", out]
-    run = scope("evaluate", "claims", *given, *small(tiny_folder, "--set", 'model.compile="off"'))
-    assert run.code == 0
-    assert "| 50% of the prompt (peak) | the prompt |" in run.stdout
-    saved = json.loads(out.read_text())
-    assert [lag["lag"] for lag in saved["drift"]][-1] == 1024
-    assert plot.is_file()
-
-
-def test_claims_say_what_could_not_be_measured_and_show_no_empty_table(scope, tiny_folder, tmp_path):
-    (tmp_path / "p.txt").write_text("A long prompt about the sea and the wind. " * 8)
-    given = ["evaluate", "claims", "-f", tmp_path / "p.txt", *small(tiny_folder)]
-    run = scope(*given, "--tokens", "400")
-    assert run.code == 0
-    assert "still in the top" not in run.stdout and run.stdout.count("|---") == 0 < run.stdout.count(
-        "| --- |"
-    )
-    assert "400 tokens are too few to see how attention moves on, which takes 1,217" in run.stderr
-    assert "verdict: at equal bytes compressing the prompt cost more than the output in " in run.stderr
-    (tmp_path / "p.txt").write_text("A long prompt about the sea and the wind. " * 40)
-    nothing = scope(*given, "--tokens", "256")
-    assert (nothing.code, nothing.stdout) == (2, "") and "there is nothing to measure" in nothing.stderr
-    least = nothing.stderr.split("hint: --tokens ")[1].split(" ")[0]
-    assert "nothing to measure" in scope(*given, "--tokens", str(int(least) - 1)).stderr
-
-
-def test_what_claims_need_is_what_drift_needs(tiny_folder):
-    from scope_cli.measure.evaluate.claims import drift, least_for_drift
-    from scope_cli.measure.evaluate.fidelity import KnownText, Reference
-    from scope_cli.models.model import open_model
-    from scope_cli.settings.schema import ModelSettings
-
-    loaded = open_model(ModelSettings(name=str(tiny_folder), device="cpu"), True, print).load()
-    for top, lag in ((4, 64), (40, 128)):
-        least = least_for_drift(top, lag)
-        for tokens in (least - 1, least):
-            known = KnownText("made up", [5] * 20, [at % 250 for at in range(tokens)])
-            assert bool(drift(Reference.of(loaded, known), top, lag)) == (tokens == least)
-
-
 def test_compare_reads_what_was_written(scope, tiny_folder, text, tmp_path):
     for name, profile in (("a", "slide budget=16"), ("b", "slide budget=64")):
         assert fidelity(scope, tiny_folder, text, "-p", profile, "-o", tmp_path / f"{name}.json").code == 0
@@ -337,7 +294,6 @@ MISTAKES = [
     (["evaluate", "compare", "none.json"], "cannot read none.json"),
     (["evaluate", "longgenbench", "--data", "T", "-o", "g.json"], "not JSON"),
     (["evaluate", "longgenbench", "--data", "T", "-o", "g.json", "--task", "math"], "there is no 'math'"),
-    (["evaluate", "claims", "-f", "T", "--share", "500%"], "'500%'"),
     (["tune"], "give either --prompt-file FILE or --text FILE"),
     (["tune", "--text", "T", "--max-gap", "0"], "has to be above 0"),
     (["tune", "--text", "T", "--strategy", "full"], "no budget to tune"),

@@ -2,7 +2,7 @@
 
 import typer
 
-from scope_cli.commands.evaluate import claims, compare, fidelity, longgenbench, loops, recall
+from scope_cli.commands.evaluate import compare, fidelity, longgenbench, loops, recall
 
 app = typer.Typer(
     help="Measure quality: profiles against the full cache, and against each other.", no_args_is_help=True
@@ -11,5 +11,4 @@ app.command("fidelity")(fidelity.fidelity_command)
 app.command("recall")(recall.recall_command)
 app.command("loops")(loops.loops_command)
 app.command("longgenbench")(longgenbench.longgenbench_command)
-app.command("claims")(claims.claims_command)
 app.command("compare")(compare.compare_command)

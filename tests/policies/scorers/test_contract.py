@@ -42,7 +42,7 @@ def built(scorer) -> Scorer:
     return plugins.build("scorers", options.pop("name", scorer), options)
 
 
-CHANCE = [built(form) for form in ("random", "vase", {"name": "vase", "mode": "cur"}, "mix")]
+CHANCE = [built(form) for form in ("random", "vase", {"name": "vase", "mode": "cur"})]
 
 
 @every_scorer

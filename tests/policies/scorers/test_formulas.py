@@ -350,27 +350,6 @@ def test_the_sketch_is_normal_with_variance_one_over_rank():
     assert scaled.unique().numel() > 0.99 * scaled.numel()
 
 
-@FAMILIES
-@pytest.mark.parametrize("options", [{}, {"values": 0.3, "rkv": 0.4}])
-def test_mix_shares_what_is_kept(family, options):
-    view = last_view({"name": "mix", **options}, family=family)
-    mix = plugins.build("scorers", "mix", options)
-    rkv = score_of(view, "rkv")
-    for head in heads_of(view):
-        assert head.keep == 10
-        wide = head.top(head.value_range(), int(head.keep * mix.values))
-        important = head.top(
-            by_position(view, rkv, head.index),
-            int(head.keep * (mix.values + mix.rkv)) - len(wide),
-            [p for p in head.candidates if p not in wide],
-        )
-        chosen = wide | important
-        chance = {p: uniform(view, head, p) for p in head.candidates}
-        lucky = head.top(chance, head.keep - len(chosen), [p for p in head.candidates if p not in chosen])
-        assert wide and important and lucky
-        assert kept(view, mix.score(view), head) == chosen | lucky
-
-
 # Position
 
 
@@ -457,7 +436,6 @@ def test_a_kernel_is_odd_and_ranges_hold():
         ("window", {"memory": 1.0}),
         ("rkv", {"kernel": 2}),
         ("vase", {"mode": "cube"}),
-        ("mix", {"values": 0.6}),
         ("lru", {"share": 0}),
         ("cascade", {"levels": 0}),
         ("lagkv", {"lag": 1}),

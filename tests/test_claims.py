@@ -1,21 +1,34 @@
 """Budgets of equal bytes, measured; and the overlap of heavy hitters against a plain computation."""
 
+import json
+
 import pytest
 import torch
 
-from scope_cli.measure.evaluate.claims import (
-    SHORT_LAGS,
-    budget_for_mean,
-    drift,
-    equal_bytes,
-    equal_bytes_profiles,
-    mean_held,
-)
+from scope_cli import cli
 from scope_cli.measure.evaluate.fidelity import KnownText, Reference, measure
+from scope_cli.models.model import open_model
+from scope_cli.settings.schema import ModelSettings
 from tests.cache.test_cache import loaded_tiny
+from tests.test_benchmarks import load
 from tests.tiny import tiny_model
 
+claims = load("claims")
+SHORT_LAGS, drift, equal_bytes = claims.SHORT_LAGS, claims.drift, claims.equal_bytes
+budget_for_mean, mean_held = claims.budget_for_mean, claims.mean_held
+equal_bytes_profiles, least_for_drift = claims.equal_bytes_profiles, claims.least_for_drift
 PROMPT, OUTPUT = 300, 640
+
+
+@pytest.fixture
+def claims_are_a_command():
+    cli.app.command("claims")(claims.claims_command)
+    yield
+    cli.app.registered_commands.pop()
+
+
+def small(tiny_folder, *more):
+    return ["--model", tiny_folder, "--set", "decode.interval=4", *more]
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +90,51 @@ def test_drift_agrees_with_the_attention_that_transformers_gives(reference):
         assert found[lag].overlap[0] == pytest.approx(sum(overlaps) / len(overlaps), abs=0.01)
         assert found[lag].mass[0] == pytest.approx(sum(masses) / len(masses), abs=0.01)
         assert found[lag].chance == pytest.approx(sum(top / (step - 32) for step in steps) / len(steps))
+
+
+def test_claims_measure_both_ways_and_the_drift(scope, claims_are_a_command, tiny_folder, tmp_path):
+    (tmp_path / "p.txt").write_text("A long prompt about the sea and the wind. " * 8)
+    plot, out = tmp_path / "c.png", tmp_path / "c.json"
+    given = ["-f", tmp_path / "p.txt", "--tokens", "1400", "--top", "16", "--plot", plot, "-o", out]
+    run = scope("claims", *given, *small(tiny_folder, "--set", 'model.compile="off"'))
+    assert run.code == 0
+    assert "| 50% of the prompt (peak) | the prompt |" in run.stdout
+    saved = json.loads(out.read_text())
+    assert [lag["lag"] for lag in saved["drift"]][-1] == 1024
+    assert plot.is_file()
+
+
+def test_claims_say_what_could_not_be_measured_and_show_no_empty_table(
+    scope, claims_are_a_command, tiny_folder, tmp_path
+):
+    (tmp_path / "p.txt").write_text("A long prompt about the sea and the wind. " * 8)
+    given = ["claims", "-f", tmp_path / "p.txt", *small(tiny_folder)]
+    run = scope(*given, "--tokens", "400")
+    assert run.code == 0
+    assert "still in the top" not in run.stdout and run.stdout.count("|---") == 0 < run.stdout.count(
+        "| --- |"
+    )
+    assert "400 tokens are too few to see how attention moves on, which takes 1,217" in run.stderr
+    assert "verdict: at equal bytes compressing the prompt cost more than the output in " in run.stderr
+    (tmp_path / "p.txt").write_text("A long prompt about the sea and the wind. " * 40)
+    nothing = scope(*given, "--tokens", "256")
+    assert (nothing.code, nothing.stdout) == (2, "") and "there is nothing to measure" in nothing.stderr
+    least = nothing.stderr.split("hint: --tokens ")[1].split(" ")[0]
+    assert "nothing to measure" in scope(*given, "--tokens", str(int(least) - 1)).stderr
+
+
+def test_what_claims_need_is_what_drift_needs(tiny_folder):
+    loaded = open_model(ModelSettings(name=str(tiny_folder), device="cpu"), True, print).load()
+    for top, lag in ((4, 64), (40, 128)):
+        least = least_for_drift(top, lag)
+        for tokens in (least - 1, least):
+            known = KnownText("made up", [5] * 20, [at % 250 for at in range(tokens)])
+            assert bool(drift(Reference.of(loaded, known), top, lag)) == (tokens == least)
+
+
+def test_the_script_has_scopes_errors(capsys, tmp_path):
+    (tmp_path / "p.txt").write_text("A prompt.")
+    assert claims.main(["-f", str(tmp_path / "p.txt"), "--share", "500%"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("error: ") and "'500%'" in said.err
+    assert claims.main(["-f", "no.txt"]) == 2
