@@ -1,28 +1,23 @@
-"""Events in, a live terminal out: the text as it grows, and one line of numbers below it.
+"""Events in, a live terminal out: the text as it grows, and two lines of numbers below it.
 
 A terminal has one writer. Rows that are complete are printed and belong to the terminal from then on; only
-the last row, still growing, and the status line are drawn anew.
+the last row, still growing, and the status lines are drawn anew.
 """
 
 import sys
 import time
-from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
 
 from rich.cells import get_character_cell_size
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from scope_cli.events import Busy, Event, Failed, Finished, PromptProgress, Reading, Started, Token
+from scope_cli.console.progress import Progress
+from scope_cli.events import Busy, Event, Failed, Finished, PromptProgress, Started, Token
 from scope_cli.sinks.base import text_of
-from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
+from scope_cli.sinks.status import Limit, RecentRate, blocks_of, fitting, memory_line, pace_line, slots_of
 
 REFRESH_S = 1 / 8
-RATE_WINDOW_S = 5.0
-RATE_SHORTEST_S = 0.5  # over less than that a rate says nothing
 UNUSUAL = 4  # tokens after compiling that are slower than those to come
 PRINTABLE: dict[int, str | None] = {  # no control code but tab and newline
     **dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)]),
@@ -45,8 +40,11 @@ class Terminal:
             redirect_stderr=sys.stderr.isatty(),  # `2> log` stays in the log
         )
         self._row = ""  # received, and not yet printed for good
-        self._status = ""
+        self._status = [""]
         self._planned = 0
+        self._slots = ""
+        self._blocks = blocks_of(console.encoding)
+        self._reading = Progress(1)
         self._limit: Limit | None = None
         self._rate = RecentRate()
         self._next_draw = 0.0
@@ -57,17 +55,23 @@ class Terminal:
             case Started():
                 self._planned = event.max_new_tokens
                 self._limit = Limit.of(event.profile)
+                self._slots = slots_of(event)
             case Busy():
-                self._status = f"{event.what} ..."
+                self._status = [f"{event.what} ..."]
                 self._rate = RecentRate(leave_out=UNUSUAL)
                 self._draw(now=True)
             case PromptProgress():
-                self._status = f"reading the prompt {event.read:,} / {event.prompt_tokens:,}"
+                if self._reading.parts != event.prompt_tokens or event.read < self._reading.done:
+                    self._reading = Progress(event.prompt_tokens)
+                self._reading.at(event.read)
+                line = f"reading the prompt {event.read:,} / {event.prompt_tokens:,}"
+                self._status = [fitting([line, self._reading.left()], self._console.width)]
                 self._draw()
             case Token():
                 self._rate.add(event.n, event.elapsed_s)
-                parts = meter(event, self._planned, self._rate.tokens_per_s, self._limit)
-                self._status = fitting(parts, self._console.width)
+                pace = pace_line(event, self._planned, self._rate.tokens_per_s)
+                memory = memory_line(event.reading, self._limit, self._slots, self._blocks)
+                self._status = [fitting(parts, self._console.width) for parts in (pace, memory)]
                 self._draw()
             case Finished() | Failed():
                 self.close()
@@ -85,7 +89,8 @@ class Terminal:
             return
         self._next_draw = time.monotonic() + REFRESH_S
         rows, self._row = split_rows(self._row, self._console.width)
-        status = [Text(self._status, "dim", no_wrap=True, overflow="crop")] if self._stats else []
+        shown = self._status if self._stats else []
+        status = [Text(line, "dim", no_wrap=True, overflow="crop") for line in shown]
         with self._console:  # one write: what is between print and update is never seen
             self._live.start()
             self._print(rows)
@@ -128,75 +133,3 @@ def split_rows(text: str, width: int) -> tuple[list[str], str]:
 def cells_of(text: str) -> int:
     """Character by character: never less than a terminal takes, however it joins them."""
     return sum(1 if character == EMOJI_STYLE else get_character_cell_size(character) for character in text)
-
-
-class RecentRate:
-    """Tokens per second over the last few seconds; the first `leave_out` tokens do not count."""
-
-    def __init__(self, leave_out: int = 0) -> None:
-        self._seen: deque[tuple[float, int]] = deque()
-        self._leave_out = leave_out
-
-    def add(self, n: int, elapsed_s: float) -> None:
-        if self._leave_out > 0:
-            self._leave_out -= 1
-            return
-        self._seen.append((elapsed_s, n))
-        while len(self._seen) > 2 and elapsed_s - self._seen[1][0] >= RATE_WINDOW_S:
-            self._seen.popleft()
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        if not self._seen:
-            return None
-        (since, first), (until, last) = self._seen[0], self._seen[-1]
-        return (last - first) / (until - since) if until - since >= RATE_SHORTEST_S else None
-
-
-@dataclass(frozen=True)
-class Limit:
-    """What the profile allows to be held."""
-
-    tokens: int
-    counts_prompt: bool
-
-    @classmethod
-    def of(cls, profile: dict[str, Any]) -> "Limit | None":
-        """None where nothing limits it."""
-        decode = profile.get("decode", {})
-        if decode.get("strategy") in ("full", "rpc"):
-            return None
-        total = decode.get("total_budget")
-        limit = total or decode.get("budget")
-        return cls(limit, counts_prompt=total is not None) if limit else None
-
-    def in_words(self, reading: Reading) -> str:
-        held = reading.kept_generated + (reading.kept_prompt if self.counts_prompt else 0)
-        return f"held {held:,}/{self.tokens:,}"
-
-
-def meter(token: Token, planned: int, tokens_per_s: float | None, limit: Limit | None) -> list[str]:
-    """The parts of the status line, the most important first: the first six fit 80 columns in most runs."""
-    reading = token.reading
-    held, full = reading.held_bytes, reading.full_bytes
-    left = as_duration((planned - token.n) / tokens_per_s) if tokens_per_s else "-"
-    return [
-        f"{token.n:,}/{planned:,} tokens",
-        f"{as_rate(tokens_per_s) if tokens_per_s else '-'}".replace(" tokens", ""),
-        f"{left} left",
-        *([limit.in_words(reading)] if limit else []),
-        f"evicted {reading.evicted_tokens:,}",
-        f"KV {as_ratio(held, full)} of full",
-        f"{as_bytes(held)} / {as_bytes(full)}",
-        f"slots {reading.kept_prompt + reading.kept_generated:,}/{reading.slots:,}",
-    ]
-
-
-def fitting(parts: Iterable[str], width: int) -> str:
-    """As many parts as one row holds, dropped from the right."""
-    line, *rest = parts
-    for part in rest:
-        if len(line) + 2 + len(part) > width:
-            break
-        line += f"  {part}"
-    return line

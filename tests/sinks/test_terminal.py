@@ -1,4 +1,5 @@
 import io
+import re
 from dataclasses import replace
 
 import pyte
@@ -8,9 +9,11 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from scope_cli.events import Busy
-from scope_cli.sinks import terminal
-from scope_cli.sinks.terminal import RecentRate, Terminal, fitting, split_rows
+from scope_cli.console.progress import Progress
+from scope_cli.events import Busy, PromptProgress
+from scope_cli.sinks import status, terminal
+from scope_cli.sinks.status import Limit, RecentRate, fitting, memory_line, slots_of
+from scope_cli.sinks.terminal import Terminal, split_rows
 from tests.sinks.conftest import READING
 
 WIDTH, HEIGHT = 40, 10
@@ -30,6 +33,8 @@ class Tty:
     def write(self, text: str) -> int:
         self._stream.feed(text)
         return self.sent.write(text)
+
+    encoding = "utf-8"
 
     def flush(self) -> None: ...
 
@@ -117,21 +122,85 @@ def test_the_status_line_stands_below_the_growing_text(events_of_a_run):
     assert tty.rows() == ["", "reading the prompt 1,024 / 3,210"]
     for event in [read, *tokens]:
         sink.receive(event)
-    *rows, status = tty.rows()
+    *rows, pace, held = tty.rows()
     assert " ".join(rows) == PROSE[:200].strip()
-    assert status == "67/4,096 tokens  20.0/s  3:21 left"  # as much as 40 columns hold
+    assert pace == "67/4,096 tokens  20.0/s  3:21 left"  # as much as 40 columns hold
+    assert held == "KV █░░░░░░░░░ 12% of full  evicted 1,071"
     sink.close()
 
 
 def test_a_wide_terminal_shows_every_number(events_of_a_run):
-    *_, token, _ = events_of_a_run(["x"] * 24)
-    limit = terminal.Limit.of({"decode": {"strategy": "slide", "budget": 256, "total_budget": None}})
-    parts = terminal.meter(token, 4096, 20.0, limit)
+    started, *_, token, _ = events_of_a_run(["x"] * 24)
+    limit = Limit.of({"decode": {"strategy": "slide", "budget": 256, "total_budget": None}})
+    parts = memory_line(token.reading, limit, slots_of(started))
     assert fitting(parts, 200) == (
-        "24/4,096 tokens  20.0/s  3:24 left  held 256/256  evicted 1,071  KV 12.5% of full  "
-        "12.00 MiB / 96.00 MiB  slots 3,466/3,467"
+        "KV █░░░░░░░░░ 12% of full  evicted 1,071  held 256/256  float32 slots  reads 13.00 MiB/step  "
+        "12.00 MiB / 96.00 MiB"
     )
-    assert fitting(parts, 80).endswith("held 256/256  evicted 1,071")
+    assert fitting(parts, 80).endswith("held 256/256  float32 slots")
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "drawn"),
+    [
+        (0, 10, ".........."),
+        (1, 1000, "#........."),
+        (5, 10, "#####....."),
+        (10, 10, "#" * 10),
+        (0, 0, "#" * 10),
+    ],
+)
+def test_a_bar_is_as_long_as_what_is_held(part, whole, drawn):
+    assert status.bar(part, whole, status.LETTERS) == drawn
+
+
+def test_a_terminal_without_blocks_gets_letters():
+    assert status.blocks_of("utf-8") == status.BLOCKS
+    assert status.blocks_of("latin-1") == status.blocks_of("no such") == status.LETTERS
+
+
+@pytest.mark.parametrize(
+    ("keys", "values", "said"),
+    [
+        ("plain", "plain", "float32 slots"),
+        ("int8", "int4", "int8/int4 slots"),
+        ("auto", "int8", "int8 slots"),
+    ],
+)
+def test_the_format_of_the_slots_is_named(events_of_a_run, keys, values, said):
+    started, *_ = events_of_a_run([])
+    assert slots_of(replace(started, profile={"cache": {"keys": keys, "values": values}})) == said
+    assert slots_of(started) == "float32 slots"
+
+
+def test_a_long_prompt_says_how_long_it_will_take(events_of_a_run, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("scope_cli.sinks.terminal.Progress", lambda parts: Progress(parts, lambda: now[0]))
+    tty = Tty()
+    sink = Terminal(tty.console)
+    sink.receive(PromptProgress(0, 100, 1000))
+    now[0] = 20.0
+    sink.receive(PromptProgress(0, 500, 1000))
+    assert tty.rows()[-1] == "reading the prompt 500 / 1,000"  # 40 columns have no room for more
+    tty.resize(80)
+    sink.receive(PromptProgress(0, 500, 1000))
+    assert tty.rows()[-1] == "reading the prompt 500 / 1,000  about 20.0 s left"
+    sink.close()
+
+
+@pytest.mark.parametrize("setting", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_a_picture_without_colour_or_cursor(events_of_a_run, monkeypatch, setting):
+    """The text is all there, and on a dumb terminal it is all that is."""
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=40, _environ={"TERM": "xterm", **setting})
+    sink = Terminal(console)
+    for event in events_of_a_run(pieces_of(PROSE)):
+        sink.receive(event)
+    sink.close()
+    written = file.getvalue()
+    assert not re.search(r"\x1b\[\d*;?3[0-9]m", written), "no colour"
+    if "TERM" in setting:
+        assert "\x1b" not in written and " ".join(written.split()) == PROSE.strip()
 
 
 @pytest.mark.parametrize(
@@ -143,7 +212,7 @@ def test_a_wide_terminal_shows_every_number(events_of_a_run):
     ],
 )
 def test_what_is_held_stands_beside_its_limit(decode, shown):
-    limit = terminal.Limit.of({"decode": decode})
+    limit = Limit.of({"decode": decode})
     assert (limit and limit.in_words(READING)) == shown
 
 
@@ -157,10 +226,10 @@ def test_compiling_is_shown_as_what_it_is_and_no_rate_comes_from_it(events_of_a_
     assert tty.rows()[-1] == "compiling the step ..."
     for event in slow[1:5]:
         sink.receive(event)
-    assert "- left" in tty.rows()[-1], "neither the wait nor the first tokens after it say how long it takes"
+    assert "- left" in tty.rows()[-2], "neither the wait nor the first tokens after it say how long it takes"
     for event in slow[5:40]:
         sink.receive(event)
-    assert "20.0/s  3:23 left" in tty.rows()[-1]
+    assert "20.0/s  3:23 left" in tty.rows()[-2]
     sink.close()
 
 
@@ -178,7 +247,7 @@ def test_resizing_leaves_printed_rows_and_wraps_what_comes(events_of_a_run):
     events = events_of_a_run(pieces_of(PROSE))
     for event in events[:300]:
         sink.receive(event)
-    before = [row for row in tty.rows() if "tokens" not in row][:-1]
+    before = [row for row in tty.rows() if "tokens" not in row and "KV " not in row][:-1]
     tty.resize(60)
     for event in events[300:]:
         sink.receive(event)
