@@ -11,8 +11,15 @@ from rich.text import Text
 
 from scope_cli.console.safe import printable
 from scope_cli.events import Audit, Busy, Event, Failed, Finished, Loop, Started
+from scope_cli.models.registry import EMBEDDED
 from scope_cli.sinks.record import record_of
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
+
+NEXT = (  # after a run of the model that is there for trying
+    "a model whose texts are worth reading: `scope models list`, then --model NAME",
+    "a text of your own: scope generate --prompt-file FILE --output story.txt --max-new-tokens 5000",
+    "what a run will cost, before it runs: scope profile --plan --max-new-tokens 5000",
+)
 
 
 class Summary:
@@ -25,6 +32,8 @@ class Summary:
     def __init__(self, console: Console, files: Sequence[Path] = (), animated: bool = False) -> None:
         self._console, self._files, self._animated = console, files, animated
         self._outputs = 1
+        self._ended = 0
+        self._next: tuple[str, ...] = ()
         self._stops_on_loop = False
         self._busy: set[str] = set()
 
@@ -35,6 +44,7 @@ class Summary:
             for note in event.notes:
                 self._print("note:", note, "yellow")
             model = event.model
+            self._next = NEXT if model["name"] in EMBEDDED else ()
             self._print("", f"{model['name']}, {_machine(model)}, {event.policy}", "")
             self._head(0)
         elif isinstance(event, Busy) and not self._animated and event.what not in self._busy:
@@ -50,6 +60,12 @@ class Summary:
                 self._print(f"{label:<10}", value, "bold red" if failed else "dim")
             if event.prompt < len(self._files):
                 self._print(f"{'written:':<10}", written(self._files[event.prompt]), "dim")
+            if self._outputs == 1 and event.output_tokens:
+                self._print("in short: ", in_short(event), "bold")
+            self._ended += 1
+            if self._ended == self._outputs and event.reason != "interrupted":
+                for suggestion in self._next:
+                    self._print("next:     ", suggestion, "dim")
             self._head(event.prompt + 1)
 
     def close(self) -> None:
@@ -118,6 +134,23 @@ def summary_lines(run: Finished, stops_on_loop: bool = False) -> Iterator[tuple[
     if run.loop:
         yield "loop:", _loop(run.loop, stops_on_loop)
     yield "audit:", _audit(run.audit)
+
+
+def in_short(run: Finished) -> str:
+    """For somebody who has never heard of a KV cache: what stayed, and what all would take."""
+    reading, written = run.reading, max(0, run.output_tokens - 1)
+    if not reading.evicted_tokens:
+        all_of_it = reading.kept_prompt + reading.kept_generated
+        fits = f"the model remembers all {all_of_it:,} tokens that it has read and written"
+        return f"{fits}: nothing had to be forgotten. Memory is saved once the output is longer than --budget"
+    whole = reading.kept_prompt >= run.prompt_tokens
+    prompt = f"{'all ' * whole}{reading.kept_prompt:,}{f' of {run.prompt_tokens:,}' * (not whole)}"
+    return (
+        f"the model wrote {run.output_tokens:,} tokens, and remembers {prompt} of your prompt and "
+        f"{reading.kept_generated:,} of the {written:,} that it wrote: {as_bytes(reading.held_bytes)}, where "
+        f"remembering everything would take {as_bytes(reading.full_bytes)}. "
+        "The text itself is whole: only the model forgets"
+    )
 
 
 def _prompt(run: Finished) -> str:

@@ -1,4 +1,5 @@
 import io
+import re
 from dataclasses import replace
 
 from rich.console import Console
@@ -7,7 +8,9 @@ from scope_cli.engine.run import kept_in_words, make_plan
 from scope_cli.events import Audit, Busy, Loop
 from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.settings.load import load_profile
-from scope_cli.sinks.summary import Summary
+from scope_cli.sinks.summary import NEXT, Summary
+from tests.sinks.conftest import READING
+from tests.test_docs import parse
 
 
 def printed(events, files=(), **console) -> str:
@@ -31,7 +34,37 @@ def test_the_summary_of_a_piped_run_is_plain_aligned_text(events_of_a_run):
         "kept:      3,210 of 3,210 prompt tokens, 256 of 1,327 generated, in 3,467 slots\n"
         "evicted:   1,071 tokens in 17 evictions\n"
         "audit:     policy active, budget held, bytes accounted for\n"
+        "in short:  the model wrote 1,328 tokens, and remembers all 3,210 of your prompt and 256 of the 1,327"
+        " that it wrote: 12.00 MiB, where remembering everything would take 96.00 MiB."
+        " The text itself is whole: only the model forgets\n"
     )
+
+
+def test_a_run_that_forgot_nothing_says_so(events_of_a_run):
+    reading = replace(READING, evicted_tokens=0, kept_generated=9)
+    assert "remembers all 3,219 tokens that it has read and written" in printed(
+        events_of_a_run(["x"] * 10, reading=reading)
+    )
+    part = replace(READING, kept_prompt=800)
+    assert "remembers 800 of 3,210 of your prompt" in printed(events_of_a_run(["x"] * 9, reading=part))
+
+
+def test_the_model_for_trying_names_what_comes_next_once(events_of_a_run):
+    started, *rest = events_of_a_run(["x"])
+    assert "next:" not in printed([started, *rest])
+    embedded = replace(started, model={**started.model, "name": "smollm2-135m"})
+    assert printed([embedded, *rest]).count("\nnext:      ") == len(NEXT) == 3
+    two = replace(embedded, prompt_tokens=(3210, 3210))
+    assert printed([two, *rest]).count("next:") == 0, "one is still to come"
+    assert printed([two, *rest, *rest]).count("next:") == 3
+    cut = events_of_a_run(["x"], reason="interrupted")[1:]
+    assert "next:" not in printed([embedded, *cut])
+
+
+def test_what_is_named_next_can_be_typed():
+    commands = [re.sub("`.*", "", line.partition("scope ")[2]) for line in NEXT]
+    for command in commands:
+        parse(command.replace("FILE", "file").split())
 
 
 def test_a_loop_and_a_failed_audit_are_named(events_of_a_run):
