@@ -23,6 +23,10 @@ class ProfileError(UsageError):
     """A profile, or what `--set` made of it, is not valid; the message lists every problem."""
 
 
+class PluginError(UsageError):
+    """An installed package offers a plug-in that cannot be used, or one that is there already."""
+
+
 class ModelError(UsageError):
     """A model cannot be found, read, or held in the memory there is."""
 

@@ -1,4 +1,6 @@
-"""scope scorers, scope prefills: every plug-in, options, needs, cost and purpose in one line."""
+"""scope scorers, scope prefills: every plug-in, options, needs, cost, purpose and origin in one line."""
+
+from scope_cli.errors import PluginError
 
 
 def scorers_command() -> None:
@@ -17,8 +19,15 @@ def _print_plugins(kind: str, one: str) -> None:
     from scope_cli.console import tables
     from scope_cli.policies import plugins
 
-    rows = []
-    for name in plugins.names(kind):
-        cls = plugins.plugin_class(kind, name)
-        rows.append([name, plugins.purpose(cls), plugins.options_in_words(cls) or "-", cls.needs, cls.cost])
-    tables.show_list(tables.Table([one, "what it does", "options", "needs", "cost"], rows))
+    rows, broken = [], []
+    for name, offered in plugins.sources(kind).items():
+        try:
+            cls = plugins.plugin_class(kind, name)
+        except PluginError as error:
+            broken.append(error)
+            continue
+        options = plugins.options_in_words(cls) or "-"
+        rows.append([name, plugins.purpose(cls), options, cls.needs, cls.cost, offered[0].package])
+    tables.show_list(tables.Table([one, "what it does", "options", "needs", "cost", "from"], rows))
+    if broken:
+        raise broken[0]

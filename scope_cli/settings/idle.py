@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
+from scope_cli.policies import plugins
 from scope_cli.settings.schema import DecodeSettings, Profile
 
-DRAWING = {"random", "vase"}  # scorers and methods that draw by the seed
+DRAWING = {"random", "vase"}  # shipped scorers and methods that draw by the seed
 
 
 def idle(profile: Profile) -> Iterator[tuple[str, str]]:
@@ -21,7 +22,7 @@ def idle(profile: Profile) -> Iterator[tuple[str, str]]:
     if sampling.temperature == 0:
         greedy = "temperature 0 takes the most probable token each time"
         yield from ((f"sampling.{key}", greedy) for key in ("top_k", "top_p", "min_p"))
-        if not {decode.scorer.name, prefill.method.name} & DRAWING:
+        if not (_may_draw("scorers", decode.scorer.name) or _may_draw("prefills", prefill.method.name)):
             yield "sampling.seed", greedy
     if sampling.ignore_eos:
         yield "sampling.min_new_tokens", "the model may never end by itself"
@@ -29,3 +30,7 @@ def idle(profile: Profile) -> Iterator[tuple[str, str]]:
         yield "prefill.window", "full keeps the whole prompt"
     if profile.model.device.startswith(("cuda", "mps")):
         yield "model.threads", f"the model runs on {profile.model.device}"
+
+
+def _may_draw(kind: str, name: str) -> bool:
+    return name in DRAWING or not plugins.is_ours(kind, name)

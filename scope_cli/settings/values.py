@@ -65,7 +65,7 @@ class Plugin(BaseModel):
         known = plugins.names(kind)
         if self.name not in known:
             yield "", f"there is no {self.name!r}{did_you_mean(self.name, known)}"
-        elif self.options:  # a bare name needs no import of the plug-in to be right
+        elif self.options or not plugins.is_ours(kind, self.name):  # ours are right without an import
             defaults = plugins.defaults(plugins.plugin_class(kind, self.name))
             for option, error in plugins.option_problems(kind, self.name, self.options):
                 default = f" (default {defaults[option]})" if option in defaults else ""
