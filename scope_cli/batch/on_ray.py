@@ -87,11 +87,12 @@ class Inbox(Iterator[Task]):
 class Worker:
     """One model on one device; `exchange` begins a group, and goes on until that has ended."""
 
-    def __init__(self, model: ModelSettings, offline: bool) -> None:
+    def __init__(self, model: ModelSettings, offline: bool, lanes: int = 1) -> None:
+        """lanes: that were asked for; the dtype may depend on them"""
         from scope_cli.machine.memory import free_bytes
         from scope_cli.models.model import open_model
 
-        self._opened = open_model(model, offline)
+        self._opened = open_model(model, offline, lanes=lanes)
         self._free_bytes = free_bytes(self._opened.device)
         self._model: LoadedModel | None = None
         self._interrupted = False
@@ -188,9 +189,10 @@ class RayEngine:
         offline: bool,
         address: str | None,
         workers: int | None,
+        lanes: int = 1,
     ) -> None:
         self._ray = import_ray()
-        self._model, self._offline = model, offline
+        self._model, self._offline, self._lanes = model, offline, lanes
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             self._connect(address or os.environ.get("RAY_ADDRESS"), workers)
@@ -248,7 +250,7 @@ class RayEngine:
         worker = self._ray.remote(Worker)
         needs = {"num_gpus": 1} if self._on_gpu else {"num_cpus": 1}
         self._begun += 1
-        actor = worker.options(**needs).remote(self._model, self._offline)
+        actor = worker.options(**needs).remote(self._model, self._offline, self._lanes)
         return Hand(actor, f"worker {self._begun}", pending=actor.describe.remote())
 
     def close(self) -> None:

@@ -121,7 +121,7 @@ def run(options: Options) -> int:
 
         from scope_cli.models.model import open_model
 
-        opened = open_model(settings, options.offline, phases.say)
+        opened = open_model(settings, options.offline, phases.say, options.lanes or 1)
     if options.dry_run:
         return dry_run(options, job_of(options, opened), opened, inputs)
     engine = engine_of(options, opened)
@@ -151,7 +151,12 @@ def engine_of(options: Options, opened: "OpenedModel") -> "LocalEngine | RayEngi
         from scope_cli.batch.on_ray import RayEngine
 
         return RayEngine(
-            opened, options.settings.profile.model, options.offline, options.ray_address, options.workers
+            opened,
+            options.settings.profile.model,
+            options.offline,
+            options.ray_address,
+            options.workers,
+            options.lanes or 1,
         )
     from scope_cli.batch.local import LocalEngine
 

@@ -177,7 +177,7 @@ def bench_command(
         from scope_cli.measure.bench.protocol import Job
         from scope_cli.models.model import open_model
 
-        opened = open_model(settings.model, offline, phases.say)
+        opened = open_model(settings.model, offline, phases.say, lanes)
     ids = opened.encode(content, settings.prompt)
     ids = exactly(ids, prompt_tokens) if prompt_tokens is not None else ids
     at = positions_of(asked, len(ids), max_new_tokens, burst * (rounds + 1), opened.geometry.context)

@@ -227,7 +227,7 @@ def show_plan(
 
     settings = cases[0][1].profile.model
     source = source_of(settings.name, config)
-    target = target_of(source, settings, given is not None)
+    target = target_of(source, settings, given is not None, lanes)
     free = given if given is not None else free_bytes(settings, target)
     tokens = count_tokens(text, source.config) if text is not None else prompt_tokens or 1000
     if fit:

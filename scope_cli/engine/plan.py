@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from scope_cli.policies.wrappers.base import Wrapper
 
 
+CPU_CHUNK = 512  # tokens: a CPU takes about a second for them, and Ctrl-C is heard between two chunks
+
+
+def chunk_of(chunk: int, device: str) -> int:
+    """Prompt tokens that go through the model together; device: its kind."""
+    return min(chunk, CPU_CHUNK) if device == "cpu" else chunk
+
+
 @dataclass(frozen=True)
 class RunPlan:
     prompt_tokens: int

@@ -8,11 +8,10 @@ from torch import Tensor
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.shape import PromptPlan
 from scope_cli.cache.staging import Staging
+from scope_cli.engine.plan import chunk_of
 from scope_cli.events import PromptProgress
 from scope_cli.models.lean import PreTrainedModel
 from scope_cli.policies.schedule import Schedule
-
-CPU_CHUNK = 512  # tokens: a CPU takes about a second for them, and Ctrl-C is heard between two chunks
 
 
 @torch.no_grad()
@@ -38,9 +37,8 @@ def read_prompt(
         cache.make_room(plan.kept)  # the prompt before it may have made slots of its own size
     cache.start_prompt(lane, schedule, seed)
     staging = Staging(cache, lane, plan, seed) if plan is not None and plan.staged else None
-    if cache.device.type == "cpu":
-        chunk = min(chunk, CPU_CHUNK)
-    else:
+    chunk = chunk_of(chunk, cache.device.type)
+    if cache.device.type != "cpu":
         cache.count(lane).host_bytes += prompt_ids.nbytes
     logits = prompt_ids.new_empty(0)
     for ids in prompt_ids.to(cache.device).split(chunk, dim=1):

@@ -28,19 +28,20 @@ from scope_cli.errors import ModelError, ScopeError, first_line
 from scope_cli.geometry import Geometry, LayerGeometry, context_of, with_context
 from scope_cli.machine.threads import set_threads
 from scope_cli.models.chat import Chat, Message
+from scope_cli.models.choices import dtype_of, load_in_of
 from scope_cli.models.ends import named_ends
 from scope_cli.models.folder import check_folder, read_json, stored_shapes
+from scope_cli.models.formats import BITS, Bits, plain_bytes
 from scope_cli.models.lean import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PreTrainedModel,
     without_compiler,
 )
-from scope_cli.models.packed import BITS, Bits, bfloat16_is_fast, pack, packed_bytes
+from scope_cli.models.packed import pack, packed_bytes
 from scope_cli.models.packed_file import PackedFile
 from scope_cli.models.random_weights import random_model
 from scope_cli.models.registry import ModelFolder, Say, find, hushed
-from scope_cli.models.shapes import bytes_of, packed_form
 from scope_cli.models.stops import Stops, stops_of
 from scope_cli.policies.rope import fix_length
 from scope_cli.settings.schema import ModelSettings, PromptSettings, SamplingSettings
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Gemma 3 and what is built like them"
 SINKS = ("gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash", "hy_v4", "flint", "deepseek_v4")
 PROBE = "a \u00e9\u4e2d 0\n\U0001f600"  # letters that a vocabulary has, and some that it has not
-MANY_LANES = 8
 
 
 def open_model(
@@ -80,9 +80,8 @@ def open_model(
                 with _stdout_kept():
                     tokenizer = AutoTokenizer.from_pretrained(folder.path, **local)
             tokenizer.decode(tokenizer(PROBE)["input_ids"])  # a broken one is known now
-        load_in = resolve_load_in(settings, folder, device)
-        # packed weights compute in bfloat16 anyway; the dtype is that of the cache and of what lies between
-        dtype = resolve_dtype(settings.dtype, config, device, 1 if load_in in BITS else lanes)
+        load_in = load_in_of(settings, str(device), folder.quantised)
+        dtype = getattr(torch, dtype_of(settings.dtype, str(device), stored_dtype(config), load_in, lanes))
         if device.type == "cpu":
             set_threads(settings.threads)
         there = None
@@ -128,25 +127,10 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_dtype(name: str, config: PreTrainedConfig, device: torch.device, lanes: int = 1) -> torch.dtype:
-    """auto: the checkpoint's own on a GPU; on a CPU float32, with AMX bfloat16 from eight lanes on."""
-    if name != "auto":
-        return getattr(torch, name)
-    if device.type == "cpu":
-        return torch.bfloat16 if lanes >= MANY_LANES and bfloat16_is_fast() else torch.float32
-    return config.get_text_config().dtype or config.dtype or torch.bfloat16
-
-
-def resolve_load_in(settings: ModelSettings, folder: ModelFolder, device: torch.device) -> str | None:
-    """auto: on a CPU packed where the weights come from a quantised GGUF file and no dtype was asked for."""
-    if settings.load_in in BITS and device.type != "cpu":
-        raise ModelError(
-            f"load_in {settings.load_in} is for a CPU, not for {device}", "try --load-in 4bit (bitsandbytes)"
-        )
-    if settings.load_in != "auto":
-        return settings.load_in
-    plain = device.type != "cpu" or settings.dtype != "auto"
-    return None if plain else packed_form(folder.quantised)
+def stored_dtype(config: PreTrainedConfig) -> str | None:
+    """The checkpoint's own, where its config says it."""
+    dtype = config.get_text_config().dtype or config.dtype
+    return str(dtype).removeprefix("torch.") if dtype else None
 
 
 def geometry_of(config: PreTrainedConfig, context: int | None = None, name: str = "the model") -> Geometry:
@@ -240,7 +224,7 @@ def weight_bytes(
     if folder.random:
         return sum(weight.nbytes for weight in skeleton(config, dtype).parameters())
     shapes = folder.pending.gguf.shapes.items() if folder.pending else stored_shapes(folder.path)
-    return bytes_of(shapes, dtype.itemsize, load_in)
+    return plain_bytes(shapes, dtype.itemsize, load_in)
 
 
 def skeleton(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:

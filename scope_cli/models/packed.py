@@ -9,18 +9,14 @@ bfloat16. 8 bits are two planes of 4: code = 16 * high + low.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from scope_cli.models.choices import has_amx
+from scope_cli.models.formats import BLOCK, ROWS, UNPACKED_FROM, Bits, linear_bytes, packs, table_bytes
 from scope_cli.models.lean import PreTrainedModel
 
-Bits = Literal[4, 8]
-BITS: dict[str, Bits] = {"int4": 4, "int8": 8}
-BLOCK = 32  # weights that share a scale and a minimum
-ROWS = 64  # of a matrix that the kernel takes together; a matrix that they do not divide stays plain
-MANY = 128  # rows of input from which multiplying with the unpacked weight is faster
 AT_ONCE = 4096  # rows of a matrix that are packed at once, which bounds the memory that packing takes
 ON_GRID = 1e-3  # of a scale: so near to its code's value lies a weight that was read from a quantised file
 
@@ -52,11 +48,8 @@ def packed_bytes(model: PreTrainedModel, bits: Bits) -> int:
         parameters = dict(module.named_parameters(recurse=False))
         if module in targets:
             weight = parameters.pop("weight")
-            weights, planes = weight.numel(), targets[module] // 4
-            if isinstance(module, nn.Linear):
-                total += planes * (weights // 2 + weights // BLOCK * 4)  # codes; scale and zero
-            else:
-                total += weights + weights // BLOCK * 2  # codes; scale
+            linear, count = isinstance(module, nn.Linear), weight.numel()
+            total += linear_bytes(count, targets[module]) if linear else table_bytes(count)
         plain |= {id(parameter): parameter.nbytes for parameter in parameters.values()}  # tied ones once
     return total + sum(plain.values())
 
@@ -70,7 +63,7 @@ def _targets(model: PreTrainedModel, bits: Bits) -> Iterator[tuple[str, nn.Linea
     tied = isinstance(head, nn.Linear) and head.weight is getattr(table, "weight", None)
     for name, module in model.named_modules():
         shape = module.weight.shape if isinstance(module, nn.Linear | nn.Embedding) else ()
-        if len(shape) != 2 or shape[0] % ROWS or shape[1] % BLOCK:
+        if not packs(tuple(shape)):
             continue
         if isinstance(module, nn.Linear):
             yield name, module, 8 if module is head else bits
@@ -92,7 +85,7 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = linear.weight.shape
         self.planes = bits // 4
         self.order = kernel_order()  # asked here: what is compiled finds constants
-        self.plain_dtype = torch.bfloat16 if bfloat16_is_fast() else torch.float32
+        self.plain_dtype = torch.bfloat16 if has_amx() else torch.float32
         codes, scales = _packed(linear.weight.detach(), bits)
         self.register_buffer("packed", codes)
         self.register_buffer("scales", scales)
@@ -101,7 +94,7 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in] to [..., out], in x's dtype."""
         rows = x.reshape(-1, self.in_features)
-        if rows.shape[0] >= MANY and self.order is not None:
+        if rows.shape[0] >= UNPACKED_FROM and self.order is not None:
             out = rows.to(self.plain_dtype) @ self.unpacked(self.plain_dtype)
         else:
             rows = rows.to(torch.bfloat16)
@@ -229,12 +222,6 @@ def _blocks_of_8(weight: Tensor) -> tuple[Tensor, Tensor]:
     scale = (blocks.abs().amax(2, keepdim=True) / 127).bfloat16()
     codes = (blocks / scale.float()).nan_to_num_().round_().clamp_(-127, 127)
     return codes.flatten(1), scale.squeeze(2)
-
-
-@lru_cache
-def bfloat16_is_fast() -> bool:
-    """This CPU multiplies bfloat16 matrices faster than float32 ones: it has AMX."""
-    return torch.cpu._is_amx_tile_supported()
 
 
 @dataclass(frozen=True)

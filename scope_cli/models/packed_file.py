@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from scope_cli.files import cache_folder, replacing_by_name, sweep
+from scope_cli.models.formats import Bits
 from scope_cli.models.lean import PreTrainedModel
-from scope_cli.models.packed import Bits, kernel_order, pack
+from scope_cli.models.packed import kernel_order, pack
 from scope_cli.models.registry import SOURCE_FILE
 
 VERSION = 1  # of what is written here, and of what packed.py makes of a weight

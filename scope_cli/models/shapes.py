@@ -14,18 +14,9 @@ from typing import Any
 from scope_cli.errors import ModelError
 from scope_cli.geometry import Geometry, LayerGeometry, context_of, with_context
 from scope_cli.models.folder import read_config, stored_shapes
+from scope_cli.models.formats import BITS, DTYPE_BYTES, is_linear, packed_bytes, plain_bytes
 
 Shapes = dict[str, tuple[int, ...]]
-DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-PACKED_BITS = {"int8": 8, "int4": 4}
-FOUR_BITS = {
-    "Q4_0",
-    "Q4_1",
-    "Q4_K",
-}  # of which int4 changes less than 1 in 100 (tests/models/gguf/test_packing.py)
-UNQUANTISED = {"F64", "F32", "F16", "BF16"}
-BLOCK, ROWS = 32, 64  # as in packed.py, which needs torch
-QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.5625}  # per weight; 4bit: half a byte, and a float32 scale for 64
 COMMON = {"num_key_value_heads": None, "head_dim": None, "tie_word_embeddings": False}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {**COMMON, "max_position_embeddings": 2048, "sliding_window": None},
@@ -78,9 +69,10 @@ class ModelShape:
     weights: Shapes
 
     def weight_bytes(self, dtype: str, load_in: str | None = None) -> int:
-        if load_in in PACKED_BITS:
-            return packed_bytes(self.weights, DTYPE_BYTES[dtype], PACKED_BITS[load_in], self.scales_embedding)
-        return bytes_of(self.weights.items(), DTYPE_BYTES[dtype], load_in)
+        if load_in in BITS:
+            shapes = self.weights.items()
+            return packed_bytes(shapes, DTYPE_BYTES[dtype], BITS[load_in], self.scales_embedding)
+        return plain_bytes(self.weights.items(), DTYPE_BYTES[dtype], load_in)
 
     @property
     def scales_embedding(self) -> bool:
@@ -90,7 +82,7 @@ class ModelShape:
     @property
     def largest_matrix(self) -> int:
         """Weights of the largest one inside the layers."""
-        inner = (prod(shape) for name, shape in self.weights.items() if _is_linear(name, shape))
+        inner = (prod(shape) for name, shape in self.weights.items() if is_linear(name, shape))
         return max(inner, default=0)
 
 
@@ -237,55 +229,3 @@ def _vision_weights(fields: dict[str, Any], text_hidden: int) -> Iterator[tuple[
             yield f"{at}norm.{norm}", (hidden,)
     yield from (("vision.norm", (hidden,)), ("vision.norm.bias", (hidden,)))
     yield from (("projector", (hidden, text_hidden)), ("projector.norm", (hidden,)))
-
-
-def bytes_of(shapes: Any, dtype_bytes: float, load_in: str | None = None) -> int:
-    """Bytes of weights of these (name, shape).
-
-    Exact for a plain dtype. With `load_in` an estimate: bitsandbytes quantises the matrices of linear layers.
-    """
-    total = 0.0
-    for tensor, shape in shapes:
-        linear = len(shape) == 2 and "embed" not in tensor and "lm_head" not in tensor
-        total += prod(shape) * (QUANTISED_BYTES[load_in] if load_in and linear else dtype_bytes)
-    return int(total)
-
-
-def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
-    """A linear layer's matrix, lm_head apart."""
-    others = ("embed", "lm_head", "projector", "input_projection")
-    return len(shape) == 2 and not any(other in name for other in others)
-
-
-def packed_form(quantised: str | None) -> str | None:
-    """How a CPU holds what came from a GGUF file whose layers have these types ("Q4_K, Q6_K"); None: plain.
-
-    int4 loses nothing but the rounding of scales of a file that is 4 bits throughout; int8 holds the others.
-    """
-    types = set(quantised.split(", ")) if quantised else set()
-    if types <= UNQUANTISED:
-        return None
-    return "int4" if types <= FOUR_BITS else "int8"
-
-
-def packed_bytes(weights: Shapes, dtype_bytes: int, bits: int, scales_embedding: bool) -> int:
-    """Bytes of all weights once linear layers are packed in blocks: `packed.packed_bytes`, from shapes.
-
-    A head, and a table that is the head as well, have 8 bits; the table is kept beside it, 8 bits as well
-    where it is a plain one.
-    """
-    tied = not any("lm_head" in name for name in weights)
-    total = 0
-    for name, shape in weights.items():
-        count = prod(shape)
-        packs = len(shape) == 2 and not shape[0] % ROWS and not shape[1] % BLOCK
-        table = "embed_tokens" in name
-        if packs and _is_linear(name, shape):
-            total += bits // 4 * (count // 2 + count // BLOCK * 4)
-        elif packs and ("lm_head" in name or (table and tied)):
-            total += 2 * (count // 2 + count // BLOCK * 4)  # the head
-            if table:
-                total += dtype_bytes * count if scales_embedding else count + count // BLOCK * 2
-        else:
-            total += dtype_bytes * count
-    return total

@@ -447,7 +447,7 @@ def test_the_limit_of_several_outputs_is_told_once_and_counts_every_lane(generat
 
 
 def test_eight_outputs_at_once_take_the_dtype_for_eight_lanes(generate, monkeypatch):
-    monkeypatch.setattr("scope_cli.models.model.bfloat16_is_fast", lambda: True)
+    monkeypatch.setattr("scope_cli.models.choices.has_amx", lambda: True)
     assert "cpu bfloat16" in generate(PROMPT, "--samples", 8).stderr
     assert "cpu float32" in generate(PROMPT, "--samples", 8, "--lanes", 7).stderr
 

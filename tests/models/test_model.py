@@ -27,14 +27,15 @@ from transformers import (
 
 from scope_cli.errors import ModelError, UsageError
 from scope_cli.geometry import LayerGeometry
+from scope_cli.models import choices
 from scope_cli.models import model as model_module
 from scope_cli.models.attention import output_weight
+from scope_cli.models.choices import dtype_of, load_in_of
 from scope_cli.models.model import (
     geometry_of,
     open_model,
     resolve_device,
-    resolve_dtype,
-    resolve_load_in,
+    stored_dtype,
     weight_bytes,
 )
 from scope_cli.settings.schema import ModelSettings, PromptSettings
@@ -218,7 +219,7 @@ def test_auto_packs_a_quantised_file_on_a_cpu_when_no_dtype_is_asked_for():
 
     def chosen(quantised, device=cpu, **settings):
         folder = model_module.ModelFolder("m", Path("nowhere"), "made up", quantised)
-        return resolve_load_in(ModelSettings(**settings), folder, device)
+        return load_in_of(ModelSettings(**settings), str(device), folder.quantised)
 
     assert {chosen(kind) for kind in ("Q4_0", "Q4_1", "Q4_K", "Q4_0, Q4_1")} == {"int4"}
     for kind in ("Q4_K, Q6_K", "Q5_K", "Q5_K, Q6_K", "Q6_K", "Q8_0", "Q2_K", "IQ4_NL", "F16, Q4_K"):
@@ -280,19 +281,19 @@ def test_a_gpu_that_is_not_there_is_refused_with_a_way_out(monkeypatch):
 
 def test_the_automatic_dtype_is_float32_on_a_cpu_and_the_checkpoints_own_on_a_gpu():
     half = LlamaConfig(**SIZES, dtype="float16")
-    assert resolve_dtype("auto", half, torch.device("cpu")) == torch.float32
-    assert resolve_dtype("auto", half, torch.device("cuda")) == torch.float16
-    assert resolve_dtype("auto", LlamaConfig(**SIZES), torch.device("cuda")) == torch.bfloat16
-    assert resolve_dtype("float64", half, torch.device("cuda")) == torch.float64
+    assert dtype_of("auto", "cpu", stored_dtype(half)) == "float32"
+    assert dtype_of("auto", "cuda", stored_dtype(half)) == "float16"
+    assert dtype_of("auto", "cuda", stored_dtype(LlamaConfig(**SIZES))) == "bfloat16"
+    assert dtype_of("float64", "cuda", stored_dtype(half)) == "float64"
 
 
 @pytest.mark.parametrize("amx", [True, False])
 def test_eight_lanes_are_bfloat16_on_a_cpu_that_multiplies_it_in_hardware(monkeypatch, amx):
-    monkeypatch.setattr(model_module, "bfloat16_is_fast", lambda: amx)
-    config, cpu = LlamaConfig(**SIZES), torch.device("cpu")
-    assert resolve_dtype("auto", config, cpu, lanes=8) == (torch.bfloat16 if amx else torch.float32)
-    assert resolve_dtype("auto", config, cpu, lanes=7) == torch.float32
-    assert resolve_dtype("float32", config, cpu, lanes=8) == torch.float32
+    monkeypatch.setattr(choices, "has_amx", lambda: amx)
+    stored = stored_dtype(LlamaConfig(**SIZES))
+    assert dtype_of("auto", "cpu", stored, lanes=8) == ("bfloat16" if amx else "float32")
+    assert dtype_of("auto", "cpu", stored, lanes=7) == "float32"
+    assert dtype_of("float32", "cpu", stored, lanes=8) == "float32"
 
 
 def test_a_prompt_goes_through_the_chat_template_and_special_tokens_are_not_doubled(folders):

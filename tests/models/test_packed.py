@@ -44,7 +44,7 @@ def from_file(kind, out=128, width=96, seed=0):
 @pytest.fixture
 def few(monkeypatch):
     """All products through the kernel, however many rows."""
-    monkeypatch.setattr(packed, "MANY", 10**9)
+    monkeypatch.setattr(packed, "UNPACKED_FROM", 10**9)
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("Q4_0", 4), ("Q4_1", 4), ("Q8_0", 8)])
@@ -143,7 +143,7 @@ def test_a_step_of_the_packed_model_is_one_graph():
 UNPACKED = """
 import torch
 from torch import nn
-from scope_cli import packed
+from scope_cli.models import packed
 print(torch.backends.cpu.get_cpu_capability(), packed.kernel_order() is not None)
 layer = nn.Linear(96, 192).requires_grad_(False)
 layer.weight.copy_(torch.randn(192, 96, generator=torch.Generator().manual_seed(0)))

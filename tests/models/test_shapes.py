@@ -7,10 +7,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from scope_cli.errors import ModelError
-from scope_cli.measure.profiling import workspace
-from scope_cli.models import packed, shapes
+from scope_cli.models.formats import plain_bytes
 from scope_cli.models.model import geometry_of, weight_bytes
-from scope_cli.models.shapes import bytes_of, read_shape, shape_of, stored_shapes
+from scope_cli.models.shapes import read_shape, shape_of, stored_shapes
 from tests.measure.profiling.configs import GEMMA3_27B, LLAMA_8B, LLAMA_70B, QWEN3_8B
 from tests.tiny import FAMILIES, SHAPE, tiny_model
 
@@ -76,12 +75,6 @@ def test_packed_weights_take_what_packing_makes_of_them(name, load_in, tmp_path)
     assert shape_of(EVERY[name]).weight_bytes("bfloat16", load_in) == theirs_of
 
 
-def test_block_sizes_are_those_of_the_kernel():
-    assert (shapes.BLOCK, shapes.ROWS, shapes.PACKED_BITS) == (packed.BLOCK, packed.ROWS, packed.BITS)
-    assert workspace.UNPACKED_FROM == packed.MANY
-    assert workspace.has_amx() == packed.bfloat16_is_fast()
-
-
 def test_llama_8b_by_hand():
     layer = 4096 * 4096 * 2 + 4096 * 1024 * 2 + 3 * 4096 * 14336 + 2 * 4096  # q o, k v, gate up down, norms
     weights = 2 * 128256 * 4096 + 32 * layer + 4096
@@ -119,7 +112,7 @@ def test_stored_weights_are_believed(tmp_path):
     model.save_pretrained(tmp_path)
     shape = read_shape(tmp_path / "config.json", "tiny")
     assert shape.weight_bytes("float32") == 4 * model.num_parameters()
-    assert bytes_of(stored_shapes(tmp_path), 2) == 2 * model.num_parameters()
+    assert plain_bytes(stored_shapes(tmp_path), 2) == 2 * model.num_parameters()
 
 
 def test_a_config_without_weights_beside_it_is_enough(tmp_path):

@@ -38,7 +38,8 @@ class ScopeEngine:
         self.job = job
         planned = {"sampling.max_new_tokens": job.most_tokens - job.prompt_tokens}
         self.settings = load_profile(self.profile, {**self.overrides, **GREEDY, **planned})
-        self.loaded = self.given or open_model(self.settings.profile.model, offline=True).load()
+        model = self.settings.profile.model
+        self.loaded = self.given or open_model(model, offline=True, lanes=job.lanes).load()
         if job.threads:
             torch.set_num_threads(job.threads)
         scorer = policy_of(self.settings.profile.decode).scorer

@@ -44,7 +44,7 @@ class TransformersPeer:
 
     def load(self, job: Job) -> Loaded:
         self.job = job
-        loaded = self.given or open_model(self.settings, offline=True).load(attention="sdpa")
+        loaded = self.given or open_model(self.settings, offline=True, lanes=job.lanes).load(attention="sdpa")
         self.model = loaded.model
         if job.threads:
             torch.set_num_threads(job.threads)

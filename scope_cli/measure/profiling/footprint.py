@@ -9,7 +9,8 @@ from typing import Any
 from scope_cli.engine.plan import RunPlan, plan_run, together
 from scope_cli.errors import UsageError
 from scope_cli.measure.profiling.workspace import Workspace, workspace
-from scope_cli.models.shapes import DTYPE_BYTES, PACKED_BITS, ModelShape
+from scope_cli.models.formats import BITS, DTYPE_BYTES
+from scope_cli.models.shapes import ModelShape
 from scope_cli.policies import plugins
 from scope_cli.policies.schedule import Schedule
 from scope_cli.settings.load import LoadedProfile
@@ -101,7 +102,7 @@ def footprint(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes
 
 
 def workspace_of(settings: LoadedProfile, target: Target, plan: RunPlan) -> Workspace:
-    chunk, packed = settings.profile.prefill.chunk, target.load_in in PACKED_BITS
+    chunk, packed = settings.profile.prefill.chunk, target.load_in in BITS
     return workspace(target.shape, plan, chunk, target.device, target.dtype_bytes, packed)
 
 

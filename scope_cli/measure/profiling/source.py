@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from scope_cli.errors import ModelError
 from scope_cli.machine import memory
 from scope_cli.measure.profiling.footprint import Target
+from scope_cli.models.choices import dtype_of, load_in_of
 from scope_cli.models.registry import EMBEDDED, HUB_NAME, ModelFolder, find
-from scope_cli.models.shapes import PACKED_BITS, ModelShape, packed_form, read_shape, shape_of
+from scope_cli.models.shapes import ModelShape, read_shape, shape_of
 from scope_cli.settings.schema import ModelSettings
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _from_config(config: Path) -> Source:
     return Source(name, file, from_config=True)
 
 
-def target_of(source: Source, settings: ModelSettings, memory_given: bool) -> Target:
+def target_of(source: Source, settings: ModelSettings, memory_given: bool, lanes: int = 1) -> Target:
     """Device and dtype to plan for, without asking PyTorch.
 
     With a memory that was given and no device, the machine is another one: a GPU in the checkpoint's dtype.
@@ -87,16 +88,9 @@ def target_of(source: Source, settings: ModelSettings, memory_given: bool) -> Ta
         device = "cuda" if memory_given or memory.nvidia_free_bytes() else "cpu"
         if device == "cpu" and platform.system() == "Darwin" and platform.machine() == "arm64":
             device = "mps"
-    shape, dtype = source.shape(settings.context), str(settings.dtype)
-    load_in: str | None = settings.load_in
-    if load_in == "auto":  # as model.py resolves it
-        load_in = packed_form(source.quantised) if device == "cpu" and dtype == "auto" else None
-    if load_in in PACKED_BITS and device != "cpu":
-        raise ModelError(
-            f"load_in {load_in} is for a CPU, not for {device}", "try --load-in 4bit (bitsandbytes)"
-        )
-    if dtype == "auto":
-        dtype = "float32" if device == "cpu" else shape.dtype
+    shape = source.shape(settings.context)
+    load_in = load_in_of(settings, device, source.quantised)
+    dtype = dtype_of(settings.dtype, device, shape.dtype, load_in, lanes)
     return Target(shape, device, dtype, load_in)
 
 

@@ -4,17 +4,15 @@ Arithmetic on the largest tensors that are alive together, and one measured cons
 """
 
 from dataclasses import dataclass
-from functools import cache
 from math import prod
-from pathlib import Path
 
 from scope_cli.cache.shape import MEMO_BYTES
-from scope_cli.engine.plan import RunPlan
+from scope_cli.engine.plan import RunPlan, chunk_of
+from scope_cli.models.choices import has_amx
+from scope_cli.models.formats import UNPACKED_FROM
 from scope_cli.models.shapes import ModelShape
 
-CPU_CHUNK = 512  # as in prefill.py, which needs torch
 INDEX_BYTES = 8  # an int64
-UNPACKED_FROM = 128  # rows, as in packed.py
 PROCESS_BYTES = 7 * 2**17
 """The one constant that was measured and not derived: by how much a warm process's own memory grows
 while it writes, beside all tensors (events, text, half-used pages). On a GPU tensors alone are counted."""
@@ -31,7 +29,7 @@ class Workspace:
 def workspace(
     shape: ModelShape, plan: RunPlan, chunk: int, device: str, dtype_bytes: int, packed: bool = False
 ) -> Workspace:
-    chunk = min(plan.prompt_tokens, min(chunk, CPU_CHUNK) if device == "cpu" else chunk)
+    chunk = min(plan.prompt_tokens, chunk_of(chunk, device))
     staged = plan.prompt.staging_bytes(shape.geometry, dtype_bytes)
     last = plan.prompt_tokens % chunk or chunk  # tokens of the last chunk
 
@@ -76,15 +74,6 @@ def reading_bytes(shape: ModelShape, plan: RunPlan, tokens: int, dtype_bytes: in
 def unpacking_bytes(shape: ModelShape) -> int:
     """A packed matrix on its way to numbers: its codes, their values and the transposed copy."""
     return 3 * shape.largest_matrix * (2 if has_amx() else 4)
-
-
-@cache
-def has_amx(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """As packed.py asks torch: then bfloat16 is the faster one to multiply."""
-    try:
-        return "amx_tile" in cpuinfo.read_text()
-    except OSError:
-        return False
 
 
 def settling_bytes(shape: ModelShape, plan: RunPlan, dtype_bytes: int) -> int:

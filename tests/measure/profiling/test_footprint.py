@@ -3,12 +3,10 @@
 import pytest
 import torch
 
-from scope_cli.engine.prefill import CPU_CHUNK
 from scope_cli.engine.run import generate, new_work
 from scope_cli.errors import UsageError
 from scope_cli.events import Token
 from scope_cli.measure.profiling import footprint as f
-from scope_cli.measure.profiling import workspace
 from scope_cli.models.shapes import ModelShape, shape_of
 from scope_cli.settings.load import load_profile
 from tests.cache.test_cache import loaded_tiny
@@ -181,10 +179,6 @@ def test_nothing_fits_where_the_weights_do_not():
 def test_beyond_the_context_is_refused_as_it_is_when_generating():
     with pytest.raises(UsageError, match="context of 131,072"):
         f.footprint(settings(sampling__max_new_tokens=131_072), published(LLAMA_8B), 1)
-
-
-def test_the_block_sizes_that_planning_knows_are_those_in_force():
-    assert workspace.CPU_CHUNK == CPU_CHUNK
 
 
 def test_a_longer_chunk_needs_more():
