@@ -23,7 +23,7 @@ from torch._inductor.compile_fx import compile_fx
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from scope_cli.cache.cache import ScopeCache
-from scope_cli.engine.plan import together
+from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.prefill import read_prompt, read_to_end
 from scope_cli.engine.replay import feed_known
 from scope_cli.engine.run import Work, make_plan, new_cache, new_lane
@@ -61,7 +61,7 @@ def main() -> None:
 def compare(loaded: LoadedModel, settings: LoadedProfile, weights: str, lanes: int) -> None:
     ids = loaded.tokenizer("The keeper of the lighthouse wrote every evening. " * 200)["input_ids"][:PROMPT]
     plan = make_plan(settings, loaded.geometry, len(ids))
-    cache = new_cache(loaded, settings.profile, together([plan], lanes))
+    cache = new_cache(loaded, settings.profile, shared_shape([plan], lanes))
     writing = []
     for row in range(lanes):
         work = Work(ids, plan, settings.profile.sampling, seed=row)

@@ -10,8 +10,8 @@ from scope_cli.cache.layers import FREE
 from scope_cli.cache.policy_layer import PolicyLayer
 from scope_cli.engine import decode as decode_module
 from scope_cli.engine import step as step_module
-from scope_cli.engine.plan import together
-from scope_cli.engine.run import Job
+from scope_cli.engine.plan import shared_shape
+from scope_cli.engine.run import Run
 from scope_cli.engine.step import EagerStep, GraphStep
 from scope_cli.events import Token
 from scope_cli.machine.memory import PeakMeter
@@ -53,10 +53,10 @@ def on_the_card(loaded):
 
 def written(loaded, chosen, works, lanes, compiled=False, told=None):
     """By prompt: ids and log-probabilities; by lane and layer: the positions that are held; the job."""
-    shape = together([work.plan for work in works], lanes)
+    shape = shared_shape([work.plan for work in works], lanes)
     tell = (told if told is not None else []).append
     with PeakMeter(loaded.device) as peak:
-        job = Job(loaded, chosen.profile, shape, peak, compiled, tell)
+        job = Run(loaded, chosen.profile, shape, peak, compiled, tell)
         texts: dict[int, list[tuple[int, float]]] = {}
         for event in job.run(works):
             if isinstance(event, Token):
@@ -211,10 +211,10 @@ def test_memory_that_ends_in_mid_run_keeps_the_text(models):
     """A step meets the end of the card's memory: what was written is there, the error is the card's own."""
     card, chosen = on_the_card(models["llama"]), settings_of(**GREEDY)
     work = work_of(card, chosen, 1, 20, 60, temperature=0.0)
-    shape = together([work.plan], 1)
+    shape = shared_shape([work.plan], 1)
     texts = []
     with PeakMeter(card.device) as peak:
-        job = Job(card, chosen.profile, shape, peak)
+        job = Run(card, chosen.profile, shape, peak)
         plain, hog = job.step, []
 
         def step(ids):

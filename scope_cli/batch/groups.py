@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from scope_cli.cache.shape import CacheShape
-from scope_cli.engine.plan import RunPlan
+from scope_cli.engine.plan import LanePlan
 from scope_cli.geometry import Geometry
 
 MOST_WASTE = 0.25  # of a rectangle's slots
@@ -29,7 +29,7 @@ class Demand:
     alone: bool  # its slots are known only when it has been read: one lane
 
     @classmethod
-    def of(cls, number: int, plan: RunPlan, geometry: Geometry, dtype_bytes: int) -> "Demand":
+    def of(cls, number: int, plan: LanePlan, geometry: Geometry, dtype_bytes: int) -> "Demand":
         staged = plan.prompt.staging_bytes(geometry, dtype_bytes)
         return cls(
             number, plan.prompt_tokens, plan.shape, plan.max_new_tokens, staged, alone=plan.prompt.late

@@ -9,7 +9,7 @@ from scope_cli.batch.groups import Group
 from scope_cli.batch.reasons import in_words
 from scope_cli.batch.work import Task
 from scope_cli.engine.decode import Admission, decode
-from scope_cli.engine.run import Job
+from scope_cli.engine.run import Run
 from scope_cli.engine.step import told_of_compiling
 from scope_cli.errors import is_out_of_memory
 from scope_cli.events import Event, Failed
@@ -43,18 +43,18 @@ def run_group(
             tell(f"{what} ...")
 
     with PeakMeter(loaded.device) as peak, told_of_compiling(busy):
-        job = Job(loaded, profile, shape, peak, group.compiled, tell)
+        run = Run(loaded, profile, shape, peak, group.compiled, tell)
 
         def admit(row: int) -> Admission | None:
             task = next(tasks, None)
             if task is None:
                 return None
             in_row[row] = task.number
-            return job.read(task.work, task.number, row, interrupted)
+            return run.read(task.work, task.number, row, interrupted)
 
         def fail(row: int, error: Exception) -> Event:
             if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
                 raise error
             return Failed(row, in_words(error), in_row[row])
 
-        yield from decode(job.step, job.cache, admit, job.finish, interrupted, fail)
+        yield from decode(run.step, run.cache, admit, run.finish, interrupted, fail)

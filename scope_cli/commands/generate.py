@@ -32,7 +32,7 @@ from scope_cli.events import Busy, Event, Failed, Finished
 
 if TYPE_CHECKING:
     from scope_cli.cache.shape import CacheShape
-    from scope_cli.engine.plan import RunPlan
+    from scope_cli.engine.plan import LanePlan
     from scope_cli.engine.run import Work
     from scope_cli.models.model import LoadedModel, OpenedModel
     from scope_cli.settings.load import LoadedProfile
@@ -412,7 +412,7 @@ def load(
     phases: Phases,
 ) -> "tuple[LoadedModel, list[Work], CacheShape]":
     """The model with its weights, what is to be written, and the cache's shape."""
-    from scope_cli.engine.plan import together
+    from scope_cli.engine.plan import shared_shape
     from scope_cli.engine.run import Work, new_work
     from scope_cli.models.model import open_model
     from scope_cli.units import as_bytes
@@ -430,7 +430,7 @@ def load(
         replace(firsts[text], seed=firsts[text].seed + index % samples) for index, text in enumerate(texts)
     ]
     plans = [work.plan for work in works]
-    shape = together(plans, side_by_side)
+    shape = shared_shape(plans, side_by_side)
     check_memory(opened, plans, shape.lanes)
     form = f" as {opened.load_in}" if opened.load_in else ""
     phases.begin(f"reading the weights, {as_bytes(opened.weight_bytes)}{form}")
@@ -517,7 +517,7 @@ def no_word(line: str) -> None:
     pass
 
 
-def check_memory(opened: "OpenedModel", plans: "list[RunPlan]", lanes: int) -> None:
+def check_memory(opened: "OpenedModel", plans: "list[LanePlan]", lanes: int) -> None:
     """Raises ModelError, before any weight is read, where weights and cache do not fit what is free."""
     from scope_cli.engine.plan import peak_bytes
     from scope_cli.machine.memory import free_bytes

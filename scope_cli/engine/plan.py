@@ -29,7 +29,7 @@ def chunk_of(chunk: int, device: str) -> int:
 
 
 @dataclass(frozen=True)
-class RunPlan:
+class LanePlan:
     prompt_tokens: int
     max_new_tokens: int
     ends_with_context: bool  # the planned length is what the model's context leaves, not what was asked for
@@ -58,7 +58,7 @@ def plan_run(
     *,
     ring: int = 1,
     memos: int = 0,
-) -> RunPlan:
+) -> LanePlan:
     """Decide the output length and the shape of a cache of one lane; the scorer asks for `ring` and `memos`.
 
     Raises UsageError where the prompt, or an output length that was typed, does not fit the model's context.
@@ -105,7 +105,7 @@ def plan_run(
     most = prompt.kept
     for wrapper in prompt.wrappers if prompt.staged else ():
         most = tuple(wrapper.most(tokens, prompt_tokens) for tokens in most)
-    return RunPlan(
+    return LanePlan(
         prompt_tokens=prompt_tokens,
         max_new_tokens=planned,
         ends_with_context=planned == left and planned != asked,
@@ -124,7 +124,7 @@ def plan_run(
     )
 
 
-def together(plans: Sequence[RunPlan], lanes: int) -> CacheShape:
+def shared_shape(plans: Sequence[LanePlan], lanes: int) -> CacheShape:
     """One shape in which any of these runs fits, as many side by side as there are lanes.
 
     Raises UsageError where a prompt decides by itself how many slots it takes, and lanes must share theirs.
@@ -153,12 +153,12 @@ def together(plans: Sequence[RunPlan], lanes: int) -> CacheShape:
     )
 
 
-def peak_bytes(plans: Sequence[RunPlan], lanes: int, geometry: Geometry, dtype_bytes: int) -> int:
+def peak_bytes(plans: Sequence[LanePlan], lanes: int, geometry: Geometry, dtype_bytes: int) -> int:
     """The cache and, while a prompt is read, the buffers that the largest of them is staged in."""
     if any(plan.prompt.late for plan in plans):
         return max(plan.peak_bytes(geometry, dtype_bytes) for plan in plans)
     staged = max(plan.prompt.staging_bytes(geometry, dtype_bytes) for plan in plans)
-    return together(plans, lanes).cache_bytes(geometry, dtype_bytes) + staged
+    return shared_shape(plans, lanes).cache_bytes(geometry, dtype_bytes) + staged
 
 
 def plan_prompt(settings: PrefillSettings, geometry: Geometry, prompt_tokens: int) -> PromptPlan:

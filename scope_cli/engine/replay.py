@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scope_cli.cache.cache import ScopeCache
-from scope_cli.engine.plan import RunPlan
+from scope_cli.engine.plan import LanePlan
 from scope_cli.engine.prefill import read_prompt, read_to_end
 from scope_cli.engine.run import make_plan, new_cache, policy_of
 from scope_cli.models.lean import PreTrainedModel
@@ -36,7 +36,7 @@ class PromptState:
     values: list[Tensor]
     queries: list[Tensor]
 
-    def put_into(self, cache: ScopeCache, plan: RunPlan) -> None:
+    def put_into(self, cache: ScopeCache, plan: LanePlan) -> None:
         """As if the cache had read the prompt itself."""
         prompt = len(self.ids)
         cache.start_prompt(0, plan.schedule)

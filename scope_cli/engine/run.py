@@ -13,7 +13,7 @@ import scope_cli
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.shape import CacheShape
 from scope_cli.engine.decode import Admission, Lane, decode, raise_again
-from scope_cli.engine.plan import RunPlan, plan_run, together
+from scope_cli.engine.plan import LanePlan, plan_run, shared_shape
 from scope_cli.engine.prefill import read_prompt
 from scope_cli.engine.sampling import Sampler
 from scope_cli.engine.step import Tell, compiles, new_step, told_of_compiling
@@ -36,7 +36,7 @@ class Work:
     """One prompt of a run, and how it is continued."""
 
     prompt_ids: list[int]
-    plan: RunPlan  # its own, for one lane
+    plan: LanePlan  # its own, for one lane
     sampling: SamplingSettings
     seed: int  # of sampling, and of policies that draw
     max_seconds: float | None = None  # for writing
@@ -63,7 +63,7 @@ def generate(
     busy: told in the middle of a step what else takes its time, such as compiling
     """
     plans = [work.plan for work in works]
-    shape = shape or together(plans, len(plans))
+    shape = shape or shared_shape(plans, len(plans))
     steps = sum(plan.max_new_tokens for plan in plans) // shape.lanes
     compiled = compiles(profile.model.compile, loaded.device, steps, loaded.opened.load_in)
     notes = [f"compiling the decode step first: {steps:,} steps are planned"] if compiled else []
@@ -88,11 +88,11 @@ def generate(
         depends_on=depends_on(loaded, shape.lanes, compiled),
     )
     with PeakMeter(loaded.device) as peak, told_of_compiling(busy):
-        job = Job(loaded, profile, shape, peak, compiled, tell)
-        yield from job.run(works, interrupted, job.failed if each_alone else raise_again)
+        run = Run(loaded, profile, shape, peak, compiled, tell)
+        yield from run.run(works, interrupted, run.failed if each_alone else raise_again)
 
 
-class Job:
+class Run:
     """One cache, whose lanes take one prompt after the other."""
 
     def __init__(
@@ -224,7 +224,7 @@ class Job:
         self._phases = {number: (began, max(peak, lap)) for number, (began, peak) in self._phases.items()}
 
 
-def make_plan(settings: LoadedProfile, geometry: Geometry, prompt_tokens: int, ring: int = 1) -> RunPlan:
+def make_plan(settings: LoadedProfile, geometry: Geometry, prompt_tokens: int, ring: int = 1) -> LanePlan:
     """The plan of a run; the cache remembers what the scorer asks for, `ring` queries at least."""
     scorer = policy_of(settings.profile.decode).scorer
     scorer.check(geometry)
@@ -292,7 +292,7 @@ def new_lane(
     )
 
 
-def policy_in_words(profile: Profile, plan: RunPlan) -> str:
+def policy_in_words(profile: Profile, plan: LanePlan) -> str:
     decode, schedule = profile.decode, plan.schedule
     kept = kept_in_words(profile, plan)
     if decode.strategy == "full":
@@ -309,7 +309,7 @@ def policy_in_words(profile: Profile, plan: RunPlan) -> str:
     return f"{decode.strategy}, {what} ({schedule.recent} recent), {every}, {scorer}{prompt}{kept}"
 
 
-def kept_in_words(profile: Profile, plan: RunPlan) -> str:
+def kept_in_words(profile: Profile, plan: LanePlan) -> str:
     """What is done to the prompt, where anything is."""
     prefill, prompt = profile.prefill, plan.prompt
     if prefill.method.name == "full" and not prefill.wrap:

@@ -229,14 +229,14 @@ def test_where_the_cache_itself_does_not_fit_lanes_go_too(run, tmp_path, monkeyp
 def test_a_row_that_finds_no_memory_alone_fails_alone(run, tmp_path, monkeypatch):
     from scope_cli.engine import run as generate
 
-    read = generate.Job.read
+    read = generate.Run.read
 
     def runs_out(self, work, number, row, interrupted):
         if bytes(work.prompt_ids[:2]) == b"7 ":
             raise torch.OutOfMemoryError("out of memory")
         return read(self, work, number, row, interrupted)
 
-    monkeypatch.setattr(generate.Job, "read", runs_out)
+    monkeypatch.setattr(generate.Run, "read", runs_out)
     code, said = run()
     assert code == 1 and "07.txt: failed: out of memory with a single lane" in said
     assert Ledger(tmp_path / "out").counts()["done"] == 11

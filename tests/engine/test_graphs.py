@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scope_cli.engine.plan import together
-from scope_cli.engine.run import Job
+from scope_cli.engine.plan import shared_shape
+from scope_cli.engine.run import Run
 from scope_cli.engine.step import GraphStep
 from scope_cli.events import Token
 from scope_cli.machine.memory import PeakMeter
@@ -81,10 +81,10 @@ class StandIn:
 
 def texts_of(loaded, chosen, works, lanes, recorders=None, told=None, fixed_reads=True):
     """By prompt the ids that are written, with graphs where `recorders` is a list to put them in."""
-    shape = together([work.plan for work in works], lanes)
+    shape = shared_shape([work.plan for work in works], lanes)
     texts: dict[int, list[int]] = {}
     with PeakMeter(loaded.device) as peak:
-        job = Job(loaded, chosen.profile, shape, peak)
+        job = Run(loaded, chosen.profile, shape, peak)
         if recorders is not None:
             job.cache.fixed_reads = fixed_reads
             tell = (told if told is not None else []).append

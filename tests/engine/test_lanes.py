@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.shape import STEP, CacheShape
 from scope_cli.engine.decode import decode
-from scope_cli.engine.plan import together
-from scope_cli.engine.run import Job, Work, generate, make_plan, new_work, policy_of
+from scope_cli.engine.plan import shared_shape
+from scope_cli.engine.run import Run, Work, generate, make_plan, new_work, policy_of
 from scope_cli.engine.sampling import Sampler
 from scope_cli.events import Finished, PromptProgress, PromptRead, Token
 from scope_cli.geometry import Geometry, LayerGeometry
@@ -75,7 +75,7 @@ def work_of(loaded, settings, seed, prompt_tokens, new_tokens=40, temperature=1.
 def written(loaded, settings, works, shape, **decode_more):
     """By prompt: ids and log-probabilities, bit for bit; and the events."""
     with PeakMeter(loaded.device) as peak:
-        job = Job(loaded, settings.profile, shape, peak)
+        job = Run(loaded, settings.profile, shape, peak)
         waiting = iter(enumerate(works))
 
         def admit(row):
@@ -120,7 +120,7 @@ def test_a_lane_is_bit_for_bit_the_same_whatever_the_others_hold_and_in_any_row(
         )
         for _ in range(data.draw(st.integers(2, 6), "prompts"))
     ]
-    shape = together([work.plan for work in works], LANES)
+    shape = shared_shape([work.plan for work in works], LANES)
     texts, _, _ = written(loaded, chosen, works, shape)
     order = list(range(len(works)))
     random.Random(data.draw(st.integers(0, 9))).shuffle(order)
@@ -168,9 +168,9 @@ def test_one_lane_and_several_agree(models, family):
     """Rounding differs with the number of rows; the tokens do where two are almost equally probable."""
     loaded, chosen = models[family], settings_of(**{"sampling.temperature": 0.0})
     works = [work_of(loaded, chosen, seed, 20 + 9 * seed, temperature=0.0) for seed in range(5)]
-    texts, events, _ = written(loaded, chosen, works, together([work.plan for work in works], LANES))
+    texts, events, _ = written(loaded, chosen, works, shared_shape([work.plan for work in works], LANES))
     for number, work in enumerate(works):
-        alone, _, _ = written(loaded, chosen, [work], together([work.plan], 1))
+        alone, _, _ = written(loaded, chosen, [work], shared_shape([work.plan], 1))
         for (token, logprob), (other, other_logprob) in zip(alone[0], texts[number], strict=True):
             assert abs(logprob - other_logprob) < 1e-3
             assert token == other
@@ -182,7 +182,7 @@ def test_a_finished_lane_takes_the_next_prompt_while_the_others_go_on(models):
     works = [
         work_of(loaded, chosen, seed, 30, new_tokens=tokens) for seed, tokens in enumerate((5, 40, 40, 9))
     ]
-    _, events, cache = written(loaded, chosen, works, together([work.plan for work in works], LANES))
+    _, events, cache = written(loaded, chosen, works, shared_shape([work.plan for work in works], LANES))
     read = [event for event in events if isinstance(event, PromptRead)]
     assert [(event.prompt, event.lane) for event in read] == [(0, 0), (1, 1), (2, 2), (3, 0)]
     after = events[events.index(read[3]) :]
@@ -196,7 +196,7 @@ def test_a_finished_lane_takes_the_next_prompt_while_the_others_go_on(models):
 def test_a_long_prompt_holds_the_others_up_for_one_chunk_at_a_time(models):
     loaded, chosen = models["llama"], settings_of(**{"prefill.chunk": 16})
     works = [work_of(loaded, chosen, seed, tokens, 20) for seed, tokens in enumerate((8, 96))]
-    _, events, _ = written(loaded, chosen, works, together([work.plan for work in works], 2))
+    _, events, _ = written(loaded, chosen, works, shared_shape([work.plan for work in works], 2))
     kinds = [type(event).__name__ for event in events if event.prompt == 1 or isinstance(event, Token)]
     assert kinds[:13] == ["PromptProgress", "Token"] * 6 + ["PromptRead"]
 
@@ -218,7 +218,7 @@ def test_samples_of_one_prompt_read_it_once_and_differ_by_their_seed(models):
         if isinstance(event, Token):
             texts[event.prompt].append(event.token_id)
     assert len({tuple(text) for text in texts.values()}) == 3
-    shape = together([work.plan for work in works], 3)
+    shape = shared_shape([work.plan for work in works], 3)
     alone, _, _ = written(loaded, chosen, works[1:2], shape)
     assert [token for token, _ in alone[0]] == texts[1], "as if it had been read by itself"
 
@@ -226,11 +226,11 @@ def test_samples_of_one_prompt_read_it_once_and_differ_by_their_seed(models):
 def test_what_fails_in_one_lane_leaves_the_others_alone(models):
     loaded, chosen = models["llama"], settings_of()
     works = [work_of(loaded, chosen, seed, 10 + seed, 12) for seed in range(3)]
-    shape = together([work.plan for work in works], 2)
+    shape = shared_shape([work.plan for work in works], 2)
     texts, _, _ = written(loaded, chosen, works, shape)
     bad = replace(works[1], prompt_ids=[*works[1].prompt_ids[:-1], 10**6])  # no such token
     with PeakMeter(loaded.device) as peak:
-        job = Job(loaded, chosen.profile, shape, peak)
+        job = Run(loaded, chosen.profile, shape, peak)
         failed = []
         events = [
             event
@@ -259,7 +259,7 @@ def test_an_interruption_ends_what_runs_and_begins_nothing_else(models):
     loaded, chosen = models["llama"], settings_of()
     works = [work_of(loaded, chosen, seed, 10) for seed in range(5)]
     seen = []
-    shape = together([work.plan for work in works], 2)
+    shape = shared_shape([work.plan for work in works], 2)
     for event in generate(loaded, chosen.profile, works, shape, lambda: len(seen) > 12):
         seen.append(event)
     ends = [event for event in seen if isinstance(event, Finished)]
@@ -278,9 +278,9 @@ def test_prompts_that_make_slots_of_their_own_size_follow_one_another_in_one_lan
         }
     )
     works = [work_of(loaded, chosen, seed, tokens, 30) for seed, tokens in enumerate((25, 90, 28, 70))]
-    texts, _, _ = written(loaded, chosen, works, together([work.plan for work in works], 1))
+    texts, _, _ = written(loaded, chosen, works, shared_shape([work.plan for work in works], 1))
     for number, work in enumerate(works):
-        alone, _, _ = written(loaded, chosen, [work], together([work.plan], 1))
+        alone, _, _ = written(loaded, chosen, [work], shared_shape([work.plan], 1))
         for (token, logprob), (other, other_logprob) in zip(alone[0], texts[number], strict=True):
             assert token == other and abs(logprob - other_logprob) < 1e-3  # slots of another size round apart
 
@@ -288,7 +288,7 @@ def test_prompts_that_make_slots_of_their_own_size_follow_one_another_in_one_lan
 def test_a_lane_that_cannot_be_sampled_leaves_the_others_alone(models, monkeypatch):
     loaded, chosen = models["llama"], settings_of()
     works = [work_of(loaded, chosen, seed, 10 + seed, 12) for seed in range(3)]
-    shape = together([work.plan for work in works], 2)
+    shape = shared_shape([work.plan for work in works], 2)
     texts, _, _ = written(loaded, chosen, works, shape)
     pick = Sampler.pick
 
@@ -299,7 +299,7 @@ def test_a_lane_that_cannot_be_sampled_leaves_the_others_alone(models, monkeypat
 
     monkeypatch.setattr(Sampler, "pick", broken)
     with PeakMeter(loaded.device) as peak:
-        job, failed = Job(loaded, chosen.profile, shape, peak), []
+        job, failed = Run(loaded, chosen.profile, shape, peak), []
         events = list(job.run(works, fail=lambda row, error: failed.append((row, str(error)))))
     assert failed == [(1, "no probabilities")]
     for number in (0, 2):
@@ -321,10 +321,10 @@ def failing_first(monkeypatch, seed):
 
 def ends_of(loaded, chosen, works, lanes):
     """By prompt: its end, and its ids; what fails is left out."""
-    shape = together([work.plan for work in works], lanes)
+    shape = shared_shape([work.plan for work in works], lanes)
     ends, ids = {}, {}
     with PeakMeter(loaded.device) as peak:
-        for event in Job(loaded, chosen.profile, shape, peak).run(works, fail=lambda row, error: None):
+        for event in Run(loaded, chosen.profile, shape, peak).run(works, fail=lambda row, error: None):
             if isinstance(event, Token):
                 ids.setdefault(event.prompt, []).append(event.token_id)
             if isinstance(event, Finished):
@@ -354,7 +354,7 @@ def test_the_audit_notices_a_lane_that_was_copied_from_one_that_had_left(models,
     second = replace(first, seed=1)
     failing_first(monkeypatch, 0)
     monkeypatch.setattr(ScopeCache, "can_copy", lambda self, source: True)
-    monkeypatch.setattr(Job, "_source_of", lambda self, work: self._newest and self._newest[1])
+    monkeypatch.setattr(Run, "_source_of", lambda self, work: self._newest and self._newest[1])
     ends, _ = ends_of(loaded, chosen, [first, second], 1)
     assert not ends[1].audit.passed and not ends[1].audit.bytes_accounted
     assert "39 tokens were fed, 50 + 0 counted" in ends[1].audit.problems[0]

@@ -6,7 +6,7 @@ from math import prod
 import pytest
 
 from scope_cli.cache.shape import CacheShape, whole_steps
-from scope_cli.engine.plan import peak_bytes, plan_prompt, plan_run, together, tokens_of
+from scope_cli.engine.plan import peak_bytes, plan_prompt, plan_run, shared_shape, tokens_of
 from scope_cli.errors import UsageError
 from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.settings.load import LoadedProfile
@@ -107,7 +107,7 @@ def test_what_a_plan_cannot_give_is_noted():
 
 def test_lanes_share_a_shape_in_which_each_of_their_runs_fits():
     plans = [plan_of(100, new=20), plan_of(300, new=200), plan_of(50, new=500)]
-    shape = together(plans, 2)
+    shape = shared_shape(plans, 2)
     assert shape == CacheShape(2, (300, 0, 300), 65, context=550)
     assert peak_bytes(plans, 2, GEOMETRY, 4) == shape.cache_bytes(GEOMETRY, 4)
 
@@ -115,9 +115,9 @@ def test_lanes_share_a_shape_in_which_each_of_their_runs_fits():
 def test_runs_with_other_factors_of_rope_do_not_share():
     geometry = replace(GEOMETRY, switch=300)
     short, long = plan_of(50, geometry, new=200), plan_of(150, geometry, new=200)
-    assert together([long, long], 2).beyond and not together([short, short], 2).beyond
+    assert shared_shape([long, long], 2).beyond and not shared_shape([short, short], 2).beyond
     with pytest.raises(UsageError, match="other factors of RoPE"):
-        together([short, long], 1)
+        shared_shape([short, long], 1)
 
 
 SNAPKV = {"method": "snapkv", "budget": 40, "window": 8}
@@ -132,7 +132,7 @@ def test_a_compressed_prompt_is_staged_whole_and_the_largest_counts_once():
     assert plan.prompt.staging_bytes(GEOMETRY, 4) == staged
     assert plan.peak_bytes(GEOMETRY, 4) == plan.shape.cache_bytes(GEOMETRY, 4) + staged
     small = plan_of(100, prefill=SNAPKV)
-    both = together([small, plan], 2).cache_bytes(GEOMETRY, 4)
+    both = shared_shape([small, plan], 2).cache_bytes(GEOMETRY, 4)
     assert peak_bytes([small, plan], 2, GEOMETRY, 4) == both + staged
 
 
@@ -171,10 +171,10 @@ def test_heads_that_share_a_budget_need_one_lane_and_the_largest_counts():
     late = plan_of(200, prefill={**SNAPKV, "wrap": ["adakv"]})
     assert late.prompt.late and late.starting_shape.prompt_slots == (0, 0, 0)
     assert late.shape.prompt_slots[0] >= 40 and late.shape.prompt_slots[1] == 0
-    assert together([late], 1).prompt_slots == (0, 0, 0)
+    assert shared_shape([late], 1).prompt_slots == (0, 0, 0)
     assert peak_bytes([late], 1, GEOMETRY, 4) == late.peak_bytes(GEOMETRY, 4)
     with pytest.raises(UsageError, match="buffers of its own size"):
-        together([late], 2)
+        shared_shape([late], 2)
     assert not plan_prompt(Profile.model_validate({"prefill": SNAPKV}).prefill, GEOMETRY, 200).late
 
 

@@ -9,8 +9,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from scope_cli.engine import step
-from scope_cli.engine.plan import together
-from scope_cli.engine.run import Job, generate
+from scope_cli.engine.plan import shared_shape
+from scope_cli.engine.run import Run, generate
 from scope_cli.engine.step import FEW, EagerStep, GraphStep, compiles
 from scope_cli.events import Token
 from scope_cli.machine.memory import PeakMeter
@@ -21,10 +21,10 @@ LANES = 2
 
 
 def job_of(loaded, chosen, works, compiled, told=None, lanes=LANES):
-    shape = together([work.plan for work in works], lanes)
+    shape = shared_shape([work.plan for work in works], lanes)
     meter = PeakMeter(loaded.device).start()
     tell = (lambda line: None) if told is None else told.append
-    return Job(loaded, chosen.profile, shape, meter, compiled, tell)
+    return Run(loaded, chosen.profile, shape, meter, compiled, tell)
 
 
 def texts_of(job, works, watch=lambda: None):
@@ -152,10 +152,10 @@ def test_compressed_prompts_that_follow_one_another_are_each_written_as_alone_an
     works = [
         work_of(loaded, chosen, seed, tokens, 30, temperature=0.0) for seed, tokens in enumerate(prompts)
     ]
-    shape = together([work.plan for work in works], 1)
+    shape = shared_shape([work.plan for work in works], 1)
 
     def texts_in(compiled, *some):
-        job = Job(loaded, chosen.profile, shape, PeakMeter(loaded.device).start(), compiled)
+        job = Run(loaded, chosen.profile, shape, PeakMeter(loaded.device).start(), compiled)
         texts = texts_of(job, some)
         assert job.cache.audit().passed
         return list(texts.values())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
-from scope_cli.engine.plan import together
+from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run import new_cache, new_work
 from scope_cli.errors import ModelError, UsageError
 from scope_cli.geometry import BEYOND, Context, context_of
@@ -130,12 +130,12 @@ def test_texts_on_both_sides_of_the_switch_do_not_share_a_run(phi3):
     geometry = open_model(settings.profile.model, offline=True).geometry
     plans = [new_work(settings, geometry, prompt_of(tokens)).plan for tokens in (100, 600)]
     with pytest.raises(UsageError, match="longrope") as caught:
-        together(plans, 2)
+        shared_shape(plans, 2)
     assert "--context" in caught.value.hint
     settings = settings_of(phi3, 20, context=1000)
     geometry = open_model(settings.profile.model, offline=True).geometry
     plans = [new_work(settings, geometry, prompt_of(tokens)).plan for tokens in (100, 600)]
-    assert together(plans, 2).beyond
+    assert shared_shape(plans, 2).beyond
 
 
 def test_a_batch_writes_texts_on_both_sides_of_the_switch_as_each_alone(phi3, scope, tmp_path):

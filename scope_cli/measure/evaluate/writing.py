@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import mean
 
-from scope_cli.engine.plan import together
+from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run import generate, new_work
 from scope_cli.errors import AuditError
 from scope_cli.events import Finished, PromptRead, Reading, Token
@@ -42,7 +42,7 @@ def write_all(
     plans = [work.plan for work in works]
     if any(plan.prompt.late for plan in plans):
         lanes = 1
-    shape = together(plans, min(lanes, len(plans)))
+    shape = shared_shape(plans, min(lanes, len(plans)))
     outputs = [_Output() for _ in numbers]
     rows: set[int] = set()  # that hold a prompt: readings are sums over them
     for event in generate(loaded, settings.profile, works, shape, interrupted):

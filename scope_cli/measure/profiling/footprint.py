@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from scope_cli.engine.plan import RunPlan, plan_run, together
+from scope_cli.engine.plan import LanePlan, plan_run, shared_shape
 from scope_cli.errors import UsageError
 from scope_cli.measure.profiling.workspace import Workspace, workspace
 from scope_cli.models.formats import BITS, DTYPE_BYTES
@@ -67,12 +67,12 @@ class Footprint:
         return {**asdict(self), "total_bytes": self.total_bytes}
 
 
-def plan_of(settings: LoadedProfile, shape: ModelShape, prompt_tokens: int, lanes: int = 1) -> RunPlan:
+def plan_of(settings: LoadedProfile, shape: ModelShape, prompt_tokens: int, lanes: int = 1) -> LanePlan:
     """The plan of a run, as generate's, from sizes alone."""
     decode = settings.profile.decode
     scorer = plugins.build("scorers", decode.scorer.name, decode.scorer.options)
     plan = plan_run(settings, shape.geometry, prompt_tokens, ring=scorer.ring, memos=len(scorer.memos))
-    return plan if lanes == 1 else replace(plan, shape=together([plan], lanes))
+    return plan if lanes == 1 else replace(plan, shape=shared_shape([plan], lanes))
 
 
 def footprint(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int = 1) -> Footprint:
@@ -101,7 +101,7 @@ def footprint(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes
     )
 
 
-def workspace_of(settings: LoadedProfile, target: Target, plan: RunPlan) -> Workspace:
+def workspace_of(settings: LoadedProfile, target: Target, plan: LanePlan) -> Workspace:
     chunk, packed = settings.profile.prefill.chunk, target.load_in in BITS
     return workspace(target.shape, plan, chunk, target.device, target.dtype_bytes, packed)
 
@@ -117,7 +117,7 @@ def held_tokens(schedule: Schedule, written: int) -> list[int]:
     return series
 
 
-def held_series(plan: RunPlan, profile: Profile, target: Target) -> list[int]:
+def held_series(plan: LanePlan, profile: Profile, target: Target) -> list[int]:
     """`held_bytes` of one lane, as each token of the output reports it: the last one is never written."""
     layers = target.shape.geometry.layers
     protect = profile.decode.protect_prompt
@@ -140,7 +140,7 @@ def held_by_token(settings: LoadedProfile, target: Target, prompt_tokens: int, l
     return [lanes * held for held in held_series(plan, settings.profile, target)]
 
 
-def full_series(plan: RunPlan, target: Target) -> list[int]:
+def full_series(plan: LanePlan, target: Target) -> list[int]:
     """What an uncompressed cache of one lane holds; sliding windows are bounded in it, too."""
     token = sum(
         layer.slot_bytes(target.dtype_bytes) for layer in target.shape.geometry.layers if layer.kind == "full"
@@ -149,7 +149,7 @@ def full_series(plan: RunPlan, target: Target) -> list[int]:
     return [tokens * token + window_bytes(plan, target, tokens) for tokens in seen]
 
 
-def window_bytes(plan: RunPlan, target: Target, seen: int) -> int:
+def window_bytes(plan: LanePlan, target: Target, seen: int) -> int:
     return sum(
         min(seen, plan.shape.most_held(index, layer)) * layer.slot_bytes(target.dtype_bytes)
         for index, layer in enumerate(target.shape.geometry.layers)

@@ -29,7 +29,7 @@ from scope_cli.units import as_bytes
 
 if TYPE_CHECKING:
     from scope_cli.cache.cache import ScopeCache
-    from scope_cli.engine.plan import RunPlan
+    from scope_cli.engine.plan import LanePlan
     from scope_cli.events import Event
     from scope_cli.measure.profiling.result import Result
     from scope_cli.models.model import LoadedModel, OpenedModel
@@ -75,9 +75,8 @@ def main() -> None:
 
 
 def measure(job: Job, tell: Any) -> Result:
-    from scope_cli.engine.plan import together
-    from scope_cli.engine.run import Job as Run
-    from scope_cli.engine.run import new_work
+    from scope_cli.engine.plan import shared_shape
+    from scope_cli.engine.run import Run, new_work
     from scope_cli.machine.memory import PeakMeter
     from scope_cli.models.model import open_model
     from scope_cli.settings.load import LoadedProfile
@@ -103,14 +102,14 @@ def measure(job: Job, tell: Any) -> Result:
     watch = Watch(loaded, settings.profile, plan)
     with PeakMeter(loaded.device) as peak:
         watch.begin()
-        run = Run(loaded, settings.profile, together([plan], 1), peak)
+        run = Run(loaded, settings.profile, shared_shape([plan], 1), peak)
         watch.made(run.cache)
         for event in run.run([work]):
             watch.receive(event, lambda line, part: tell(progress=f"{job.label}: {line}", part=part))
     return watch.result(job, {**planned.as_dict(), **full})
 
 
-def compile_note(profile: Profile, plan: RunPlan, device: Any, load_in: str | None) -> list[str]:
+def compile_note(profile: Profile, plan: LanePlan, device: Any, load_in: str | None) -> list[str]:
     """Where a run of this length would be compiled, its speed is not the one that was measured."""
     from scope_cli.engine.step import compiles
 
@@ -174,7 +173,7 @@ def warm_up(loaded: LoadedModel, settings: LoadedProfile, prompt_ids: list[int])
 class Watch:
     """Everything that is noted of a run while it goes on; all room for it is taken before the baseline."""
 
-    def __init__(self, loaded: LoadedModel, profile: Profile, plan: RunPlan) -> None:
+    def __init__(self, loaded: LoadedModel, profile: Profile, plan: LanePlan) -> None:
         import numpy as np
 
         self.loaded, self.profile, self.plan, self.device = loaded, profile, plan, loaded.device

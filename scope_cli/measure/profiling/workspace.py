@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from scope_cli.cache.shape import MEMO_BYTES
-from scope_cli.engine.plan import RunPlan, chunk_of
+from scope_cli.engine.plan import LanePlan, chunk_of
 from scope_cli.models.choices import has_amx
 from scope_cli.models.formats import UNPACKED_FROM
 from scope_cli.models.shapes import ModelShape
@@ -27,7 +27,7 @@ class Workspace:
 
 
 def workspace(
-    shape: ModelShape, plan: RunPlan, chunk: int, device: str, dtype_bytes: int, packed: bool = False
+    shape: ModelShape, plan: LanePlan, chunk: int, device: str, dtype_bytes: int, packed: bool = False
 ) -> Workspace:
     chunk = min(plan.prompt_tokens, chunk_of(chunk, device))
     staged = plan.prompt.staging_bytes(shape.geometry, dtype_bytes)
@@ -47,7 +47,9 @@ def workspace(
     return Workspace(prefill, own + writing_bytes(shape, plan, dtype_bytes))
 
 
-def reading_bytes(shape: ModelShape, plan: RunPlan, tokens: int, dtype_bytes: int, unpacking: int = 0) -> int:
+def reading_bytes(
+    shape: ModelShape, plan: LanePlan, tokens: int, dtype_bytes: int, unpacking: int = 0
+) -> int:
     """One chunk of `tokens` on its way through the layer that needs most, the prompt's last chunk.
 
     Alive all the time: the embedded tokens, the residual stream, what the layer got from its norm, cosines
@@ -76,7 +78,7 @@ def unpacking_bytes(shape: ModelShape) -> int:
     return 3 * shape.largest_matrix * (2 if has_amx() else 4)
 
 
-def settling_bytes(shape: ModelShape, plan: RunPlan, dtype_bytes: int) -> int:
+def settling_bytes(shape: ModelShape, plan: LanePlan, dtype_bytes: int) -> int:
     """Choosing what stays of one staged layer: the window's attention, in float32 at least, and an order."""
     precise = max(4, dtype_bytes)
     layer = max(shape.geometry.layers, key=lambda one: one.slot_bytes(1))
@@ -86,7 +88,7 @@ def settling_bytes(shape: ModelShape, plan: RunPlan, dtype_bytes: int) -> int:
     return max(attention, order + copied) + layer.slot_bytes(precise) * plan.prompt_tokens // 2
 
 
-def writing_bytes(shape: ModelShape, plan: RunPlan, dtype_bytes: int) -> int:
+def writing_bytes(shape: ModelShape, plan: LanePlan, dtype_bytes: int) -> int:
     """A step's logits (the last step's, the new ones, in float32, as log-probabilities), or one eviction."""
     held = plan.shape
     logits = shape.geometry.vocab * (2 * dtype_bytes + 2 * 4)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from scope_cli.engine.plan import together
+from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run import generate, new_work
 from scope_cli.events import Token
 from scope_cli.models.gguf.architectures import REFUSED
@@ -170,7 +170,7 @@ def written_by_scope(path: Path, prompt: str) -> list[Token]:
     opened = open_model(profile.model, offline=True)
     ids = opened.tokenizer(prompt)["input_ids"]
     work = new_work(LoadedProfile(profile, "test", frozenset()), opened.geometry, ids)
-    events = generate(opened.load(), profile, [work], together([work.plan], 1))
+    events = generate(opened.load(), profile, [work], shared_shape([work.plan], 1))
     return [event for event in events if isinstance(event, Token)]
 
 

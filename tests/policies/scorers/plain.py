@@ -8,7 +8,7 @@ from math import exp
 import torch
 
 from scope_cli.cache.cache import ScopeCache
-from scope_cli.engine.plan import plan_run, together
+from scope_cli.engine.plan import plan_run, shared_shape
 from scope_cli.engine.prefill import read_prompt
 from scope_cli.engine.run import policy_of
 from scope_cli.models.attention import attention_of
@@ -63,7 +63,7 @@ def written(
         ring=max(ring, policy.scorer.ring),
         memos=len(policy.scorer.memos),
     )
-    shape = together([plan], len(lanes))
+    shape = shared_shape([plan], len(lanes))
     if watch:
         policy = replace(policy, scorer=watched(policy.scorer, watch))
     inv_freq = rope_frequencies(model)
