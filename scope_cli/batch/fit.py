@@ -1,9 +1,10 @@
 """Free memory in, lanes that fit it out: weights + lanes * lane + staging + workspace, all in bytes."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from scope_cli.batch.groups import Group
+from scope_cli.batch.groups import Demand, Group
 from scope_cli.errors import ModelError
 from scope_cli.units import as_bytes
 
@@ -16,13 +17,31 @@ EVENLY = 4  # any number of rows up to it, and multiples of it: no product depen
 
 @dataclass(frozen=True)
 class Memory:
-    """What there is, and what the model takes of it beside the cache; measured once for a job."""
+    """What there is, and what the model takes of it beside the cache: planned, then measured as well."""
 
     free_bytes: int  # before the weights were read
     weight_bytes: int
     reading_bytes: int = 0  # at most in use while a chunk of a prompt is read, beside weights and cache
     step_bytes: int = 0  # at most in use in one step of one lane
     base_bytes: int = 0  # of the process before the model, where the resident set is what is measured
+
+    @classmethod
+    def planned_for(cls, demands: Sequence[Demand], free_bytes: int, weight_bytes: int) -> "Memory":
+        """From sizes alone, before any weight is read."""
+        return cls(
+            free_bytes,
+            weight_bytes,
+            reading_bytes=max((demand.reading_bytes for demand in demands), default=0),
+            step_bytes=max((demand.step_bytes for demand in demands), default=0),
+        )
+
+    def at_least(self, planned: "Memory") -> "Memory":
+        """As measured, but no less than what was planned: on a few tokens not everything is seen."""
+        return replace(
+            self,
+            reading_bytes=max(self.reading_bytes, planned.reading_bytes),
+            step_bytes=max(self.step_bytes, planned.step_bytes),
+        )
 
     def workspace(self, lanes: int) -> int:
         """A chunk is read between two steps, never during one."""

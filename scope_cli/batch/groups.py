@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 from scope_cli.cache.shape import CacheShape
 from scope_cli.engine.plan import LanePlan
+from scope_cli.engine.workspace import workspace
 from scope_cli.geometry import Geometry
+from scope_cli.models.target import Target
 
 MOST_WASTE = 0.25  # of a rectangle's slots
 Order = Literal["longest", "input"]
@@ -27,12 +29,23 @@ class Demand:
     planned_tokens: int  # of its output, at most
     staging_bytes: int  # of its prompt, while it is read
     alone: bool  # its slots are known only when it has been read: one lane
+    reading_bytes: int = 0  # beside cache and staging, while a chunk of its prompt is read
+    step_bytes: int = 0  # beside the cache, in a step of its lane
 
     @classmethod
-    def of(cls, number: int, plan: LanePlan, geometry: Geometry, dtype_bytes: int) -> "Demand":
-        staged = plan.prompt.staging_bytes(geometry, dtype_bytes)
+    def of(cls, number: int, plan: LanePlan, target: Target, chunk: int) -> "Demand":
+        """chunk: `prefill.chunk`"""
+        staged = plan.prompt.staging_bytes(target.shape.geometry, target.dtype_bytes)
+        work = workspace(target, plan, chunk)
         return cls(
-            number, plan.prompt_tokens, plan.shape, plan.max_new_tokens, staged, alone=plan.prompt.late
+            number,
+            plan.prompt_tokens,
+            plan.shape,
+            plan.max_new_tokens,
+            staged,
+            alone=plan.prompt.late,
+            reading_bytes=max(0, work.prefill - staged),
+            step_bytes=work.decode,
         )
 
 

@@ -203,7 +203,7 @@ def tokenise(
             plan = make_plan(own, opened.geometry, len(ids))
             check_row(own)
             opened.stops(own.profile.sampling)
-            demand = Demand.of(row.number, plan, opened.geometry, opened.dtype.itemsize)
+            demand = Demand.of(row.number, plan, opened.target, own.profile.prefill.chunk)
             ready = replace(base, prompt_ids=packed(ids), prompt_tokens=len(ids), planned=plan.max_new_tokens)
         except UNSTOPPABLE:
             raise

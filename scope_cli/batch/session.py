@@ -5,7 +5,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -17,7 +17,7 @@ from rich.console import Console
 from scope_cli.batch.board import LiveBoard, LogBoard
 from scope_cli.batch.desk import Desk
 from scope_cli.batch.fit import Memory, check_weights, even
-from scope_cli.batch.groups import Group, Order
+from scope_cli.batch.groups import Demand, Group, Order
 from scope_cli.batch.inputs import Frame, Input, read_inputs
 from scope_cli.batch.job import (
     Changes,
@@ -265,12 +265,12 @@ class Start:
         memory, groups = None if restart else ledger.get("memory"), []
         if planned.demands:
             first = 0 if restart else max((group["number"] for group in ledger.groups()), default=-1) + 1
-            now = self.memory(memory)
+            now = by_sizes = self.memory(memory, planned.demands)
             groups = new_groups(planned, self.opened, self.job, now, first)  # before any weight is read
             if memory is None:
                 longest = max(demand.prompt_tokens for demand in planned.demands)
                 output = max(demand.planned_tokens for demand in planned.demands)
-                now = self.engine.measure(options.settings, longest, output)
+                now = self.engine.measure(options.settings, longest, output).at_least(by_sizes)
                 groups = new_groups(planned, self.opened, self.job, now, first)
             memory = now.as_dict()
         for note, count in planned.notes.most_common(MOST_NOTES):
@@ -293,11 +293,11 @@ class Start:
                 break
         return planned
 
-    def memory(self, known: dict[str, int] | None) -> Memory:
-        """As it was measured when the job was planned, or, before that, what shapes alone say."""
+    def memory(self, known: dict[str, int] | None, demands: Sequence[Demand] = ()) -> Memory:
+        """As it was measured when the job was planned, or, before that, what sizes alone say."""
         if known is None:
             check_weights(self.opened, self.engine.free_bytes())
-            return Memory(self.engine.free_bytes(), self.opened.weight_bytes)
+            return Memory.planned_for(demands, self.engine.free_bytes(), self.opened.weight_bytes)
         return replace(Memory(**known), free_bytes=self.engine.free_bytes())
 
     def groups(self, desk: Desk) -> list[Group]:
@@ -407,7 +407,7 @@ def dry_run(options: Options, job: JobSettings, opened: "OpenedModel", inputs: I
         planned = Planned()
         for planned in tokenise(opened, job, changes.fresh):  # noqa: B007  the last one has all
             pass
-        memory = Memory(free_bytes(opened.device), opened.weight_bytes)
+        memory = Memory.planned_for(planned.demands, free_bytes(opened.device), opened.weight_bytes)
         groups = new_groups(planned, opened, job, memory, first=0)
         for line in dry_run_lines(planned, groups, memory, ledger, changes):
             print(printable(line))

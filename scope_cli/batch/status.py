@@ -115,7 +115,7 @@ def dry_run_lines(
         yield (
             f"group {group.number}: {counted(group.rows, 'prompt')}, "
             f"{counted(group.lanes, 'lane')} of {as_bytes(group.lane_bytes)}, "
-            f"{as_bytes(memory.planned(group))} with the weights and without workspace, "
+            f"{as_bytes(memory.planned(group))} with the weights and workspace, "
             f"{as_ratio(group.padding_bytes, group.cache_bytes)} padding"
         )
         for demand in demands:

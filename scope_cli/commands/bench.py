@@ -347,13 +347,18 @@ def check_room(opened: "OpenedModel", course: "Course", specs: "list[Spec]") -> 
     """
     if course.sequential:
         return
+    from scope_cli.engine.fit import needs
+    from scope_cli.engine.run import make_plan
     from scope_cli.machine.memory import free_bytes
+    from scope_cli.settings.load import load_profile
     from scope_cli.units import as_bytes
 
-    each = len(course.positions) if course.apart else 1
-    token = opened.geometry.token_bytes(opened.dtype.itemsize)
-    lanes = [spec.lanes or course.job.lanes for spec in specs]
-    needed = each * sum(opened.weight_bytes + one * course.job.most_tokens * token for one in lanes)
+    job, each = course.job, len(course.positions) if course.apart else 1
+    output = {"sampling.max_new_tokens": job.most_tokens - job.prompt_tokens}
+    whole = load_profile("full", output)  # the most that any of them holds
+    plan = make_plan(whole, opened.geometry, job.prompt_tokens)
+    chunk = whole.profile.prefill.chunk
+    needed = each * sum(needs(opened.target, [plan], spec.lanes or job.lanes, chunk).total for spec in specs)
     free = free_bytes(opened.device)
     if needed > free:
         raise UsageError(

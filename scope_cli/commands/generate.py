@@ -22,7 +22,6 @@ from scope_cli.console.safe import printable
 from scope_cli.console.signals import Interruption
 from scope_cli.errors import (
     AuditError,
-    ModelError,
     OutOfMemoryError,
     ScopeError,
     UsageError,
@@ -431,7 +430,7 @@ def load(
     ]
     plans = [work.plan for work in works]
     shape = shared_shape(plans, side_by_side)
-    check_memory(opened, plans, shape.lanes)
+    check_memory(opened, plans, shape.lanes, profile.prefill.chunk)
     form = f" as {opened.load_in}" if opened.load_in else ""
     phases.begin(f"reading the weights, {as_bytes(opened.weight_bytes)}{form}")
     return opened.load(), works, shape
@@ -517,25 +516,10 @@ def no_word(line: str) -> None:
     pass
 
 
-def check_memory(opened: "OpenedModel", plans: "list[LanePlan]", lanes: int) -> None:
-    """Raises ModelError, before any weight is read, where weights and cache do not fit what is free."""
-    from scope_cli.engine.plan import peak_bytes
+def check_memory(opened: "OpenedModel", plans: "list[LanePlan]", lanes: int, chunk: int) -> None:
+    """Raises ModelError, before any weight is read, where the run does not fit what is free."""
+    from scope_cli.engine import fit
     from scope_cli.machine.memory import free_bytes
-    from scope_cli.units import as_bytes
 
-    cache = peak_bytes(plans, lanes, opened.geometry, opened.dtype.itemsize)
-    weights, loading = opened.weight_bytes, opened.loading_bytes
-    needed, free = max(weights + cache, loading), free_bytes(opened.device)
-    if needed > free:
-        cheaper = "a smaller --budget or --max-new-tokens"
-        if max(weights, loading) > cache:
-            cheaper = "--load-in 4bit"
-        elif lanes > 1:
-            cheaper = f"--lanes {lanes // 2}"
-        while_loading = f", {as_bytes(loading)} while it is loaded" if loading else ""
-        raise ModelError(
-            f"not enough memory: {opened.name} needs {as_bytes(needed)} "
-            f"(weights {as_bytes(weights)}, cache {as_bytes(cache)}{while_loading}), "
-            f"{opened.device} has {as_bytes(free)} free",
-            f"try {cheaper}, or a smaller model",
-        )
+    takes = fit.needs(opened.target, plans, lanes, chunk)
+    fit.check(opened.target, takes, lanes, free_bytes(opened.device), str(opened.device))

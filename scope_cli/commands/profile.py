@@ -14,11 +14,11 @@ from scope_cli.errors import ModelError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from scope_cli.measure.profiling.footprint import Target
     from scope_cli.measure.profiling.report import Planned
     from scope_cli.measure.profiling.result import Result
     from scope_cli.measure.profiling.source import Source
     from scope_cli.models.shapes import ModelShape
+    from scope_cli.models.target import Target
     from scope_cli.settings.load import LoadedProfile
 
     Cases = list[tuple[str, LoadedProfile]]  # label, profile

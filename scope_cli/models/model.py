@@ -42,7 +42,9 @@ from scope_cli.models.packed import pack, packed_bytes
 from scope_cli.models.packed_file import PackedFile
 from scope_cli.models.random_weights import random_model
 from scope_cli.models.registry import ModelFolder, Say, find, hushed
+from scope_cli.models.shapes import ModelShape
 from scope_cli.models.stops import Stops, stops_of
+from scope_cli.models.target import Target
 from scope_cli.policies.rope import fix_length
 from scope_cli.settings.schema import ModelSettings, PromptSettings, SamplingSettings
 
@@ -227,6 +229,17 @@ def weight_bytes(
     return plain_bytes(shapes, dtype.itemsize, load_in)
 
 
+def inner_width(text: PreTrainedConfig) -> int:
+    """Of the feed-forward layers, by whatever name a family calls it."""
+    for name in ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner"):
+        width = getattr(text, name, None)
+        if isinstance(width, list | tuple):
+            width = max(width, default=None)
+        if type(width) is int and width:
+            return width
+    return 4 * text.hidden_size
+
+
 def skeleton(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
     """The model without its weights, which are on the meta device."""
     from accelerate import init_empty_weights
@@ -380,8 +393,19 @@ class OpenedModel:
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=self.dtype
         )
 
+    @cached_property
+    def target(self) -> Target:
+        """The model as planning sees it: whatever its family, its geometry is known by now."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        inner = inner_width(self.config.get_text_config(decoder=True))
+        weights = self.weight_shapes()
+        shape = ModelShape(self.name, self.config.model_type, self.geometry, inner, dtype, weights)
+        return Target(shape, self.device.type, dtype, self.load_in, self.weight_bytes, self.loading_bytes)
+
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """By name, from the headers of the files; of random weights, from the modules."""
+        if self.folder.pending:
+            return dict(self.folder.pending.gguf.shapes)
         if not self.folder.random:
             return dict(stored_shapes(self.folder.path))
         return {

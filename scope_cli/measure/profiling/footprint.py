@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from scope_cli.engine.fit import Needs, needs
 from scope_cli.engine.plan import LanePlan, plan_run, shared_shape
 from scope_cli.errors import UsageError
-from scope_cli.measure.profiling.workspace import Workspace, workspace
-from scope_cli.models.formats import BITS, DTYPE_BYTES
 from scope_cli.models.shapes import ModelShape
+from scope_cli.models.target import Target
 from scope_cli.policies import plugins
 from scope_cli.policies.schedule import Schedule
 from scope_cli.settings.load import LoadedProfile
@@ -18,24 +18,6 @@ from scope_cli.settings.schema import DecodeSettings, Profile
 
 RUNTIME_BYTES = {"cpu": 410 * 2**20, "cuda": 512 * 2**20, "mps": 512 * 2**20}
 """Interpreter and libraries before any weight: measured on a CPU, an assumption for the others' contexts."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is planned for: a model on a kind of device, in a dtype."""
-
-    shape: ModelShape
-    device: str  # cpu, cuda, mps
-    dtype: str
-    load_in: str | None = None  # int8, int4, 8bit, 4bit
-
-    @property
-    def weight_bytes(self) -> int:
-        return self.shape.weight_bytes(self.dtype, self.load_in)
-
-    @property
-    def dtype_bytes(self) -> int:
-        return DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -78,21 +60,20 @@ def plan_of(settings: LoadedProfile, shape: ModelShape, prompt_tokens: int, lane
 def footprint(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int = 1) -> Footprint:
     """Raises UsageError where prompt and output do not fit the model's context."""
     plan, shape = plan_of(settings, target.shape, prompt_tokens, lanes), target.shape
-    work = workspace_of(settings, target, plan)
-    cache = plan.shape.cache_bytes(shape.geometry, target.dtype_bytes)
+    takes = needs_of(settings, target, prompt_tokens, lanes)
     held = held_series(plan, settings.profile, target)
     full = full_series(plan, target)
     return Footprint(
         prompt_tokens=prompt_tokens,
         output_tokens=plan.max_new_tokens,
         lanes=lanes,
-        weight_bytes=target.weight_bytes,
+        weight_bytes=takes.weights,
         runtime_bytes=RUNTIME_BYTES[target.device],
         lane_bytes=replace(plan.shape, lanes=1).cache_bytes(shape.geometry, target.dtype_bytes),
-        cache_bytes=cache,
+        cache_bytes=takes.cache,
         staging_bytes=plan.prompt.staging_bytes(shape.geometry, target.dtype_bytes),
-        prefill_peak_bytes=cache + work.prefill,
-        decode_peak_bytes=cache + work.decode,
+        prefill_peak_bytes=takes.cache + takes.reading,
+        decode_peak_bytes=takes.cache + takes.writing,
         held_peak_bytes=lanes * max(held),
         held_mean_bytes=lanes * sum(held) / len(held),
         held_end_bytes=lanes * held[-1],
@@ -101,9 +82,10 @@ def footprint(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes
     )
 
 
-def workspace_of(settings: LoadedProfile, target: Target, plan: LanePlan) -> Workspace:
-    chunk, packed = settings.profile.prefill.chunk, target.load_in in BITS
-    return workspace(target.shape, plan, chunk, target.device, target.dtype_bytes, packed)
+def needs_of(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int = 1) -> Needs:
+    """Raises UsageError where prompt and output do not fit the model's context."""
+    plan = plan_of(settings, target.shape, prompt_tokens)
+    return needs(target, [plan], lanes, settings.profile.prefill.chunk)
 
 
 def held_tokens(schedule: Schedule, written: int) -> list[int]:
@@ -244,10 +226,7 @@ def largest_budget(
 
 def total_bytes(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int) -> int:
     """`Footprint.total_bytes`, without the series over the output."""
-    plan, shape = plan_of(settings, target.shape, prompt_tokens, lanes), target.shape
-    work = workspace_of(settings, target, plan)
-    cache = plan.shape.cache_bytes(shape.geometry, target.dtype_bytes)
-    return RUNTIME_BYTES[target.device] + target.weight_bytes + cache + max(work.prefill, work.decode)
+    return RUNTIME_BYTES[target.device] + needs_of(settings, target, prompt_tokens, lanes).total
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:

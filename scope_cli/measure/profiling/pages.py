@@ -20,8 +20,8 @@ from scope_cli.measure.profiling.result import WORDS, Result, figures, in_words
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from scope_cli.measure.profiling.footprint import Target
     from scope_cli.measure.profiling.report import Planned
+    from scope_cli.models.target import Target
 
 FORMATS = ("png", "svg", "html")
 

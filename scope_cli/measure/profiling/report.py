@@ -10,8 +10,9 @@ from typing import Any
 
 from scope_cli.console import tables
 from scope_cli.measure.profiling.compare import Change
-from scope_cli.measure.profiling.footprint import Footprint, Limits, Target
+from scope_cli.measure.profiling.footprint import Footprint, Limits
 from scope_cli.measure.profiling.result import WORDS, Result, figures, in_words
+from scope_cli.models.target import Target
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
 
 

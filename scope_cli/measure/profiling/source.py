@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from scope_cli.errors import ModelError
 from scope_cli.machine import memory
-from scope_cli.measure.profiling.footprint import Target
 from scope_cli.models.choices import dtype_of, load_in_of
 from scope_cli.models.registry import EMBEDDED, HUB_NAME, ModelFolder, find
 from scope_cli.models.shapes import ModelShape, read_shape, shape_of
+from scope_cli.models.target import Target
 from scope_cli.settings.schema import ModelSettings
 
 if TYPE_CHECKING:

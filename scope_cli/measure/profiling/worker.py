@@ -19,13 +19,12 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from scope_cli.console.safe import as_json
-from scope_cli.errors import ModelError, ScopeError
+from scope_cli.engine import fit
+from scope_cli.errors import ScopeError
 from scope_cli.machine import memory
 from scope_cli.machine.description import machine
-from scope_cli.measure.profiling.footprint import Footprint, Target, changed, footprint, runs_out_at
+from scope_cli.measure.profiling.footprint import changed, footprint, needs_of, runs_out_at
 from scope_cli.measure.profiling.result import UNWRITTEN
-from scope_cli.models.shapes import ModelShape
-from scope_cli.units import as_bytes
 
 if TYPE_CHECKING:
     from scope_cli.cache.cache import ScopeCache
@@ -87,10 +86,10 @@ def measure(job: Job, tell: Any) -> Result:
     prompt_ids = ids_of(job, opened, settings)
     work = new_work(settings, opened.geometry, prompt_ids)
     plan = work.plan
-    target = target_of(opened)
+    target = opened.target
     planned = footprint(settings, target, plan.prompt_tokens)
     free = memory.free_bytes(opened.device)
-    check_memory(opened, planned, free)
+    fit.check(target, needs_of(settings, target, plan.prompt_tokens), 1, free, str(opened.device))
     full = {
         "free_bytes": free,
         "full_runs_out_at": runs_out_at(settings, target, plan.prompt_tokens, 1, free),
@@ -126,31 +125,6 @@ def ids_of(job: Job, opened: OpenedModel, settings: LoadedProfile) -> list[int]:
     if job.prompt is not None:
         return opened.encode(job.prompt, settings.profile.prompt)
     return random.Random(0).choices(range(opened.geometry.vocab), k=job.prompt_tokens)
-
-
-def target_of(opened: OpenedModel) -> Target:
-    """The opened model as planning sees it: whatever its family, its geometry is known by now."""
-    text = opened.config.get_text_config(decoder=True)
-    dtype = str(opened.dtype).removeprefix("torch.")
-    shape = ModelShape(
-        name=opened.name,
-        family=opened.config.model_type,
-        geometry=opened.geometry,
-        intermediate=text.intermediate_size,
-        dtype=dtype,
-        weights=opened.weight_shapes(),
-    )
-    return Target(shape, opened.device.type, dtype, opened.load_in)
-
-
-def check_memory(opened: OpenedModel, planned: Footprint, free: int) -> None:
-    needed = opened.weight_bytes + max(planned.prefill_peak_bytes, planned.decode_peak_bytes)
-    if needed > free:
-        raise ModelError(
-            f"not enough memory: {opened.name} needs {as_bytes(needed)}, {opened.device} has "
-            f"{as_bytes(free)} free",
-            "`scope profile --plan --fit` chooses a budget that fits",
-        )
 
 
 def warm_up(loaded: LoadedModel, settings: LoadedProfile, prompt_ids: list[int]) -> None:

@@ -11,6 +11,7 @@ from scope_cli.engine.plan import LanePlan, chunk_of
 from scope_cli.models.choices import has_amx
 from scope_cli.models.formats import UNPACKED_FROM
 from scope_cli.models.shapes import ModelShape
+from scope_cli.models.target import Target
 
 INDEX_BYTES = 8  # an int64
 PROCESS_BYTES = 7 * 2**17
@@ -26,24 +27,24 @@ class Workspace:
     decode: int  # all lanes together
 
 
-def workspace(
-    shape: ModelShape, plan: LanePlan, chunk: int, device: str, dtype_bytes: int, packed: bool = False
-) -> Workspace:
-    chunk = min(plan.prompt_tokens, chunk_of(chunk, device))
+def workspace(target: Target, plan: LanePlan, chunk: int) -> Workspace:
+    """Of the lanes of `plan.shape`; chunk: `prefill.chunk`."""
+    shape, dtype_bytes = target.shape, target.dtype_bytes
+    chunk = min(plan.prompt_tokens, chunk_of(chunk, target.device))
     staged = plan.prompt.staging_bytes(shape.geometry, dtype_bytes)
     last = plan.prompt_tokens % chunk or chunk  # tokens of the last chunk
 
     def reading(tokens: int) -> int:
-        unpacking = unpacking_bytes(shape) if packed and tokens >= UNPACKED_FROM else 0
+        unpacking = unpacking_bytes(shape) if target.packed and tokens >= UNPACKED_FROM else 0
         return reading_bytes(shape, plan, tokens, dtype_bytes, unpacking)
 
     prefill = staged + reading(chunk)
-    if staged and device == "cpu":  # pages are taken as the stage is filled, and the last chunk may be short
+    if staged and target.device == "cpu":  # pages come as the stage is filled; the last chunk may be short
         filled = staged * (plan.prompt_tokens - last) // plan.prompt_tokens
         prefill = max(filled + reading(chunk), staged + reading(last))
     if staged:
         prefill = max(prefill, staged + settling_bytes(shape, plan, dtype_bytes))
-    own = PROCESS_BYTES if device == "cpu" else 0
+    own = PROCESS_BYTES if target.device == "cpu" else 0
     return Workspace(prefill, own + writing_bytes(shape, plan, dtype_bytes))
 
 

@@ -1,0 +1,91 @@
+"""One account of a run's bytes: what the plan, a run and a batch call too much is the same."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from scope_cli.batch.fit import Memory
+from scope_cli.batch.groups import Demand
+from scope_cli.engine import fit
+from scope_cli.engine.plan import shared_shape
+from scope_cli.engine.run import make_plan
+from scope_cli.engine.workspace import workspace
+from scope_cli.errors import ModelError
+from scope_cli.measure.profiling.footprint import RUNTIME_BYTES, needs_of
+from scope_cli.measure.profiling.source import source_of, target_of
+from scope_cli.models.model import open_model
+from scope_cli.settings.load import load_profile
+
+PROMPT = 1500  # tokens: reading them takes more than the cache
+
+
+@pytest.fixture
+def settings(tiny_folder):
+    keys = {"model.name": str(tiny_folder), "model.device": "cpu", "decode.budget": 8, "decode.recent": 4}
+    return load_profile("default", {**keys, "sampling.max_new_tokens": 20})
+
+
+@pytest.fixture
+def opened(settings):
+    return open_model(settings.profile.model, offline=True)
+
+
+def test_what_is_planned_from_config_json_is_what_the_opened_model_says(settings, opened):
+    model = settings.profile.model
+    target = target_of(source_of(model.name), model, memory_given=False)
+    plan = make_plan(settings, opened.geometry, PROMPT)
+    chunk = settings.profile.prefill.chunk
+    assert needs_of(settings, target, PROMPT) == fit.needs(opened.target, [plan], 1, chunk)
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_the_parts_add_up(settings, opened, lanes):
+    plans = [make_plan(settings, opened.geometry, tokens) for tokens in (PROMPT, 30)]
+    takes = fit.needs(opened.target, plans, lanes, 512)
+    shape = shared_shape(plans, lanes)
+    each = [workspace(opened.target, replace(plan, shape=shape), 512) for plan in plans]
+    assert takes.weights == opened.weight_bytes
+    assert takes.cache == shape.cache_bytes(opened.geometry, 4)
+    assert (takes.reading, takes.writing) == (max(w.prefill for w in each), max(w.decode for w in each))
+    assert takes.total == takes.weights + takes.cache + max(takes.reading, takes.writing)
+    assert replace(takes, loading=10**12).total == 10**12
+
+
+def test_a_run_that_the_plan_refuses_is_refused_by_generate_batch_and_bench(
+    scope, tiny_folder, tmp_path, monkeypatch
+):
+    """And the one that fits by a byte is begun by all of them."""
+    keys = ("--model", tiny_folder, "--device", "cpu", "--max-new-tokens", 20)
+    policy = ("--budget", 8, "--set", "decode.recent=4")
+    text = "a" * PROMPT
+    told = scope("profile", "--plan", "--prompt-tokens", PROMPT, "--json", *keys, *policy)
+    needed = json.loads(told.stdout)["plans"][0]["plan"]["total_bytes"] - RUNTIME_BYTES["cpu"]
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "a.txt").write_text(text)
+
+    def codes(free, loads):
+        for module in ("scope_cli.batch.local", "scope_cli.machine.memory"):
+            monkeypatch.setattr(f"{module}.free_bytes", lambda device: free)
+        monkeypatch.setattr("scope_cli.models.model.OpenedModel.load", loads)
+        generate = scope("generate", text, "--raw", *keys, *policy)
+        out = tmp_path / f"out-{free}"
+        batch = scope("batch", tmp_path / "prompts", "-o", out, "--raw", *keys, *policy)
+        return [(result.code, "not enough memory" in result.stderr) for result in (generate, batch)]
+
+    def begun(self):
+        raise ModelError("begun")
+
+    assert codes(needed - 1, lambda self: pytest.fail("weights were read")) == [(2, True)] * 2
+    assert codes(needed, begun) == [(2, False)] * 2
+
+
+def test_a_batch_counts_what_a_run_of_its_rows_takes(settings, opened):
+    plan, chunk = make_plan(settings, opened.geometry, PROMPT), settings.profile.prefill.chunk
+    demand = Demand.of(0, plan, opened.target, chunk)
+    memory = Memory.planned_for([demand], 0, opened.weight_bytes)
+    takes = fit.needs(opened.target, [plan], 1, chunk)
+    assert memory.workspace(1) + demand.staging_bytes == takes.workspace
+    measured = Memory(0, opened.weight_bytes, reading_bytes=takes.reading + 5, step_bytes=1)
+    both = measured.at_least(memory)
+    assert (both.reading_bytes, both.step_bytes) == (takes.reading + 5, memory.step_bytes)
