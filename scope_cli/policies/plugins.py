@@ -14,7 +14,13 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    PydanticUndefinedAnnotation,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic_core import PydanticCustomError
 
 from scope_cli.errors import PluginError, first_line
@@ -79,12 +85,12 @@ def plugin_class(kind: str, name: str) -> Any:
     if entry is None:
         import_module(f"scope_cli.policies.{kind}.{name}")
     elif (kind, name) not in _registered:
-        _registered[kind, name] = _loaded(kind, entry, offered[0].package)
+        _load(kind, entry, offered[0].package)
     return _registered[kind, name]
 
 
-def _loaded(kind: str, entry: EntryPoint, package: str) -> type:
-    """The class behind an entry point, held to what a shipped plug-in is."""
+def _load(kind: str, entry: EntryPoint, package: str) -> None:
+    """Register the class behind an entry point, held to what a shipped plug-in is."""
     hint = f"update {package} or uninstall it; docs/add-a-scorer.md says what a plug-in is"
     try:
         cls = entry.load()
@@ -95,13 +101,12 @@ def _loaded(kind: str, entry: EntryPoint, package: str) -> type:
     wrong = _contract_problem(cls, base)
     if wrong:
         raise PluginError(f"{kind}: {entry.name!r} of {package} ({entry.value}) {wrong}", hint)
-    register(kind, entry.name)(cls)
     try:
-        TypeAdapter(cls)
-    except PydanticUserError as error:
+        TypeAdapter(cls).rebuild(force=False, raise_errors=True)
+    except (PydanticUserError, PydanticUndefinedAnnotation) as error:
         told = f"has an option of a type that cannot be checked: {first_line(error)}"
         raise PluginError(f"{kind}: {entry.name!r} of {package} {told}", hint) from error
-    return cls
+    register(kind, entry.name)(cls)
 
 
 def _contract_problem(cls: Any, base: type) -> str:
