@@ -1,6 +1,7 @@
 """Plug-ins of another package: found, listed, checked and run like ours; broken ones end in one line."""
 
 import json
+import sys
 
 import pytest
 
@@ -62,6 +63,8 @@ def install(tmp_path, monkeypatch):
 
     def forget():
         plugins.sources.cache_clear()
+        for name in ("acme_plugins", "more_plugins"):
+            sys.modules.pop(name, None)
         for key in list(plugins._registered):
             if key[1] in ("loudest", "firsts", "nothing"):
                 del plugins._registered[key]
