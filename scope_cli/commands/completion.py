@@ -35,9 +35,11 @@ def profiles(incomplete: str) -> list[str]:
 
 def models(incomplete: str) -> list[str]:
     """Those that `scope models list` shows, folders, and GGUF files."""
+    from scope_cli.models.catalogue import KNOWN
     from scope_cli.models.registry import listed
 
-    return [*among(row.name for row in listed())(incomplete), *_paths(incomplete, (".gguf",))]
+    names = [*(row.name for row in listed()), *KNOWN]
+    return [*among(names)(incomplete), *_paths(incomplete, (".gguf",))]
 
 
 def _paths(incomplete: str, endings: tuple[str, ...]) -> Iterator[str]:

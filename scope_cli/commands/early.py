@@ -18,6 +18,7 @@ def check_model(settings: "ModelSettings") -> None:
 
     What takes longer to find out, or only PyTorch knows, is left to it.
     """
+    from scope_cli.models.catalogue import hub_name
     from scope_cli.models.registry import EMBEDDED, HUB_NAME, find
 
     kind = settings.device.partition(":")[0]
@@ -26,7 +27,11 @@ def check_model(settings: "ModelSettings") -> None:
             f"no GPU for --device {settings.device}: {torch_version()} finds none", "try --device cpu"
         )
     name = settings.name
-    if name not in EMBEDDED and not Path(name).expanduser().exists() and not HUB_NAME.fullmatch(name):
+    if (
+        name not in EMBEDDED
+        and not Path(name).expanduser().exists()
+        and not HUB_NAME.fullmatch(hub_name(name))
+    ):
         find(name, offline=True)  # says where it looked
 
 

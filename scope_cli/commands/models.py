@@ -1,12 +1,24 @@
 """scope models list | pull | show | rm: names in, a table or JSON on stdout."""
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scope_cli.console.phases import loading
 from scope_cli.console.safe import printable
+
+if TYPE_CHECKING:
+    from scope_cli.models.catalogue import Known
+
+SHORT_NAMES = (
+    "Open models that --model takes by these names. They are fetched from the hub at the first run; what the "
+    "cache takes is said in 16 bits, for every 1,000 tokens that are held."
+)
+UNTRIED = (
+    "The embedded model is tried with every change of scope. Of the others only the family is: nobody has "
+    "judged their texts here, and none is recommended."
+)
 
 app = typer.Typer(help="List, fetch, describe and remove models.", no_args_is_help=True)
 
@@ -18,16 +30,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 @app.command("list")
 def list_models(as_json: Json = False) -> None:
-    """The embedded models, and what is on this machine."""
+    """The embedded model and what is on this machine; then open models by size, and whether they fit here."""
     from dataclasses import asdict
 
     from scope_cli.console import tables
+    from scope_cli.models import catalogue
     from scope_cli.models.registry import listed
     from scope_cli.units import as_bytes
 
     rows = listed()
+    device, free = catalogue.here()
+    fetched = {row.name for row in rows if row.ready}
+    known = sorted(catalogue.KNOWN.values(), key=lambda one: one.parameters)
     if as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False))
+        short = [_facts(one, one.fits(device, free), one.hub in fetched) for one in known]
+        print(json.dumps([asdict(row) for row in rows] + short, indent=2, allow_nan=False))
         return
     tables.show_list(
         tables.Table(
@@ -44,6 +61,49 @@ def list_models(as_json: Json = False) -> None:
             ],
         )
     )
+    fits = {"yes": "yes", "packed": f"as {catalogue.PACKED}", "no": "no"}
+    print(f"\n{_fitted(SHORT_NAMES)}\n")
+    tables.show_list(
+        tables.Table(
+            ["name", "to fetch", "context", "per 1,000 tokens", "fits here", "licence"],
+            [
+                [
+                    one.name,
+                    "fetched" if one.hub in fetched else as_bytes(one.weight_bytes),
+                    f"{one.context:,}",
+                    as_bytes(one.cache_bytes(1000)),
+                    fits[one.fits(device, free)],
+                    one.licence + " (gated)" * one.gated,
+                ]
+                for one in known
+            ],
+        )
+    )
+    print(f"\n{_fitted(f'{UNTRIED} Free on {device}: {as_bytes(free)}.')}")
+
+
+def _fitted(text: str) -> str:
+    import sys
+
+    from scope_cli.console import tables
+
+    return tables.fitted(text, sys.stdout)
+
+
+def _facts(one: "Known", fits: str, ready: bool) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "ready": ready,
+        "source": one.hub,
+        "licence": one.licence,
+        "gated": one.gated,
+        "parameters": one.parameters,
+        "weight_bytes": one.weight_bytes,
+        "context": one.context,
+        "cache_bytes_per_1000_tokens": one.cache_bytes(1000),
+        "fits": fits,
+        "tried": False,
+    }
 
 
 @app.command()

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from scope_cli import __version__
 from scope_cli.errors import ModelError, first_line
 from scope_cli.files import cache_folder
+from scope_cli.models.catalogue import KNOWN, hub_name
 from scope_cli.models.folder import PICKLES, refuse_adapters, weight_files
 from scope_cli.models.random_weights import PREFIX, random_folder
 from scope_cli.names import did_you_mean
@@ -145,11 +146,12 @@ def find(name: str, offline: bool = False, say: Say = lambda line: None) -> Mode
     else:
         tried = [
             f"embedded models: {', '.join(EMBEDDED)}",
+            f"short names: {', '.join(KNOWN)}",
             f"a folder or a GGUF file of that path: {path} is not there",
         ]
         found = None
-        if HUB_NAME.fullmatch(name):
-            found = _from_hub(name, name, offline, say, tried)
+        if HUB_NAME.fullmatch(hub_name(name)):
+            found = _from_hub(name, hub_name(name), offline, say, tried)
         else:
             tried.append(f"{HUB}: not asked, its names have the form org/name")
     if found:
@@ -161,7 +163,8 @@ def find(name: str, offline: bool = False, say: Say = lambda line: None) -> Mode
         else "models are kept for later starts without a network"
     )
     raise ModelError(
-        "\n  ".join(lines), hint if name in EMBEDDED else did_you_mean(name, EMBEDDED).removeprefix("; ")
+        "\n  ".join(lines),
+        hint if name in EMBEDDED else did_you_mean(name, {**EMBEDDED, **KNOWN}).removeprefix("; "),
     )
 
 
@@ -354,7 +357,7 @@ def _from_hub(
             raise ModelError(
                 f"{hub_name} holds no safetensors weights", "download its GGUF file and name that"
             )
-        say(f"fetching {hub_name} from the {HUB}")
+        say(f"fetching {hub_name} from the {HUB}; what was fetched before an interruption is kept")
         path = Path(
             snapshot_download(
                 hub_name,
@@ -379,6 +382,7 @@ def _from_hub(
         return None
     if not _complete(path):
         raise ModelError(f"{hub_name} holds no model: its config.json or some of its weights are missing")
+    _check_fetched(path, say)
     _check_pinned(path, pinned)
     return ModelFolder(name, path, _hub_source(path))
 
@@ -392,6 +396,24 @@ def _check_pinned(snapshot: Path, pinned: Embedded | None) -> None:
             raise ModelError(
                 f"{name} of {snapshot} has SHA-256 {found}, expected {expected}",
                 "remove that folder; the file is fetched again",
+            )
+
+
+def _check_fetched(snapshot: Path, say: Say) -> None:
+    """Raises ModelError where weights are not the bytes that the hub names them by; such a file is removed.
+
+    The hub's cache calls a large file by its SHA-256, and the snapshot links to it.
+    """
+    blobs = [file.resolve() for file in weight_files(snapshot) if file.is_symlink()]
+    named = [blob for blob in blobs if re.fullmatch("[0-9a-f]{64}", blob.name)]
+    if named:
+        say(f"checking {as_bytes(sum(blob.stat().st_size for blob in named))} of weights")
+    for blob in named:
+        if (found := _sha256(blob)) != blob.name:
+            blob.unlink()
+            raise ModelError(
+                f"weights of {snapshot} arrived damaged: SHA-256 {found}, expected {blob.name}",
+                "the damaged file was removed; the same command fetches it again",
             )
 
 

@@ -11,12 +11,12 @@ from rich.text import Text
 
 from scope_cli.console.safe import printable
 from scope_cli.events import Audit, Busy, Event, Failed, Finished, Loop, Started
+from scope_cli.models.catalogue import next_to_take
 from scope_cli.models.registry import EMBEDDED
 from scope_cli.sinks.record import record_of
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
 
 NEXT = (  # after a run of the model that is there for trying
-    "a model whose texts are worth reading: `scope models list`, then --model NAME",
     "a text of your own: scope generate --prompt-file FILE --output story.txt --max-new-tokens 5000",
     "what a run will cost, before it runs: scope profile --plan --max-new-tokens 5000",
 )
@@ -64,7 +64,7 @@ class Summary:
                 self._print("in short: ", in_short(event), "bold")
             self._ended += 1
             if self._ended == self._outputs and event.reason != "interrupted":
-                for suggestion in self._next:
+                for suggestion in (larger(), *self._next) if self._next else ():
                     self._print("next:     ", suggestion, "dim")
             self._head(event.prompt + 1)
 
@@ -134,6 +134,17 @@ def summary_lines(run: Finished, stops_on_loop: bool = False) -> Iterator[tuple[
     if run.loop:
         yield "loop:", _loop(run.loop, stops_on_loop)
     yield "audit:", _audit(run.audit)
+
+
+def larger() -> str:
+    """Which model comes after the embedded one, on this machine."""
+    one = next_to_take()
+    if one is None:
+        return "a larger model: `scope models list` says what each needs; none of them fits this machine now"
+    size = as_bytes(one.weight_bytes)
+    return (
+        f"a larger model that fits here: --model {one.name} ({size} to fetch); `scope models list` has more"
+    )
 
 
 def in_short(run: Finished) -> str:

@@ -144,7 +144,13 @@ def test_offline_asks_nobody(index, network):
 def test_a_model_that_is_nowhere_tells_all_that_was_tried_in_order(network):
     with pytest.raises(ModelError) as caught:
         find("smollm/135m")
-    places = ["embedded models", "a folder or a GGUF file", "local Hugging Face cache", "Hugging Face hub"]
+    places = [
+        "embedded models",
+        "short names",
+        "a folder or a GGUF file",
+        "local Hugging Face cache",
+        "Hugging Face hub",
+    ]
     assert [line.strip().split(":")[0] for line in str(caught.value).splitlines()[1:]] == [
         place + (" of that path" if "folder" in place else "") for place in places
     ]

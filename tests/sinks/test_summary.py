@@ -2,12 +2,15 @@ import io
 import re
 from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
 from scope_cli.engine.run import kept_in_words, make_plan
 from scope_cli.events import Audit, Busy, Loop
 from scope_cli.geometry import Geometry, LayerGeometry
+from scope_cli.models.catalogue import KNOWN
 from scope_cli.settings.load import load_profile
+from scope_cli.sinks import summary
 from scope_cli.sinks.summary import NEXT, Summary
 from tests.sinks.conftest import READING
 from tests.test_docs import parse
@@ -53,12 +56,19 @@ def test_the_model_for_trying_names_what_comes_next_once(events_of_a_run):
     started, *rest = events_of_a_run(["x"])
     assert "next:" not in printed([started, *rest])
     embedded = replace(started, model={**started.model, "name": "smollm2-135m"})
-    assert printed([embedded, *rest]).count("\nnext:      ") == len(NEXT) == 3
+    assert printed([embedded, *rest]).count("\nnext:      ") == len(NEXT) + 1 == 3
     two = replace(embedded, prompt_tokens=(3210, 3210))
     assert printed([two, *rest]).count("next:") == 0, "one is still to come"
     assert printed([two, *rest, *rest]).count("next:") == 3
     cut = events_of_a_run(["x"], reason="interrupted")[1:]
     assert "next:" not in printed([embedded, *cut])
+
+
+@pytest.mark.parametrize("known", [KNOWN["qwen3-4b"], None])
+def test_the_next_model_is_one_that_fits(known, monkeypatch):
+    monkeypatch.setattr(summary, "next_to_take", lambda: known)
+    said = "--model qwen3-4b (7.49 GiB to fetch)" if known else "none of them fits this machine now"
+    assert said in summary.larger()
 
 
 def test_what_is_named_next_can_be_typed():

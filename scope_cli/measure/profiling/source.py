@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from scope_cli.errors import ModelError
 from scope_cli.machine import memory
+from scope_cli.models.catalogue import hub_name
 from scope_cli.models.choices import dtype_of, load_in_of
 from scope_cli.models.registry import EMBEDDED, HUB_NAME, ModelFolder, find
 from scope_cli.models.shapes import ModelShape, read_shape, shape_of
@@ -48,10 +49,10 @@ def source_of(name: str, config: Path | None = None) -> Source:
         return Source(name, path / "config.json")
     if path.suffix == ".json" and path.is_file():
         return Source(name, path, from_config=True)
-    if name not in EMBEDDED and not path.exists() and HUB_NAME.fullmatch(name):
+    if name not in EMBEDDED and not path.exists() and HUB_NAME.fullmatch(hub_name(name)):
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(name, "config.json")
+        cached = try_to_load_from_cache(hub_name(name), "config.json")
         if isinstance(cached, str):
             return Source(name, Path(cached))
         raise ModelError(
