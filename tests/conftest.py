@@ -20,6 +20,7 @@ if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # before anybody imports the co
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"scope-tests-compiled-{kind}")
 
 from scope_cli import cli
+from tests.native_library import native  # noqa: F401  a fixture
 from tests.tiny import tiny_model, tiny_tokenizer
 
 settings.register_profile("scope", deadline=None)  # shared machines are slow at times

@@ -317,6 +317,6 @@ def new_groups(
     for group, rows in formed:
         group = choose_lanes(group, job.lanes, memory)
         steps = group.planned_tokens // group.lanes
-        compiled = compiles(job.settings.profile.model.compile, opened.device, steps, opened.load_in)
+        compiled = compiles(job.settings.profile.model.compile, opened.device, steps)
         result.append((replace(group, compiled=compiled), rows))
     return result

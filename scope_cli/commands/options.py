@@ -106,7 +106,7 @@ Compile = Annotated[
         "--compile",
         autocompletion=completion.among(completion.WHEN),
         panel=MODEL,
-        help="auto, on or off: compile the decode step.",
+        help="auto, on or off: compile the decode step on a GPU.",
     ),
 ]
 Threads = Annotated[

@@ -25,6 +25,7 @@ from scope_cli.machine.description import processor
 from scope_cli.machine.memory import PeakMeter
 from scope_cli.models.attention import KERNEL, attention_of
 from scope_cli.models.model import LoadedModel, rope_frequencies
+from scope_cli.native.library import why_not
 from scope_cli.policies import plugins
 from scope_cli.policies.policy import Policy
 from scope_cli.settings.load import LoadedProfile
@@ -65,10 +66,10 @@ def generate(
     plans = [work.plan for work in works]
     shape = shape or shared_shape(plans, len(plans))
     steps = sum(plan.max_new_tokens for plan in plans) // shape.lanes
-    compiled = compiles(profile.model.compile, loaded.device, steps, loaded.opened.load_in)
+    compiled = compiles(profile.model.compile, loaded.device, steps)
     notes = [f"compiling the decode step first: {steps:,} steps are planned"] if compiled else []
-    if profile.model.compile == "on" and not compiled:
-        notes = [f"not compiled: on a CPU, weights in {loaded.opened.load_in} run as they are"]
+    if loaded.device.type == "cpu" and (why := loaded.why_not_native or why_not()) is not None:
+        notes.append(f"the native step is not used, a token takes several times longer: {why}")
     if loaded.device.type == "cuda" and KERNEL is None:
         notes.append(
             "Triton is not installed: attention takes PyTorch's kernel, several times slower for one text"
@@ -106,7 +107,7 @@ class Run:
     ) -> None:
         self.loaded, self.profile, self.peak = loaded, profile, peak
         self.cache = new_cache(loaded, profile, shape)
-        self.step = new_step(loaded.model, self.cache, compiled, tell)
+        self.step = new_step(loaded.model, self.cache, compiled, tell, loaded.why_not_native is None)
         self._phases: dict[int, tuple[float, int]] = {}  # by number: when it began, peak bytes since
         self._prefill: dict[int, tuple[float, int]] = {}  # by number: seconds and peak bytes of reading
         self._read: dict[int, int] = {}  # by number: prompt tokens that were read for it

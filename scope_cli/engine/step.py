@@ -5,26 +5,25 @@ and an eviction read and write the cache's buffers alone, whose shapes and addre
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from scope_cli.cache.cache import ScopeCache
-from scope_cli.cache.policy_layer import PolicyLayer
 from scope_cli.files import cache_folder
 from scope_cli.models.attention import decoder_layers
+from scope_cli.models.decoders import NotInTable
 from scope_cli.models.lean import PreTrainedModel
+from scope_cli.models.native_step import NativeStep
+from scope_cli.native.library import library
 from scope_cli.policies.view import LaneFacts
 
 Wish = Literal["auto", "on", "off"]
-PAYS_AFTER = {"cpu": 1000, "cuda": 500}  # steps, measured on a CPU (docs/performance.md), a guess on a GPU
+PAYS_AFTER = 500  # steps: a guess
 MOST_GRAPHS = 64  # per function; torch gives up after 8, which layers of several sizes exceed
-BITSANDBYTES = ("8bit", "4bit")
-FEW = 4  # tokens that leave at once, up to which an eviction is compiled
 WARM_UPS = 3  # runs before a capture, as CUDA graphs want them
 
 Tell = Callable[[str], None]
@@ -39,23 +38,22 @@ class Step(Protocol):
         """ids: [lanes, 1]; returns logits, [lanes, vocab]"""
 
 
-def compiles(wish: Wish, device: torch.device, steps: int, load_in: str | None) -> bool:
-    """Whether compiling pays for itself in a run of so many steps."""
-    if device.type == "cpu" and load_in in BITSANDBYTES:
-        return False  # the process dies in it (torch 2.13, bitsandbytes 0.50)
-    if wish == "auto":
-        return steps >= PAYS_AFTER.get(device.type, steps + 1)
-    return wish == "on"
+def compiles(wish: Wish, device: torch.device, steps: int) -> bool:
+    """Whether a run of so many steps is compiled: on a GPU, where it pays for itself or is wanted."""
+    return device.type == "cuda" and (wish == "on" or (wish == "auto" and steps >= PAYS_AFTER))
 
 
-def new_step(model: PreTrainedModel, cache: ScopeCache, compiled: bool, tell: Tell) -> Step:
-    if not compiled:
-        return EagerStep(model, cache)
-    step = CompiledStep(model, cache, tell)
-    if cache.device.type == "cuda":
-        return GraphStep(step, cache, tell)
-    CompiledForget(step, cache, tell)
-    return step
+def new_step(
+    model: PreTrainedModel, cache: ScopeCache, compiled: bool, tell: Tell, native: bool = False
+) -> Step:
+    """native: the model has passed the native step's self-test (models/step_test.py)"""
+    if compiled:
+        step = CompiledStep(model, cache, tell)
+        return GraphStep(step, cache, tell) if cache.device.type == "cuda" else step
+    if native and (known := library()) is not None:
+        with suppress(NotInTable):  # why not has been told, by whoever loaded the model
+            return NativeStep(model, cache, known)
+    return EagerStep(model, cache)
 
 
 class EagerStep:
@@ -78,9 +76,6 @@ class CompiledStep:
 
     While the step runs, and only then, the layers are replaced by their compiled selves, and each attention
     module is told its slots: looked up by the layer's number, that number would be compiled in.
-
-    Dynamo's checks and wrappers took a fifth of the embedded model's step (docs/performance.md), and are left
-    out from the third step on.
     """
 
     def __init__(self, model: PreTrainedModel, cache: ScopeCache, tell: Tell) -> None:
@@ -90,12 +85,10 @@ class CompiledStep:
         self.layers = decoder_layers(model)
         keep_compiled_code()
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
-        self._shortcuts = Shortcuts(
-            [
-                torch.compile(layer._call_impl, backend=noting_inductor, fullgraph=True, dynamic=False)
-                for layer in self.layers
-            ]
-        )
+        self._compiled = [
+            torch.compile(layer._call_impl, backend=telling_inductor, fullgraph=True, dynamic=False)
+            for layer in self.layers
+        ]
         cache.fixed_reads = True
 
     def __call__(self, ids: Tensor) -> Tensor:
@@ -111,8 +104,7 @@ class CompiledStep:
             return self._plain(ids)  # writes again what the other has written
 
     def _run(self, ids: Tensor) -> Tensor:
-        layers = self._shortcuts.layers(self.cache)
-        for layer, compiled in zip(self.layers, layers, strict=True):
+        for layer, compiled in zip(self.layers, self._compiled, strict=True):
             layer.self_attn.scope_slots = self.cache.layers[layer.self_attn.layer_idx]
             layer._compiled_call_impl = compiled
         try:
@@ -124,114 +116,20 @@ class CompiledStep:
                 del layer.self_attn.scope_slots
 
 
-class CompiledForget:
-    """An eviction of a few tokens, every layer's through one compiled graph, in the place of `cache.forget`.
-
-    Who evicts that few evicts at every step or so, as the `slide` of the paper. An eviction of many tokens
-    comes seldom: it stays as it is, and need not be compiled for every number of tokens.
-    """
-
-    def __init__(self, step: CompiledStep, cache: ScopeCache, tell: Tell) -> None:
-        self.step, self.cache, self._tell = step, cache, tell
-        self._works = True
-        self._forget = cache.forget
-        compiled = torch.compile(PolicyLayer.forget, backend=noting_inductor, fullgraph=True, dynamic=False)
-        self._shortcuts = Shortcuts([compiled] * len(cache.policy_layers))
-        cache.evict = self
-
-    def __call__(self, facts: LaneFacts, most: int) -> None:
-        if not (self._works and self.step.works) or most > FEW:
-            self._forget(facts, most)
-            return
-        layers = self.cache.policy_layers
-        for number, compiled in enumerate(self._shortcuts.layers(self.cache, most)):
-            try:
-                compiled(layers[number], facts, most)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                self._works = False
-                self._tell(f"warning: evictions cannot be compiled, going on without: {first_line(error)}")
-                for layer in layers[number:]:
-                    layer.forget(facts, most)
-                break
-        self.cache.count_gone(facts)
-
-
-class Shortcuts:
-    """Compiled functions; each calls its graph without dynamo, once two calls have shown that it may.
-
-    Dynamo finds the graph of a function and the tensors that it reads. A tensor that was the same in two
-    calls is the same in all later ones: the buffers of weights and cache stay in their places, until a prompt
-    needs layers of other sizes (`ScopeCache.fit_prompt`), and then all is found out again.
-    """
-
-    def __init__(self, compiled: Sequence[Layer]) -> None:
-        self._compiled = compiled
-        self._noted: dict[tuple[int, ...], list[list[GraphCall]]] = {}
-        self._known: dict[tuple[int, ...], list[Layer]] = {}
-        self._fitted = 0
-
-    def layers(self, cache: ScopeCache, *numbers: int) -> list[Layer]:
-        """What to call, each of them once; `numbers`: what makes another graph, as the slots read do."""
-        if cache.fitted != self._fitted:
-            self._noted.clear()
-            self._known.clear()
-            self._fitted = cache.fitted
-        key = (*numbers, *(layer.read_slots for layer in cache.layers))
-        if (known := self._known.get(key)) is not None:
-            return known
-        rounds = self._noted.setdefault(key, [])
-        if len(rounds) < 2:
-            rounds.append([])
-            return [noting(compiled, rounds[-1]) for compiled in self._compiled]
-        del self._noted[key]
-        self._known[key] = [
-            without_dynamo(first, second) or compiled
-            for first, second, compiled in zip(*rounds, self._compiled, strict=True)
-        ]
-        return self._known[key]
-
-
-Place = tuple[int, int | str, int | None]  # in args (0) or kwargs (1), under which key, which of a tuple's
-
-
-@dataclass
-class GraphCall:
-    """A compiled layer's call, and what it made of it: the call of a graph."""
-
-    graph: Layer
-    inputs: list[Any]  # of the graph; None for those that the layer was called with
-    told: dict[int, Place]  # where those come from, by their number among the inputs
-    is_all: bool  # the layer returns the one thing that its graph returns, or nothing as it does
-
-
-# Graph, inputs and outputs of the graphs that are called; None where nobody wants to know.
-_graph_calls: list[tuple[Layer, tuple[Any, ...], Any]] | None = None
 _compiling: Tell | None = None  # who is told that a graph is compiled
 
 
-def noting_inductor(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Layer:
-    """torch.compile's own backend, whose graphs leave a note of each call.
+def telling_inductor(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Layer:
+    """torch.compile's own backend, which says when it begins.
 
-    One function for all steps: with another backend dynamo would compile anew. On a CPU the code that calls
-    the kernels is C++ too.
+    One function for all steps: with another backend dynamo would compile anew.
     """
     if _compiling is not None:
         _compiling("compiling the step")
 
     from torch._inductor.compile_fx import compile_fx  # takes 1.5 s, which a plain run need not wait for
 
-    patches = {"size_asserts": False, "cpp_wrapper": inputs[0].device.type == "cpu"}
-    graph = cast(Layer, compile_fx(module, inputs, config_patches=patches))
-
-    def call(*inputs: Any) -> Any:
-        outputs = graph(*inputs)
-        if _graph_calls is not None:
-            _graph_calls.append((graph, inputs, outputs))
-        return outputs
-
-    return call
+    return cast(Layer, compile_fx(module, inputs, config_patches={"size_asserts": False}))
 
 
 @contextmanager
@@ -243,56 +141,6 @@ def told_of_compiling(busy: Tell) -> Iterator[None]:
         yield
     finally:
         _compiling = before
-
-
-def noting(compiled: Layer, calls: list[GraphCall]) -> Layer:
-    """The same layer, which adds to `calls` what it calls."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        global _graph_calls
-        noted: list[Any] = []
-        _graph_calls = noted
-        try:
-            out = compiled(*args, **kwargs)
-        finally:
-            _graph_calls = None
-        graph, inputs, outputs = noted[-1] if noted else (compiled, (), ())
-        found = {id(tensor): place for place, tensor in tensors_of(args, kwargs)}
-        told = {number: found[id(one)] for number, one in enumerate(inputs) if id(one) in found}
-        kept = [None if number in told else one for number, one in enumerate(inputs)]
-        is_all = len(noted) == 1 and len(outputs) < 2 and out is (outputs[0] if outputs else None)
-        calls.append(GraphCall(graph, kept, told, is_all))
-        return out
-
-    return call
-
-
-def tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[Place, Tensor]]:
-    """What a layer is called with."""
-    for where, values in enumerate((dict(enumerate(args)), kwargs)):
-        for key, value in cast(dict[int | str, Any], values).items():
-            if isinstance(value, Tensor):
-                yield (where, key, None), value
-            elif isinstance(value, tuple):
-                yield from (((where, key, nth), one) for nth, one in enumerate(value) if torch.is_tensor(one))
-
-
-def without_dynamo(first: GraphCall, second: GraphCall) -> Layer | None:
-    """A layer as the call of its graph; None where two calls of it differ in more than what it was told."""
-    same = first.graph is second.graph and first.told == second.told and first.is_all and second.is_all
-    if not same or any(one is not other for one, other in zip(first.inputs, second.inputs, strict=True)):
-        return None
-    graph, inputs, told = first.graph, first.inputs, list(first.told.items())
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        now = inputs.copy()
-        for number, (where, key, nth) in told:
-            value = kwargs[key] if where else args[key]  # type: ignore[index]
-            now[number] = value if nth is None else value[nth]
-        outputs = graph(*now)
-        return outputs[0] if outputs else None
-
-    return call
 
 
 def first_line(error: Exception) -> str:

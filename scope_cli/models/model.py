@@ -359,10 +359,12 @@ class OpenedModel:
         if asked is not None:
             return LoadedModel(model, self)
         from scope_cli.models.selftest import self_test
+        from scope_cli.models.step_test import why_not_native
 
         fix_length(model, self.geometry.switch or self.geometry.context)
-        test = self_test(model, self.geometry, self.dtype, self.folder.path, self.load_in)
-        return LoadedModel(model, self, test)
+        told = model, self.geometry, self.dtype, self.folder.path, self.load_in
+        test = self_test(*told)
+        return LoadedModel(model, self, test, why_not_native(*told) if self.device.type == "cpu" else None)
 
     def _refuse(self, report: dict[str, Any]) -> None:
         """Raises ModelError where weights and model class do not fit each other, whichever has more."""
@@ -440,6 +442,7 @@ class LoadedModel:
     model: PreTrainedModel
     opened: OpenedModel
     self_test: "SelfTest | None" = None
+    why_not_native: str | None = None  # half a sentence: why its step is not the native one
 
     def fix_length(self, beyond: bool) -> None:
         """Take the factors of RoPE for texts beyond `geometry.switch` tokens, or for those up to it."""

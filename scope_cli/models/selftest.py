@@ -111,7 +111,7 @@ def _compare(model: PreTrainedModel, geometry: Geometry, dtype: torch.dtype, tol
     positions = torch.arange(first, first + TOKENS, device=model.device)
     ids, positions = ids.unsqueeze(0), positions.unsqueeze(0)
     heard = Hearing(model)
-    with _short_windows(model, geometry) as windowed:
+    with short_windows(model, geometry) as windowed:
         with _attending(model, "sdpa" if model._supports_sdpa else "eager"), heard.noting():
             expected = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
         with heard.comparing():
@@ -127,7 +127,7 @@ def _compare(model: PreTrainedModel, geometry: Geometry, dtype: torch.dtype, tol
 
 
 @contextmanager
-def _short_windows(model: PreTrainedModel, geometry: Geometry) -> Iterator[Geometry]:
+def short_windows(model: PreTrainedModel, geometry: Geometry) -> Iterator[Geometry]:
     """Sliding windows that these few tokens outgrow: a window that config.json speaks of may not be one.
 
     Where windows are not in a configuration's `sliding_window` they stay as they are.

@@ -45,7 +45,7 @@ class ModelSettings(Settings):
     )
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(on_or_off)] = Field(
         "auto",
-        description="compile the decode step; auto: where the planned output is long enough to pay for it",
+        description="on a GPU, compile the decode step; auto: where the planned output is long enough",
     )
     context: Annotated[int, Field(ge=1)] | None = Field(
         None,

@@ -1,5 +1,7 @@
 """The bookkeeping of CUDA graphs with a stand-in that records and replays, and is as unkind with memory."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -83,6 +85,7 @@ def texts_of(loaded, chosen, works, lanes, recorders=None, told=None, fixed_read
     """By prompt the ids that are written, with graphs where `recorders` is a list to put them in."""
     shape = shared_shape([work.plan for work in works], lanes)
     texts: dict[int, list[int]] = {}
+    loaded = replace(loaded, why_not_native="a graph records PyTorch's operations")
     with PeakMeter(loaded.device) as peak:
         job = Run(loaded, chosen.profile, shape, peak)
         if recorders is not None:

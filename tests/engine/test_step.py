@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from itertools import chain
 
 import pytest
 import torch
@@ -10,11 +9,12 @@ from torch._dynamo.utils import counters
 
 from scope_cli.engine import step
 from scope_cli.engine.plan import shared_shape
-from scope_cli.engine.run import Run, generate
-from scope_cli.engine.step import FEW, EagerStep, GraphStep, compiles
+from scope_cli.engine.run import Run
+from scope_cli.engine.step import EagerStep, GraphStep, compiles
 from scope_cli.events import Token
 from scope_cli.machine.memory import PeakMeter
 from scope_cli.models.attention import attention_of, decoder_layers
+from scope_cli.policies.view import LaneFacts
 from tests.engine.test_lanes import SCORERS, models, named, settings_of, work_of  # noqa: F401  some are fixtures
 
 LANES = 2
@@ -60,34 +60,9 @@ def test_compiled_and_plain_agree_over_hundreds_of_steps_and_it_is_compiled_once
             assert token == other
     assert not told, "not compiled at all"
     assert graphs[100] == graphs[-1] > 0, "recompiled on the way"
-    evictions = [] if interval > FEW else [job.cache.forget._shortcuts]
-    for layer in chain(
-        *(known for own in [job.step._shortcuts, *evictions] for known in own._known.values())
-    ):
-        assert "without_dynamo" in layer.__qualname__, "a layer goes through dynamo after the first two steps"
-    assert step._graph_calls is None, "a note keeps a cache alive"
     again = texts_of(job_of(loaded, chosen, works, compiled=True), works)  # another cache, other buffers
     assert again == compiled, "another cache gives other bits"
     assert counters["stats"]["unique_graphs"] == graphs[-1], "another cache was compiled anew"
-
-
-def test_only_a_layer_that_is_its_graph_is_called_without_dynamo():
-    weight, hidden = torch.ones(2), torch.zeros(2)
-    place = (0, 0, None)  # the layer's first argument
-
-    def graph(left, right):
-        return (left + right,)
-
-    noted = step.GraphCall(graph, [weight, None], {1: place}, is_all=True)
-    assert step.without_dynamo(noted, replace(noted))(hidden).tolist() == [1, 1]
-    assert step.without_dynamo(noted, replace(noted))(hidden + 1).tolist() == [2, 2]
-    for other in (
-        replace(noted, inputs=[torch.ones(2), None]),  # a tensor that is another one in every step
-        replace(noted, told={0: place}),
-        replace(noted, graph=lambda left, right: graph(left, right)),
-        replace(noted, is_all=False),  # it returns more than its graph does, or something else
-    ):
-        assert step.without_dynamo(noted, other) is None
 
 
 @pytest.mark.parametrize(
@@ -196,7 +171,8 @@ def test_a_failed_compilation_is_one_warning_and_the_right_text(models, monkeypa
     loaded = models["llama"]
     chosen = settings_of(**{"decode.interval": 1})
     works = [work_of(loaded, chosen, seed, 10, 20) for seed in range(2)]
-    texts = texts_of(job_of(loaded, chosen, works, compiled=False), works)
+    plain = replace(loaded, why_not_native="its layers are asked for")
+    texts = texts_of(job_of(plain, chosen, works, compiled=False), works)
 
     def broken(*_, **__):
         def call(*_, **__):
@@ -210,38 +186,13 @@ def test_a_failed_compilation_is_one_warning_and_the_right_text(models, monkeypa
     assert told == ["warning: the step cannot be compiled, going on without: no C++ compiler"]
 
 
-def test_evictions_that_cannot_be_compiled_are_one_warning_and_the_right_text(models, monkeypatch):  # noqa: F811
-    """Some layers have evicted already when one of them fails."""
-    loaded = models["llama"]
-    chosen = settings_of(**{"decode.interval": 1, "decode.scorer": "knorm"})
-    works = [work_of(loaded, chosen, seed, 10, 20) for seed in range(2)]
-    texts = texts_of(job_of(loaded, chosen, works, compiled=True), works)
-    told = []
-    job = job_of(loaded, chosen, works, True, told)
-
-    def broken(*_):
-        raise RuntimeError("who knows")
-
-    job.cache.forget._shortcuts._compiled[1] = broken
-    again = texts_of(job, works)
-    assert told == ["warning: evictions cannot be compiled, going on without: who knows"]
-    assert {number: [token for token, _ in text] for number, text in again.items()} == {
-        number: [token for token, _ in text] for number, text in texts.items()
-    }
-    assert job.cache.audit().passed
-
-
-def test_auto_compiles_a_long_output_and_says_so(models):  # noqa: F811
-    cpu = torch.device("cpu")
-    assert [compiles("auto", cpu, steps, None) for steps in (999, 1000)] == [False, True]
-    assert compiles("on", cpu, 1, "int4") and not compiles("off", cpu, 10**6, None)
-    assert not compiles("auto", torch.device("mps"), 10**6, None)
-    assert not compiles("on", cpu, 10**6, "8bit") and compiles("on", torch.device("cuda"), 1, "8bit")
-    loaded = models["llama"]
-    chosen = settings_of(**{"sampling.max_new_tokens": 1000})
-    work = work_of(loaded, chosen, 1, 10, 1000)
-    started = next(generate(loaded, chosen.profile, [work]))
-    assert started.notes == ("compiling the decode step first: 1,000 steps are planned",)
+def test_a_gpu_compiles_a_long_output_and_a_cpu_none():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [compiles("auto", gpu, steps) for steps in (499, 500)] == [False, True]
+    assert compiles("on", gpu, 1) and not compiles("off", gpu, 10**6)
+    assert not any(
+        compiles(wish, device, 10**6) for wish in ("auto", "on") for device in (cpu, torch.device("mps"))
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -256,7 +207,7 @@ def test_a_step_in_which_nobody_writes_or_evicts_changes_nothing(models, family,
     assert int(job.cache.running.sum()) == 0
     with torch.no_grad():
         job.step(torch.zeros(LANES, 1, dtype=torch.int64))
-        job.cache.forget(torch.zeros(5, LANES, 1, 1, dtype=torch.int64), 5)
+        job.cache.forget(LaneFacts.of(torch.zeros(5, LANES, 1, 1, dtype=torch.int64)), 5)
     for name, tensor in job.cache.tensors().items():
         assert torch.equal(tensor, before[name]), name
 

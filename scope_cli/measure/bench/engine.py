@@ -59,7 +59,7 @@ class ScopeEngine:
         self.run: Run | None = None  # the one before goes first
         shape = shared_shape([self.plan], self.job.lanes)
         profile, written = self.settings.profile, self.job.most_tokens - self.job.prompt_tokens
-        compiled = compiles(profile.model.compile, self.device, written, self.loaded.opened.load_in)
+        compiled = compiles(profile.model.compile, self.device, written)
         self.run = Run(self.loaded, profile, shape, PeakMeter(self.device), compiled)
         self.prompts = ids
         self.fed: Ids = [[] for _ in ids]

@@ -108,11 +108,11 @@ def measure(job: Job, tell: Any) -> Result:
     return watch.result(job, {**planned.as_dict(), **full})
 
 
-def compile_note(profile: Profile, plan: LanePlan, device: Any, load_in: str | None) -> list[str]:
+def compile_note(profile: Profile, plan: LanePlan, device: Any) -> list[str]:
     """Where a run of this length would be compiled, its speed is not the one that was measured."""
     from scope_cli.engine.step import compiles
 
-    if not compiles(profile.model.compile, device, plan.max_new_tokens, load_in):
+    if not compiles(profile.model.compile, device, plan.max_new_tokens):
         return []
     return [
         "the step was measured uncompiled; scope generate compiles it for an output of "
@@ -319,7 +319,7 @@ class Watch:
             audit=list(end.audit.problems),
             notes=[
                 *self.plan.notes,
-                *compile_note(self.profile, self.plan, self.device, self.loaded.opened.load_in),
+                *compile_note(self.profile, self.plan, self.device),
             ],
             measured_at=datetime.now().astimezone().isoformat(timespec="seconds"),
             command=list(job.command),

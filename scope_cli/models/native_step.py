@@ -1,0 +1,191 @@
+"""The newest ids in, the next logits out, in one call of C++: the step of a CPU.
+
+It reads the weights and the cache's own tensors by address, and writes what the cache's layers write in a
+step; evictions, scorers and the audit find the same tensors as ever.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scope_cli.cache.cache import ScopeCache
+from scope_cli.cache.layers import SlotLayer
+from scope_cli.models.decoders import Decoder, LayerParts, NotInTable, Product, decoder_of
+from scope_cli.native.library import Library, Weight
+from scope_cli.native.tables import Layer, Linear, Model, Rotation, Slots, address, addresses
+from scope_cli.native.weights import GROUP, Kind, pack
+
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}  # as slots.h numbers them
+PLAIN_KINDS = {torch.float32: Kind.FLOAT32, torch.bfloat16: Kind.BFLOAT16}
+NORMS = ("before_attention", "after_attention", "before_mlp", "after_mlp", "query_norm", "key_norm")
+PRODUCTS = ("query", "key", "value", "output", "gate", "up", "down")
+PLANES = 2  # of rounded activations (products.h)
+
+
+class NativeStep:
+    """One forward of a decoder that `decoders.py` knows. Raises NotInTable for another one."""
+
+    def __init__(self, model: Any, cache: ScopeCache, library: Library, planes: int = PLANES) -> None:
+        self.cache = cache
+        self._functions = functions_of(library)
+        self._decoder = decoder_of(model)
+        self._weights = Weights()
+        _check(self._decoder, cache)
+        self._layers = (Layer * len(self._decoder.layers))()
+        self._rotations = (Rotation * len(self._decoder.rotations))()
+        for into, one in zip(self._rotations, self._decoder.rotations, strict=True):
+            into.frequencies, into.half = address(one.frequencies), len(one.frequencies)
+            into.factor = one.factor
+        for table, parts in zip(self._layers, self._decoder.layers, strict=True):
+            self._fill_weights(table, parts)
+        self._kept: list[Any] = []  # what the tables of slots point to
+        self._fill_slots()
+        self._model = self._table(planes)
+        self._made = ctypes.c_void_p(self._functions.scope_step_new(ctypes.byref(self._model)))
+
+    def __del__(self) -> None:
+        if made := getattr(self, "_made", None):
+            self._functions.scope_step_free(made)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """ids: [lanes, 1]; returns logits, float32 [lanes, vocab], zeros for lanes that do not run."""
+        cache, decoder = self.cache, self._decoder
+        if self._fitted != cache.fitted:
+            self._fill_slots()
+        for table, layer in zip(self._layers, cache.layers, strict=True):
+            table.slots.used = layer.read_slots
+        embedded = decoder.embedding(ids[:, 0]).float()
+        if decoder.embedded != 1:
+            embedded = embedded * decoder.embedded
+        embedded = embedded.contiguous()
+        lanes, running = len(ids), int(cache.running.sum())
+        logits = torch.empty(running, decoder.head.last)
+        self._functions.scope_step_run(
+            self._made,
+            address(embedded),
+            address(cache.running),
+            address(cache.next_position),
+            address(cache.held),
+            address(logits),
+            torch.get_num_threads(),
+        )
+        if running == lanes:
+            return logits
+        every = logits.new_zeros(lanes, logits.shape[1])
+        every[cache.runs] = logits
+        return every
+
+    def _table(self, planes: int) -> Model:
+        decoder, model = self._decoder, Model()
+        model.layers, model.rotations = self._layers, self._rotations
+        model.head = self._weights.linear(decoder.head)
+        model.last_norm = address(decoder.last_norm)
+        model.layer_count, model.rotation_count = len(self._layers), len(self._rotations)
+        model.lanes, model.hidden = self.cache.shape.lanes, len(decoder.last_norm)
+        model.planes, model.epsilon, model.residual = planes, decoder.epsilon, decoder.residual
+        model.logit_factor, model.logit_cap = decoder.logit_factor, decoder.logit_cap
+        return model
+
+    def _fill_weights(self, table: Layer, parts: LayerParts) -> None:
+        for name in NORMS:
+            setattr(table, name, address(getattr(parts, name)))
+        for name in PRODUCTS:
+            setattr(table, name, self._weights.linear(getattr(parts, name)))
+        table.norms_all_heads = self._decoder.norms_all_heads
+        table.rotation = -1 if parts.rotation is None else parts.rotation
+        table.activation, table.cap = parts.activation, parts.cap
+
+    def _fill_slots(self) -> None:
+        """The tables' part that changes with a cache's buffers."""
+        self._kept.clear()
+        for table, layer in zip(self._layers, self.cache.layers, strict=True):
+            tensors = layer.tensors()
+            table.slots = _slots(layer, tensors)
+            table.scale = layer.scale
+            table.bias, table.plain_format = address(tensors["bias"]), FORMATS[tensors["bias"].dtype]
+            queries, vacant = tensors.get("queries"), tensors.get("vacant")
+            table.queries, table.vacant = address(queries), address(vacant)
+            table.ring = 0 if queries is None else queries.shape[2]
+            table.evictable = 0 if vacant is None else vacant.shape[2]
+            table.window = layer.most_held
+            memos = addresses(memo for name, memo in tensors.items() if name.startswith("memos."))
+            table.memos = ctypes.addressof(memos)
+            table.memo_count = sum(name.startswith("memos.") for name in tensors)
+            self._kept += [tensors, memos]
+        self._fitted = self.cache.fitted
+
+
+class Weights:
+    """Packed matrices by module, and their tables; what is packed here is kept here."""
+
+    def __init__(self) -> None:
+        self._packed: dict[nn.Module, tuple[Tensor, Kind]] = {}
+        self._biases: list[Tensor] = []
+
+    def linear(self, product: Product) -> Linear:
+        packed, kind = self._of(product.linear)
+        groups = packed[product.first // GROUP : -(-product.last // GROUP)]
+        table = Linear()
+        table.weight = Weight(
+            kind, product.last - product.first, product.linear.in_features, 0, address(groups)
+        )
+        if product.linear.bias is not None:
+            bias = product.linear.bias.detach().float()[product.first : product.last].contiguous()
+            self._biases.append(bias)
+            table.bias = address(bias)
+        return table
+
+    def _of(self, linear: Any) -> tuple[Tensor, Kind]:
+        if isinstance(kind := getattr(linear, "kind", None), Kind):
+            return linear.packed, kind
+        if linear not in self._packed:
+            kind = PLAIN_KINDS[linear.weight.dtype]
+            self._packed[linear] = pack(linear.weight.detach(), kind), kind
+        return self._packed[linear]
+
+
+def functions_of(library: Library) -> Any:
+    functions = library.functions
+    functions.scope_step_new.restype = ctypes.c_void_p
+    functions.scope_step_new.argtypes = [ctypes.c_void_p]
+    functions.scope_step_free.argtypes = [ctypes.c_void_p]
+    functions.scope_step_run.argtypes = [*[ctypes.c_void_p] * 6, ctypes.c_int32]
+    functions.scope_step_free.restype = functions.scope_step_run.restype = None
+    return functions
+
+
+def _slots(layer: SlotLayer, tensors: dict[str, Tensor]) -> Slots:
+    geometry, table = layer.geometry, Slots()
+    store = getattr(layer, "store", None)
+    for side in ("key", "value"):
+        numbers = tensors[f"{side}s"]
+        scales = tensors.get(f"{side}_scales", tensors.get(f"{side}_groups"))
+        setattr(table, f"{side}s", address(numbers))
+        setattr(table, f"{side}_scales", address(scales))
+        setattr(table, f"{side}_format", FORMATS[numbers.dtype])
+        setattr(table, f"turns_{side}s", bool(getattr(store, f"turns_{side}s", False)))
+    table.positions = address(tensors["positions"])
+    table.kv_heads, table.head_dim = geometry.kv_heads, geometry.head_dim
+    table.group, table.slots = geometry.heads // geometry.kv_heads, layer.slots
+    table.used = layer.read_slots
+    return table
+
+
+def _check(decoder: Decoder, cache: ScopeCache) -> None:
+    """What C++ takes for granted."""
+    dtype = str(cache.dtype).removeprefix("torch.")
+    if cache.device.type != "cpu" or cache.dtype not in FORMATS:
+        raise NotInTable(f"it has no slots in {dtype} on {cache.device.type}")
+    sizes = {(layer.heads, layer.kv_heads, layer.head_dim) for layer in cache.geometry.layers}
+    if len(sizes) != 1 or len(cache.layers) != len(decoder.layers):
+        raise NotInTable("its layers are not of one size")
+    for parts in decoder.layers:
+        for product in [getattr(parts, name) for name in PRODUCTS]:
+            linear = product.linear
+            plain = type(linear) is nn.Linear and linear.weight.dtype in PLAIN_KINDS
+            if not plain and not isinstance(getattr(linear, "kind", None), Kind):
+                raise NotInTable(f"it has no products with a {type(linear).__name__} like its own")
+            if product.first % GROUP:
+                raise NotInTable(f"a fused matrix is not cut at a multiple of {GROUP} rows")

@@ -1,0 +1,189 @@
+"""The native step against transformers' layers, for every row of its table; the same bits in any company."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from scope_cli.cache.cache import ScopeCache
+from scope_cli.cache.shape import CacheShape
+from scope_cli.engine.step import EagerStep
+from scope_cli.models.attention import ATTENTION, attention_of
+from scope_cli.models.decoders import ROWS, NotInTable, decoder_of
+from scope_cli.models.model import geometry_of
+from scope_cli.models.native_step import NativeStep
+from scope_cli.policies import plugins
+from scope_cli.policies.policy import Policy
+from scope_cli.settings.schedules import schedule_of
+from scope_cli.settings.schema import DecodeSettings
+from tests.families import model_of
+
+FAMILIES = [
+    *(row for row in ROWS if row != "gemma2"),
+    "llama (biases)", "llama (tied)", "llama (yarn)", "llama (llama3)", "llama (longrope)", "mistral (full)",
+    "qwen2 (sliding)", "qwen2 (yarn)", "phi3 (full)", "phi3 (longrope)",
+]  # fmt: skip
+TOKENS = 24
+
+
+def model_for(row: str, dtype: torch.dtype = torch.float32) -> Any:
+    model = model_of(row).to(dtype)
+    model.set_attn_implementation(ATTENTION)
+    return model
+
+
+def prompt_of(tokens: int, seed: int) -> list[int]:
+    return [(31 * place + 7 + seed) % 300 for place in range(tokens)]
+
+
+@dataclass
+class Run:
+    """A cache whose lanes have read a prompt each, and evict."""
+
+    model: Any
+    prompts: list[list[int]]
+    budget: int | None = 8
+    scorer: str = "window"
+    dtype: torch.dtype = torch.float32
+    room: int = 400  # of a prompt
+    cache: ScopeCache = field(init=False)
+
+    @torch.no_grad()
+    def __post_init__(self) -> None:
+        geometry = geometry_of(self.model.config)
+        policy = Policy(plugins.build("scorers", self.scorer, {}))
+        shape = CacheShape(
+            lanes=len(self.prompts),
+            prompt_slots=(self.room,) * len(geometry.layers),
+            evictable=TOKENS if self.budget is None else self.budget + 1,
+            context=2048,
+            ring=16,
+            memos=len(policy.scorer.memos),
+        )
+        told = attention_of(self.model, geometry, weighs=False)
+        self.cache = ScopeCache(geometry, shape, policy, attention=told, dtype=self.dtype)
+        settings = DecodeSettings(strategy="full")
+        if self.budget is not None:
+            settings = DecodeSettings(strategy="slide", budget=self.budget, recent=4)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # a prompt is read in the same way, whatever is tested
+        for lane, prompt in enumerate(self.prompts):
+            self.cache.start_prompt(lane, schedule_of(settings, TOKENS, kept_prompt=len(prompt)))
+            positions = self.cache.start_chunk(lane, len(prompt))
+            self.model(
+                input_ids=torch.tensor([prompt]),
+                position_ids=positions,
+                use_cache=False,
+                scope_cache=self.cache,
+            )
+            self.cache.end_chunk()
+            self.cache.start_decode(lane)
+        torch.set_num_threads(threads)
+
+    @torch.no_grad()
+    def logits(self, step: Any, first: int = 3, tokens: int = TOKENS) -> Tensor:
+        """[tokens, lanes, vocab]; what is fed does not depend on what comes out."""
+        told = []
+        for token in range(tokens):
+            ids = torch.tensor([[(first + 7 * token + 11 * lane) % 300] for lane in range(len(self.prompts))])
+            told.append(step(ids).clone())
+            self.cache.end_step()
+        return torch.stack(told)
+
+
+def distance(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).float().pow(2).mean().sqrt() / expected.float().pow(2).mean().sqrt())
+
+
+@pytest.mark.parametrize("row", FAMILIES)
+def test_a_model_of_the_table_gives_what_transformers_layers_give(native, row):
+    model = model_for(row)
+    prompts = [prompt_of(70, 0), prompt_of(381, 1)]
+    theirs, ours = Run(model, prompts), Run(model, prompts)
+    expected = theirs.logits(EagerStep(model, theirs.cache))
+    assert distance(ours.logits(NativeStep(model, ours.cache, native.library)), expected) < 2e-5
+    same_state(ours.cache, theirs.cache)
+
+
+def same_state(ours: ScopeCache, theirs: ScopeCache) -> None:
+    """Slots, positions, free slots, queries, memos: what a step and an eviction leave behind."""
+    for (name, got), expected in zip(ours.tensors().items(), theirs.tensors().values(), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3, msg=name)
+    assert [count and count.evicted_tokens for count in ours.lanes] == [
+        count and count.evicted_tokens for count in theirs.lanes
+    ]
+    assert not ours.audit().problems
+
+
+@pytest.mark.parametrize("scorer", ["attention", "accumulated", "keydiff", "recency"])
+def test_scorers_find_what_they_look_for(native, scorer):
+    model = model_for("llama")
+    theirs, ours = (Run(model, [prompt_of(70, 0)], scorer=scorer) for _ in range(2))
+    expected = theirs.logits(EagerStep(model, theirs.cache))
+    assert distance(ours.logits(NativeStep(model, ours.cache, native.library)), expected) < 2e-5
+    same_state(ours.cache, theirs.cache)
+
+
+def test_bfloat16_slots_and_weights_are_within_their_rounding(native):
+    model = model_for("qwen3", torch.bfloat16)
+    theirs, ours = (Run(model, [prompt_of(70, 0)], dtype=torch.bfloat16) for _ in range(2))
+    expected = theirs.logits(EagerStep(model, theirs.cache))
+    assert distance(ours.logits(NativeStep(model, ours.cache, native.library)), expected) < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("row", ["llama", "gemma3_text", "olmo2"])
+def test_a_lane_has_the_same_bits_in_any_company(native, row, dtype):
+    model = model_for(row, dtype)
+
+    def first_lane(
+        lanes: int, instructions: str, threads: int, others: int = 0, rests: int | None = None
+    ) -> Tensor:
+        native.use(instructions)
+        native.threads(threads)
+        prompts = [prompt_of(370, 0)] + [prompt_of(70 + 9 * lane, lane + others) for lane in range(1, lanes)]
+        run = Run(model, prompts, budget=None, dtype=dtype)
+        if rests is not None:
+            run.cache.finish(rests)
+        return run.logits(NativeStep(model, run.cache, native.library))[:, 0]
+
+    expected = first_lane(1, "plain", 1)
+    for instructions in native.all_instructions():
+        assert torch.equal(first_lane(1, instructions, 3), expected)
+        assert torch.equal(first_lane(5, instructions, 2, others=9), expected)
+        assert torch.equal(first_lane(8, instructions, 4, rests=2), expected)
+
+
+def test_a_lane_that_does_not_run_is_left_alone(native):
+    model = model_for("llama")
+    run = Run(model, [prompt_of(70, 0), prompt_of(71, 1)], budget=None)
+    run.cache.finish(1)
+    before = {name: tensor[1].clone() for name, tensor in run.cache.tensors().items()}
+    step = NativeStep(model, run.cache, native.library)
+    assert run.logits(step)[:, 1].eq(0).all()
+    for name, tensor in run.cache.tensors().items():
+        assert torch.equal(tensor[1], before[name]), name
+
+
+def test_a_prompt_that_needs_other_buffers_is_followed(native):
+    model = model_for("llama")
+    theirs, ours = (Run(model, [prompt_of(70, 0)], room=100) for _ in range(2))
+    steps = EagerStep(model, theirs.cache), NativeStep(model, ours.cache, native.library)
+    for run, step in zip((theirs, ours), steps, strict=True):
+        run.logits(step, tokens=3)
+        run.cache.make_room((200,) * len(run.cache.layers))
+        again = Run(model, [prompt_of(180, 2)], room=200)
+        for name, tensor in run.cache.tensors().items():
+            tensor.copy_(again.cache.tensors()[name])
+        run.cache.lanes = again.cache.lanes
+        run.cache._set_read_slots()
+    expected, got = (run.logits(step, tokens=5) for run, step in zip((theirs, ours), steps, strict=True))
+    assert distance(got, expected) < 2e-5
+
+
+@pytest.mark.parametrize("row", ["gpt2", "olmoe", "cohere"])
+def test_a_model_that_is_not_in_the_table_is_told(row):
+    with pytest.raises(NotInTable, match="not in its table"):
+        decoder_of(model_of(row))
