@@ -24,6 +24,7 @@ FLOORS = [
     {"native"},
     {"models"},
     {"engine"},
+    {"api"},
     {"sinks"},
     {"batch", "measure"},
     {"commands"},
@@ -55,6 +56,11 @@ def test_imports_point_one_way(file):
 def test_the_top_of_the_package_shows_the_architecture():
     rooms = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.name[:2] != "__"}
     assert rooms - set(FLOOR) <= {"py.typed", "shipped_profiles"}
+
+
+def test_the_package_itself_imports_no_torch():
+    code = "import scope_cli, sys; dir(scope_cli); scope_cli.Profile; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["generate", "--help"], ["--version"], ["profiles", "show"]])

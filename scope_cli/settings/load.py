@@ -48,13 +48,17 @@ def load_profile(name: str = DEFAULT_PROFILE, overrides: Mapping[str, Any] | Non
     Raises ProfileError with every problem of the result, one a line.
     """
     path = find_profile(name)
-    tree = read_yaml(path)
+    return overlaid(read_yaml(path), str(path), overrides)
+
+
+def overlaid(tree: dict[str, Any], source: str, overrides: Mapping[str, Any] | None = None) -> LoadedProfile:
+    """A profile's plain values with `overrides` laid over them, checked as a whole."""
     names = overrides.names if isinstance(overrides, Typed) else {}
     overrides = dict(overrides or {})
     for key in sorted(overrides, key=lambda key: key.count(".")):  # a plug-in before its options
         _lay_over(tree, key, overrides[key])
-    profile = check(tree, str(path), {key: names.get(key, key) for key in overrides})
-    return LoadedProfile(profile, str(path), frozenset(overrides), names)
+    profile = check(tree, source, {key: names.get(key, key) for key in overrides})
+    return LoadedProfile(profile, source, frozenset(overrides), names)
 
 
 def check(tree: dict[str, Any], source: str, typed: Mapping[str, str] | None = None) -> Profile:
