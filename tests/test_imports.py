@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from scope_cli.policies import plugins
+from tests.helpers.imported import imported_by
 from tests.measure.profiling.configs import LLAMA_8B
 
 PACKAGE = Path(__file__).parent.parent / "scope_cli"
@@ -63,10 +63,9 @@ def test_the_package_itself_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["generate", "--help"], ["--version"], ["profiles", "show"]])
-def test_what_answers_at_once_imports_no_torch(argv):
-    code = f"import sys; from scope_cli import cli; cli.main({argv!r}); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+def test_what_answers_at_once_imports_no_torch():
+    for line, ended in imported_by(["--help", "generate --help", "--version", "profiles show"]).items():
+        assert (ended.code, ended.heavy) == (0, []), line
 
 
 EARLY = [  # what is wrong is known without a model; T is a text, D a folder with one, E an empty one
@@ -141,36 +140,18 @@ EARLY = [  # what is wrong is known without a model; T is a text, D a folder wit
 ]
 
 
-@pytest.mark.parametrize("words", EARLY)
-def test_an_error_that_needs_no_model_imports_no_torch(words, tmp_path):
-    for folder in ("D", "E"):
-        (tmp_path / folder).mkdir()
-    for file in ("T", "D/a.txt"):
-        (tmp_path / file).write_text("Some text.")
-    code = (
-        f"import sys; from scope_cli import cli; from scope_cli.commands import early; "
-        f"early.has_gpu = lambda: False; early.platform.system = lambda: 'Linux'; "
-        f"code = cli.main({words.split()!r}); "
-        "found = sorted({'torch', 'transformers'} & set(sys.modules)); "
-        "sys.exit(f'code {code}' if code != 2 else ' '.join(found) or 0)"
-    )
-    env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    command = [sys.executable, "-c", code]
-    ran = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=env, stdin=subprocess.DEVNULL
-    )
-    assert ran.returncode == 0 and ran.stderr.startswith("error: "), ran.stderr
+def test_an_error_that_needs_no_model_imports_no_torch():
+    ends = imported_by(EARLY)
+    assert len(ends) == len(EARLY)
+    for line, ended in ends.items():
+        assert (ended.code, ended.heavy) == (2, []) and ended.said.startswith("error: "), (line, ended)
 
 
-PLUGINS = [("decode.scorer", "scorers", name) for name in plugins.names("scorers") if name != "tri"]
-PLUGINS += [("prefill.method", "prefills", name) for name in plugins.names("prefills")]
-PLUGINS += [("prefill.wrap", "wrappers", name) for name in plugins.names("wrappers")]
-
-
-@pytest.mark.parametrize(("key", "kind", "name"), PLUGINS, ids=lambda part: part)
-def test_no_plugin_imports_torch_until_it_computes(key, kind, name):
-    code = f"import sys, scope_cli.policies.{kind}.{name}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+def test_no_plugin_imports_torch_until_it_computes():
+    kinds = [(kind, name) for kind in ("scorers", "prefills", "wrappers") for name in plugins.names(kind)]
+    lines = [f"import scope_cli.policies.{kind}.{name}" for kind, name in kinds if name != "tri"]
+    guilty = [line for line, ended in imported_by(lines).items() if (ended.code, ended.heavy) != (0, [])]
+    assert len(lines) > 20 and guilty == []
 
 
 def test_a_plan_imports_neither_torch_nor_transformers(tmp_path):
@@ -189,21 +170,22 @@ def test_a_plan_imports_neither_torch_nor_transformers(tmp_path):
     assert "longest prompt" in ran.stdout
 
 
-@pytest.mark.parametrize("load_in", ["none", "int8"])
-def test_a_plain_run_imports_neither_the_compiler_nor_torch_distributed(load_in, tiny_folder, tmp_path):
+def test_a_plain_run_imports_neither_the_compiler_nor_torch_distributed(
+    scope, tiny_folder, tmp_path, monkeypatch
+):
     """Weights as they are, and packed ones at the second start. Later it is all there."""
+    monkeypatch.setenv("SCOPE_CACHE", str(tmp_path))
     argv = ["generate", "hi", "--model", str(tiny_folder), "--max-new-tokens", "2", "--compile", "off"]
-    argv += ["--load-in", load_in, "--quiet"]
+    argv += ["--quiet", "--load-in"]
+    assert scope(*argv, "int8").code == 0
     code = (
         "import sys; from scope_cli import cli; "
-        f"code = cli.main({argv!r}); "
+        f"codes = [cli.main({argv!r} + [form]) for form in ('none', 'int8')]; "
         "found = {'torch._dynamo', 'torch._inductor', 'torch.distributed.tensor'} & set(sys.modules); "
         "import torch, transformers.masking_utils as masks; "
         "real = torch.distributed.is_available(), torch.compiler.disable(len)('ab'); "
         "masks.TransformGetItemToIndex().__enter__(); "
-        "print(code, found, real, 'torch._dynamo' in sys.modules, file=sys.stderr)"
+        "print(codes, found, real, 'torch._dynamo' in sys.modules, file=sys.stderr)"
     )
-    env = {**os.environ, "SCOPE_CACHE": str(tmp_path)}
-    for _ in range(1 if load_in == "none" else 2):
-        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert ran.stderr.splitlines()[-1] == "0 set() (True, 2) True", ran.stderr
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.stderr.splitlines()[-1] == "[0, 0] set() (True, 2) True", ran.stderr
