@@ -89,12 +89,7 @@ def budget_for_mean(tokens: float, output: int) -> int | None:
 def mean_held(budget: int, output: int) -> float:
     """Generated tokens that `slide` holds when it predicts a token, averaged over the output."""
     schedule = schedule_of(DecodeSettings(strategy="slide", budget=budget), output, kept_prompt=0)
-    held = total = 0
-    for n in range(1, output):
-        held += 1
-        held -= schedule.excess(n, held)
-        total += held
-    return total / output
+    return sum(schedule.held(output - 1)) / output
 
 
 def equal_bytes_profiles(pair: EqualBytes, method: str = "snapkv") -> dict[str, LoadedProfile]:

@@ -46,8 +46,7 @@ class Running:
         """Its n-th token is there; the schedule tells how many are still held."""
         schedule = self.task.work.plan.schedule
         for written in range(self.tokens + 1, n + 1):
-            self.held += 1
-            self.held -= schedule.excess(written, self.held)
+            self.held = schedule.after(written, self.held)
         self.tokens = n
 
     def bytes(self, token_bytes: int) -> tuple[int, int]:

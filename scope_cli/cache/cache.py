@@ -65,6 +65,7 @@ class ScopeCache:
         self.lanes: list[LaneCount | None] = [None] * shape.lanes
         self.chunk: Chunk | None = None  # the part of a prompt that is being read; None while decoding
         self.evict: Callable[[LaneFacts, int], None] = self.forget  # a step may put a faster one here
+        self.watched: Callable[[Callable[[], None]], None] | None = None  # runs `end_step`, and clocks it
         self.fixed_reads = False  # a compiled step reads one of a few lengths
         self.readings = Readings(self)
         self.past_totals = dict.fromkeys(TOTALS, 0)  # of the prompts whose lanes have been given to others
@@ -134,6 +135,10 @@ class ScopeCache:
         start = self.count(lane).prompt
         self.chunk = Chunk(lane, start, tokens)
         return torch.arange(start, start + tokens, device=self.device).unsqueeze(0)
+
+    def resume_prompt(self, lane: int, tokens: int) -> None:
+        """The first `tokens` of a lane's prompt count as read: somebody else puts them into its slots."""
+        self.count(lane).prompt = tokens
 
     def start_known(self, lane: int, tokens: int) -> Tensor:
         """Output that is already known is about to be fed; its positions, [1, tokens].
@@ -234,6 +239,12 @@ class ScopeCache:
 
     def end_step(self) -> None:
         """Count the token that each active lane wrote, and evict where a lane holds more than it may."""
+        if self.watched is None:
+            self._end_step()
+        else:
+            self.watched(self._end_step)
+
+    def _end_step(self) -> None:
         ring = self.query_positions.shape[1]
         now = self.next_position
         put(self.query_positions, (self.rows[:, 0], now % ring), now, self.runs)
@@ -343,7 +354,21 @@ class ScopeCache:
         """Every layer has let go of what leaves."""
         self.held -= facts.leaving.flatten()
 
+    @contextmanager
+    def with_schedule(self, lane: int, schedule: Schedule) -> Iterator[None]:
+        """Tokens fed meanwhile are evicted as `schedule` says."""
+        count = self.count(lane)
+        own, count.schedule = count.schedule, schedule
+        try:
+            yield
+        finally:
+            count.schedule = own
+
     # What is counted
+
+    def count_transfer(self, lane: int, size: int) -> None:
+        """So many bytes went between host and device for a lane."""
+        self.count(lane).host_bytes += size
 
     def count(self, lane: int) -> LaneCount:
         count = self.lanes[lane]

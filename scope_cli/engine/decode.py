@@ -223,4 +223,4 @@ def step_on(step: Callable[[Tensor], Tensor], cache: ScopeCache, lanes: list[Lan
         lane.logits = logits[lane.row : lane.row + 1]
         lane.fed += 1
         if cache.device.type != "cpu":
-            cache.count(lane.row).host_bytes += 16  # an id and a log-probability (float64) come back
+            cache.count_transfer(lane.row, 16)  # an id and a log-probability (float64) come back

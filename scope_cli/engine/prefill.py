@@ -39,7 +39,7 @@ def read_prompt(
     staging = Staging(cache, lane, plan, seed) if plan is not None and plan.staged else None
     chunk = chunk_of(chunk, cache.device.type)
     if cache.device.type != "cpu":
-        cache.count(lane).host_bytes += prompt_ids.nbytes
+        cache.count_transfer(lane, prompt_ids.nbytes)
     logits = prompt_ids.new_empty(0)
     for ids in prompt_ids.to(cache.device).split(chunk, dim=1):
         positions = cache.start_chunk(lane, ids.shape[1])

@@ -41,7 +41,7 @@ class PromptState:
         prompt = len(self.ids)
         cache.start_prompt(0, plan.schedule)
         positions = torch.arange(prompt, device=cache.device).expand(cache.layers[0].geometry.kv_heads, -1)
-        cache.count(0).prompt = prompt - self.queries[0].shape[2]
+        cache.resume_prompt(0, prompt - self.queries[0].shape[2])
         cache.start_chunk(0, self.queries[0].shape[2])
         for layer, keys, values, queries in zip(
             cache.policy_layers, self.keys, self.values, self.queries, strict=True

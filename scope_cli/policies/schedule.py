@@ -5,6 +5,7 @@ W = budget, R = recent, H = W - R heavy hitters, T = planned output length, n = 
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 Strategy = Literal["full", "slide", "adaptive", "discontinuous", "rpc"]
@@ -65,6 +66,14 @@ class Schedule:
         if limit is None or held <= limit:
             return 0
         return held - max(self.recent + self.floor, limit - self.interval + 1)
+
+    def after(self, n: int, held: int) -> int:
+        """What is held of what the limit counts once the n-th token is written; `held`: before it."""
+        return held + 1 - self.excess(n, held + 1)
+
+    def held(self, written: int) -> list[int]:
+        """The same after 0, 1, ... `written` tokens."""
+        return list(accumulate(range(1, written + 1), lambda held, n: self.after(n, held), initial=self.base))
 
     def limit(self, n: int) -> int | None:
         """The most that may be held of what the limit counts after n tokens; None where nothing limits it."""

@@ -11,6 +11,7 @@ from scope_cli.batch.board import LiveBoard, LogBoard, shortened
 from scope_cli.batch.desk import Running
 from scope_cli.batch.ledger import Ledger, Row
 from scope_cli.batch.progress import Progress
+from scope_cli.policies.schedule import Schedule
 
 COLUMNS, LINES = 100, 12
 
@@ -28,13 +29,7 @@ def clock(monkeypatch):
 
 class Plan:
     prompt_tokens, max_new_tokens = 40, 200
-
-    class schedule:
-        base = 0
-
-        @staticmethod
-        def excess(n, held):
-            return 4 if held > 8 else 0
+    schedule = Schedule("slide", budget=8, recent=2, interval=4, planned=200)  # 4 leave where 9 are held
 
 
 class Task:

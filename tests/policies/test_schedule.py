@@ -155,3 +155,10 @@ def test_an_interval_that_leaves_nothing_to_choose_is_told():
     assert nothing_to_choose(paper, None) is None
     assert "an interval of 127 leave" in nothing_to_choose(paper, 4096)
     assert nothing_to_choose(paper, 500) is None
+
+
+@given(schedules())
+def test_what_is_held_after_each_token_is_what_walking_there_leaves(chosen):
+    _, schedule = chosen
+    walked = [held - excess for _, held, excess in walk(schedule, schedule.planned)]
+    assert schedule.held(schedule.planned) == [schedule.base, *walked]

@@ -93,12 +93,10 @@ class ScopeEngine:
         assert cpu or self.tokens is None, "on a GPU the loop has launched a step more than it has told"
         for lane, known in enumerate(ids):
             early, late = known[:-SETTLE], known[-SETTLE:]
-            count = self.run.cache.count(lane)
-            own = count.schedule
-            most = MOST_AT_ONCE if cpu else GPU_AT_ONCE
-            count.schedule = replace(own, interval=max(own.interval, most))
-            self._feed(lane, early, most)
-            count.schedule = own
+            cache, most = self.run.cache, MOST_AT_ONCE if cpu else GPU_AT_ONCE
+            own = cache.count(lane).schedule
+            with cache.with_schedule(lane, replace(own, interval=max(own.interval, most))):
+                self._feed(lane, early, most)
             self._feed(lane, late)
         self.tokens = None
         return self._following()

@@ -12,7 +12,6 @@ from scope_cli.errors import UsageError
 from scope_cli.models.shapes import ModelShape
 from scope_cli.models.target import Target
 from scope_cli.policies import plugins
-from scope_cli.policies.schedule import Schedule
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import DecodeSettings, Profile
 
@@ -88,17 +87,6 @@ def needs_of(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes:
     return needs(target, [plan], lanes, settings.profile.prefill.chunk)
 
 
-def held_tokens(schedule: Schedule, written: int) -> list[int]:
-    """What the schedule limits, as held after 0, 1, ... `written` generated tokens."""
-    held = schedule.base
-    series = [held]
-    for n in range(1, written + 1):
-        held += 1
-        held -= schedule.excess(n, held)
-        series.append(held)
-    return series
-
-
 def held_series(plan: LanePlan, profile: Profile, target: Target) -> list[int]:
     """`held_bytes` of one lane, as each token of the output reports it: the last one is never written."""
     layers = target.shape.geometry.layers
@@ -109,7 +97,7 @@ def held_series(plan: LanePlan, profile: Profile, target: Target) -> list[int]:
         (plan.prompt.kept[index] if protect else 0) * layer.slot_bytes(target.dtype_bytes)
         for index, layer in policy
     )
-    held = held_tokens(plan.schedule, plan.max_new_tokens - 1)
+    held = plan.schedule.held(plan.max_new_tokens - 1)
     return [
         prompt + tokens * token + window_bytes(plan, target, plan.prompt_tokens + written)
         for written, tokens in enumerate(held)

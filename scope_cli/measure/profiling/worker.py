@@ -355,7 +355,7 @@ class Timer:
         AttentionInterface.register(ATTENTION, self._timed("attention", attend))
 
     def watch(self, cache: ScopeCache) -> None:
-        setattr(cache, "end_step", self._timed("eviction", cache.end_step))  # noqa: B010  a method's place
+        cache.watched = self._timed("eviction", lambda end_step: end_step())
 
     def start_decode(self) -> None:
         self.decoding = True
