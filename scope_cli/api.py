@@ -58,7 +58,9 @@ class Writing(Iterator[str]):
     """
 
     def __init__(self, loaded: LoadedModel, prompt: str, settings: LoadedProfile) -> None:
-        opened, profile = loaded.opened, settings.profile
+        opened = loaded.opened
+        settings, self._from_model = settings.with_model_sampling(opened.sampling)
+        profile = settings.profile
         opened.stops(profile.sampling)  # raises where a stop token is none of the model's
         asked = opened.chat.prompt(prompt, profile.prompt)
         work = new_work(settings, opened.geometry, asked.ids, notes=asked.notes)
@@ -75,7 +77,7 @@ class Writing(Iterator[str]):
     def _texts(self, events: Iterator[Any]) -> Iterator[str]:
         for event in events:
             if isinstance(event, Started):
-                self.started = event
+                self.started = replace(event, from_model=self._from_model)
             elif isinstance(event, Token | Finished):
                 if event.text:
                     yield event.text

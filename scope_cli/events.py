@@ -73,6 +73,9 @@ class Started:
     versions: dict[str, str]
     seeds: tuple[int, ...] = ()  # one per prompt
     notes: tuple[str, ...] = ()  # what the user should know: a length that was cut, a policy without effect
+    from_model: dict[str, Any] = field(
+        default_factory=dict
+    )  # of `profile`: sampling that the model's files say
     depends_on: dict[str, Any] = field(default_factory=dict)  # beside the profile: what the text depends on
 
 
@@ -111,6 +114,7 @@ class Token:
     elapsed_s: float  # since its prompt was read
     reading: Reading  # of all lanes
     prompt: int = 0
+    thinking: bool = False  # part of what the model thinks before it answers
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,8 @@ class Finished:
     loop: Loop | None = None
     stopped_by: str | None = None  # the stop text that ended it, or the text of the stop token
     prompt: int = 0
+    thinking: bool = False  # it ended inside a thought, to which `text` belongs
+    thinking_tokens: int = 0  # of output_tokens
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,7 @@ class Failed:
     prompt: int = 0
     hint: str = ""
     text: str = ""  # of its output, what was still held back
+    thinking: bool = False  # that text is part of a thought
 
 
 Event = Started | Busy | PromptProgress | PromptRead | Token | Finished | Failed

@@ -6,6 +6,7 @@ from pathlib import Path
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 FORMS = ("auto", "none", "int8", "int4", "8bit", "4bit")
+THINKING = ("show", "stderr", "hide")
 WHEN = ("auto", "on", "off")
 STRATEGIES = ("full", "slide", "adaptive", "discontinuous", "rpc")
 

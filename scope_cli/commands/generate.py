@@ -27,7 +27,7 @@ from scope_cli.errors import (
     UsageError,
     is_out_of_memory,
 )
-from scope_cli.events import Busy, Event, Failed, Finished
+from scope_cli.events import Busy, Event, Failed, Finished, Started
 
 if TYPE_CHECKING:
     from scope_cli.cache.shape import CacheShape
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from scope_cli.sinks.base import Sink
     from scope_cli.sinks.several import Every
     from scope_cli.sinks.textfile import FileMode
+    from scope_cli.sinks.thinking import Shown
 
 PROMPT, OUTPUT = "Prompt", "Output"
 FILES_OF_OTHERS = 100  # that a run opens besides: libraries, weights, sockets
@@ -111,6 +112,7 @@ def generate_command(
     quiet: Annotated[
         bool, o.option("--quiet", "-q", panel=OUTPUT, help="Text and errors, nothing else.")
     ] = False,
+    thinking: o.Thinking = "show",
     stats_file: o.StatsFile = None,
     metrics_port: o.MetricsPort = None,
     metrics_address: o.MetricsAddress = None,
@@ -193,7 +195,7 @@ def generate_command(
         tell(f"note: {note}")
     mode: FileMode = "append" if append else "overwrite" if force else "new"
     about = [about_of(asked, ctx.obj) for asked in prompts for _ in range(samples)]
-    sinks = open_sinks(output, mode, json, quiet, about)
+    sinks = open_sinks(output, mode, json, quiet, about, o.thinking(thinking))
     sinks += o.live_sinks(stats_file, metrics_port, metrics_address)
     with Every(*sinks) as everything:
         texts = [asked.text for asked in prompts for _ in range(samples)]
@@ -289,11 +291,17 @@ def read_text(file: str, option: str) -> str:
 
 
 def open_sinks(
-    output: Path | None, mode: "FileMode", json: bool, quiet: bool, about: list[dict[str, Any]]
+    output: Path | None,
+    mode: "FileMode",
+    json: bool,
+    quiet: bool,
+    about: list[dict[str, Any]],
+    thinking: "Shown" = "show",
 ) -> "list[Sink]":
     """Where the events go; a file that cannot be written is known before the model is loaded.
 
     about: of each output, what its record says of where it comes from
+    thinking: where what the model thinks goes; JSON has it marked, whatever it says
     """
     from rich.console import Console
 
@@ -304,6 +312,7 @@ def open_sinks(
     from scope_cli.sinks.summary import Summary
     from scope_cli.sinks.terminal import Terminal
     from scope_cli.sinks.textfile import TextFile
+    from scope_cli.sinks.thinking import WithoutThinking
 
     sinks: list[Sink] = []
     files = outputs_of(output, len(about))
@@ -313,7 +322,8 @@ def open_sinks(
             "scope batch takes any number",
         )
     for prompt, file in enumerate(files):
-        sinks.append(Only(prompt, TextFile(file, mode)))
+        text = TextFile(file, mode)
+        sinks.append(Only(prompt, text if thinking == "show" else WithoutThinking(text)))
         if file.is_file():  # beside a pipe or a device there is no place for a record
             sinks.append(Only(prompt, RunRecord(file, about[prompt])))
     shown: list[Sink] = []  # in the order of the prompts
@@ -329,6 +339,9 @@ def open_sinks(
     else:
         beside = sys.stderr if streams.same_place(sys.stdout, sys.stderr) else None
         shown.append(PlainText(sys.stdout, beside, quiet))
+    if shown and thinking != "show":
+        aside = write_aside if thinking == "stderr" else no_word
+        shown = [WithoutThinking(shown[0], aside)]
     if not quiet:
         shown.append(Summary(Console(stderr=True), files, animated))
     return [*sinks, InOrder(Every(*shown))]
@@ -364,12 +377,15 @@ def run(
     )  # what is not there is told before torch is imported
     phases.begin(f"loading {settings.profile.model.name}")
     try:
-        loaded, works, shape = load(settings, texts, samples, lanes, offline, phases)
+        loaded, works, shape, settings, from_model = load(settings, texts, samples, lanes, offline, phases)
     finally:
         phases.end()
 
     from scope_cli.engine.run import generate
+    from scope_cli.engine.thinking import Tags, Thinking
 
+    tags = Tags.of(loaded.tokenizer.added_tokens_encoder)
+    thinking = Thinking(tags, [work.prompt_ids for work in works])
     ends: dict[int, Finished] = {}
     failures: dict[int, Failed] = {}
     with Interruption(watch.ending) as interruption:
@@ -378,6 +394,9 @@ def run(
             for event in generate(
                 loaded, settings.profile, works, shape, interruption, phases.say, True, audience.be_busy
             ):
+                if isinstance(event, Started):
+                    event = replace(event, from_model=from_model)
+                event = thinking.mark(event)
                 audience.receive(event)
                 if isinstance(event, Finished):
                     if not event.audit.passed:
@@ -409,8 +428,9 @@ def load(
     lanes: int | None,
     offline: bool,
     phases: Phases,
-) -> "tuple[LoadedModel, list[Work], CacheShape]":
-    """The model with its weights, what is to be written, and the cache's shape."""
+) -> "tuple[LoadedModel, list[Work], CacheShape, LoadedProfile, dict[str, Any]]":
+    """The model with its weights, what is to be written, and the cache's shape; the profile with the model's
+    own sampling where nobody said another, and what that is."""
     from scope_cli.engine.plan import shared_shape
     from scope_cli.engine.run import Work, new_work
     from scope_cli.models.model import open_model
@@ -419,6 +439,8 @@ def load(
     profile = settings.profile
     side_by_side = min(lanes or len(texts), len(texts))
     opened = open_model(profile.model, offline, phases.say, side_by_side)
+    settings, from_model = settings.with_model_sampling(opened.sampling)
+    profile = settings.profile
     opened.stops(profile.sampling)  # what never comes is told now
     firsts: dict[str, Work] = {}  # samples of one prompt are encoded and planned once
     for text in texts:
@@ -433,7 +455,7 @@ def load(
     check_memory(opened, plans, shape.lanes, profile.prefill.chunk)
     form = f" as {opened.load_in}" if opened.load_in else ""
     phases.begin(f"reading the weights, {as_bytes(opened.weight_bytes)}{form}")
-    return opened.load(), works, shape
+    return opened.load(), works, shape, settings, from_model
 
 
 @dataclass(frozen=True)
@@ -510,6 +532,11 @@ def limit_of(loaded: "LoadedModel", ends: list[Finished], lanes: int) -> str:
 def tell(line: str) -> None:
     """On stderr, folded between words where a terminal shows it."""
     print(tables.fitted(printable(line, lines=True), sys.stderr), file=sys.stderr)
+
+
+def write_aside(text: str) -> None:
+    """On stderr, as it comes."""
+    print(printable(text, lines=True), end="", file=sys.stderr, flush=True)
 
 
 def no_word(line: str) -> None:

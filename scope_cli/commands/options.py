@@ -11,10 +11,12 @@ import typer
 from scope_cli import utf8
 from scope_cli.commands import completion
 from scope_cli.errors import UsageError
+from scope_cli.names import did_you_mean
 
 if TYPE_CHECKING:
     from scope_cli.settings.load import LoadedProfile, Typed
     from scope_cli.sinks.base import Sink
+    from scope_cli.sinks.thinking import Shown
 
 Profile = Annotated[
     str,
@@ -36,8 +38,9 @@ Offline = Annotated[bool, typer.Option("--offline", help="Never touch the networ
 VALUES = {  # of options, by their name; what is not here is named by its type
     "model": "NAME", "profile": "NAME", "strategy": "NAME", "scorer": "NAME", "prefill": "NAME",
     "dtype": "TYPE", "device": "DEVICE", "load_in": "FORM", "compile": "WHEN",
-    "interval": "N", "threads": "N", "lanes": "N", "prefill_budget": "N", "output_dir": "FOLDER",
+    "thinking": "WHERE", "interval": "N", "threads": "N", "lanes": "N", "prefill_budget": "N",
     "metrics_address": "ADDRESS", "metrics_port": "PORT", "glob": "PATTERN", "memory": "SIZE",
+    "output_dir": "FOLDER",
 }  # fmt: skip
 
 
@@ -217,6 +220,16 @@ RepetitionPenalty = Annotated[
     float | None, option("--repetition-penalty", panel=SAMPLING, help="Above 1: words written before lose.")
 ]
 
+Thinking = Annotated[
+    str,
+    option(
+        "--thinking",
+        autocompletion=completion.among(completion.THINKING),
+        panel="Output",
+        help="Where what the model thinks before it answers goes: show, stderr or hide (show).",
+    ),
+]
+
 ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 LIVE = "Live readings"
@@ -381,3 +394,13 @@ def live_sinks(
         print(f"metrics on http://{address}:{metrics.port}/metrics", file=sys.stderr)
         sinks.append(metrics)
     return sinks
+
+
+def thinking(where: str) -> "Shown":
+    """Of `--thinking`. Raises UsageError."""
+    from scope_cli.sinks.thinking import SHOWN
+
+    for known in SHOWN:
+        if where == known:
+            return known
+    raise UsageError(f"--thinking: there is no {where!r}{did_you_mean(where, SHOWN)}", "show, stderr or hide")

@@ -42,6 +42,7 @@ from scope_cli.models.packed import pack, packed_bytes
 from scope_cli.models.packed_file import PackedFile
 from scope_cli.models.random_weights import random_model
 from scope_cli.models.registry import ModelFolder, Say, find, hushed
+from scope_cli.models.sampling import sampling_of
 from scope_cli.models.shapes import ModelShape
 from scope_cli.models.stops import Stops, stops_of
 from scope_cli.models.target import Target
@@ -300,12 +301,23 @@ class OpenedModel:
         return tuple(dict.fromkeys(one for one in ids if one is not None))
 
     @cached_property
+    def generation(self) -> dict[str, Any]:
+        """generation_config.json, {} where there is none."""
+        file = self.folder.path / "generation_config.json"
+        found = read_json(file) if file.is_file() else {}
+        if not isinstance(found, dict):
+            raise ModelError(f"{file} holds no mapping of keys", "remove it, or fetch the model again")
+        return found
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What the model's publisher wants it to be sampled with, by key of a profile's `sampling`."""
+        return sampling_of(self.generation, self.name)
+
+    @cached_property
     def configured_ends(self) -> list[int | None]:
         file = self.folder.path / "generation_config.json"
-        generation = read_json(file) if file.is_file() else {}
-        if not isinstance(generation, dict):
-            raise ModelError(f"{file} holds no mapping of keys", "remove it, or fetch the model again")
-        named = generation.get("eos_token_id", self.config.get_text_config().eos_token_id)
+        named = self.generation.get("eos_token_id", self.config.get_text_config().eos_token_id)
         ids = named if isinstance(named, list) else [named]
         if odd := [one for one in ids if one is not None and type(one) is not int]:
             raise ModelError(f"{file} has the eos_token_id {odd[0]!r}", "it is a number, or a list of them")

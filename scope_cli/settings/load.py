@@ -4,14 +4,14 @@ What `--set` and the short options say is laid over the file, and the result is 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from scope_cli.errors import ProfileError
-from scope_cli.settings.find import find_profile, parse_yaml, read_yaml
+from scope_cli.settings.find import find_profile, parse_yaml, read_yaml, shipped_folder
 from scope_cli.settings.idle import idle
 from scope_cli.settings.problems import choices_in, in_words
 from scope_cli.settings.schema import DecodeSettings, PrefillSettings, Profile
@@ -26,6 +26,16 @@ class LoadedProfile:
     source: str  # the file it came from
     typed: frozenset[str]  # dotted keys that were given on the command line
     names: Mapping[str, str] = field(default_factory=dict)  # what was typed for them: "--budget"
+    said: frozenset[str] = frozenset()  # dotted keys of sampling that the user's profile has
+
+    def with_model_sampling(self, values: Mapping[str, Any]) -> tuple["LoadedProfile", dict[str, Any]]:
+        """With what the model's own files say of sampling where nobody said anything; and what that is."""
+        decided = self.typed | self.said
+        if "sampling" in decided:
+            return self, {}
+        taken = {key: value for key, value in values.items() if f"sampling.{key}" not in decided}
+        sampling = self.profile.sampling.model_copy(update=taken)
+        return replace(self, profile=self.profile.model_copy(update={"sampling": sampling})), taken
 
     def idle(self) -> Iterator[str]:
         """What was typed and has no effect, each with the reason."""
@@ -48,17 +58,22 @@ def load_profile(name: str = DEFAULT_PROFILE, overrides: Mapping[str, Any] | Non
     Raises ProfileError with every problem of the result, one a line.
     """
     path = find_profile(name)
-    return overlaid(read_yaml(path), str(path), overrides)
+    settings = overlaid(read_yaml(path), str(path), overrides)
+    if path.resolve() == (shipped_folder() / f"{DEFAULT_PROFILE}.yaml").resolve():
+        return replace(settings, said=frozenset())  # it is for models that say nothing
+    return settings
 
 
 def overlaid(tree: dict[str, Any], source: str, overrides: Mapping[str, Any] | None = None) -> LoadedProfile:
     """A profile's plain values with `overrides` laid over them, checked as a whole."""
+    sampling = tree.get("sampling")
+    said = frozenset(f"sampling.{key}" for key in sampling) if isinstance(sampling, dict) else frozenset()
     names = overrides.names if isinstance(overrides, Typed) else {}
     overrides = dict(overrides or {})
     for key in sorted(overrides, key=lambda key: key.count(".")):  # a plug-in before its options
         _lay_over(tree, key, overrides[key])
     profile = check(tree, source, {key: names.get(key, key) for key in overrides})
-    return LoadedProfile(profile, source, frozenset(overrides), names)
+    return LoadedProfile(profile, source, frozenset(overrides), names, said)
 
 
 def check(tree: dict[str, Any], source: str, typed: Mapping[str, str] | None = None) -> Profile:

@@ -13,6 +13,7 @@ from scope_cli.console.safe import printable
 from scope_cli.events import Audit, Busy, Event, Failed, Finished, Loop, Started
 from scope_cli.models.catalogue import next_to_take
 from scope_cli.models.registry import EMBEDDED
+from scope_cli.models.sampling import in_words
 from scope_cli.sinks.record import record_of
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
 
@@ -45,7 +46,10 @@ class Summary:
                 self._print("note:", note, "yellow")
             model = event.model
             self._next = NEXT if model["name"] in EMBEDDED else ()
-            self._print("", f"{model['name']}, {_machine(model)}, {event.policy}", "")
+            parts = [model["name"], _machine(model), event.policy]
+            if event.from_model:
+                parts.append(f"sampling as the model asks: {in_words(event.from_model)}")
+            self._print("", ", ".join(parts), "")
             self._head(0)
         elif isinstance(event, Busy) and not self._animated and event.what not in self._busy:
             self._busy.add(event.what)
@@ -108,6 +112,9 @@ def summary_lines(run: Finished, stops_on_loop: bool = False) -> Iterator[tuple[
     reading = run.reading
     yield "prompt:", _prompt(run)
     yield "output:", _phase(f"{run.output_tokens:,}", run.output_tokens, run.decode_s, run.decode_peak_bytes)
+    if run.thinking_tokens:
+        answer = run.output_tokens - run.thinking_tokens
+        yield "thinking:", f"{run.thinking_tokens:,} of them, and {answer:,} of the answer"
     yield "finish:", f"{run.reason} {run.stopped_by!r}" if run.stopped_by else run.reason
     held, full = reading.held_bytes, reading.full_bytes
     yield "KV held:", f"{as_bytes(held)} / {as_bytes(full)} full cache ({as_ratio(held, full)})"
