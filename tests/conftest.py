@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,27 +26,29 @@ settings.load_profile("scope")
 
 
 # What computes with a CPU's vector instructions; `make test-avx2` runs it as an older CPU would.
+# Files and folders; compiled steps are for GPUs, and the native library's tests try each kind by themselves.
 NUMERIC = (
-    "prefills",
-    "scorers",
-    "test_cache.py",
-    "test_decode.py",
-    "test_lanes.py",
-    "test_packed.py",
+    "cache/test_cache.py",
+    "engine/test_decode.py",
+    "engine/test_lanes.py",
+    "engine/test_replay.py",
+    "engine/test_sampling.py",
+    "models/test_packed.py",
+    "models/test_selftest.py",
+    "native/test_step.py",
+    "policies/prefills",
+    "policies/scorers",
+    "policies/test_received.py",
+    "policies/test_rope.py",
     "test_real_model.py",
-    "test_received.py",
-    "test_replay.py",
-    "test_rope.py",
     "test_same_tokens.py",
-    "test_sampling.py",
-    "test_selftest.py",
-    "test_step.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if not set(item.path.relative_to(Path(__file__).parent).parts).isdisjoint(NUMERIC):
+        path = item.path.relative_to(Path(__file__).parent)
+        if not {str(part) for part in (path, *path.parents)}.isdisjoint(NUMERIC):
             item.add_marker(pytest.mark.numeric)
 
 
@@ -88,15 +88,3 @@ def tiny_folder(tmp_path_factory) -> Path:
     tiny_model(dtype=torch.float32).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
-
-
-def scope_process(*argv: str, **more) -> subprocess.Popen:
-    """`scope` as a process of its own, for signals and pipes."""
-    env = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "scope_cli", *[str(part) for part in argv]],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=env,
-        **more,
-    )

@@ -20,8 +20,8 @@ from scope_cli.errors import ModelError
 from scope_cli.models.model import open_model
 from scope_cli.settings.load import load_profile
 from scope_cli.settings.schema import ModelSettings
-from tests.conftest import scope_process
-from tests.patience import PATIENCE_S, until
+from tests.forked import Piped
+from tests.patience import until
 from tests.tiny import SHAPE, tiny_tokenizer
 
 PROMPT = "The keeper of the lighthouse wrote every evening, and "
@@ -55,17 +55,8 @@ def test_a_prompt_file_standard_input_and_an_argument_are_the_same(generate, tin
     from_file = generate("--prompt-file", tmp_path / "prompt.txt")
     assert from_file.stdout == from_argument.stdout
     for dash in (["-"], ["--prompt-file", "-"]):
-        process = scope_process(
-            "generate",
-            *dash,
-            "--model",
-            tiny_folder,
-            "--ignore-eos",
-            "--max-new-tokens",
-            40,
-            stdin=subprocess.PIPE,
-        )
-        stdout, _ = process.communicate(PROMPT.encode(), timeout=PATIENCE_S)
+        process = Piped(*forty(tiny_folder), *dash, stdin=True)
+        stdout, _ = process.communicate(PROMPT.encode())
         assert stdout.decode() == from_argument.stdout
 
 
@@ -314,7 +305,7 @@ def test_a_failed_audit_ends_with_code_5_and_keeps_the_text(generate, tmp_path, 
 
 
 def long_run(tiny_folder, *argv, **more):
-    return scope_process(
+    return Piped(
         "generate",
         PROMPT,
         "--model",
@@ -345,7 +336,7 @@ def test_a_signal_ends_the_run_with_text_and_record_complete(tiny_folder, tmp_pa
     process = long_run(tiny_folder, "--output", out)
     wait_for_text(out)
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    stdout, stderr = process.communicate()
     assert process.returncode == code
     assert stdout == out.read_bytes()
     assert b"Traceback" not in stderr and b"interrupted" in stderr
@@ -356,13 +347,12 @@ def test_a_signal_ends_the_run_with_text_and_record_complete(tiny_folder, tmp_pa
 
 def test_a_run_under_nohup_hears_no_hangup(tiny_folder, tmp_path):
     out = tmp_path / "out.txt"
-    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
-    process = long_run(tiny_folder, "--output", out, preexec_fn=ignore)
+    process = long_run(tiny_folder, "--output", out, ignores=(signal.SIGHUP,))
     wait_for_text(out)
     process.send_signal(signal.SIGHUP)
     wait_for_text(out, out.stat().st_size + 50)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=PATIENCE_S)
+    process.communicate()
     assert process.returncode == 143
 
 
@@ -377,7 +367,7 @@ def test_an_output_that_another_run_writes_is_refused(generate, tiny_folder, tmp
             assert f"cannot write {out}: another run is writing it" in second.stderr
     finally:
         first.kill()
-        text, _ = first.communicate(timeout=PATIENCE_S)
+        text, _ = first.communicate()
     assert out.read_bytes().startswith(text), "nobody else wrote into it"
     assert generate(PROMPT, "--output", out, "--append").code == 0, "a killed run leaves no lock"
 
@@ -389,7 +379,7 @@ def test_sigkill_keeps_the_words_in_valid_utf8(tiny_folder, tmp_path):
     while len(seen) < 200:
         seen += process.stdout.read1(64)
     process.kill()
-    process.communicate(timeout=PATIENCE_S)
+    process.communicate()
     kept = out.read_bytes()
     assert kept.startswith(seen)
     kept.decode("utf-8")
@@ -401,7 +391,7 @@ def test_a_broken_pipe_ends_quietly_with_the_record_complete(tiny_folder, tmp_pa
     process = long_run(tiny_folder, "--output", out, "--quiet")
     process.stdout.read1(64)
     process.stdout.close()
-    assert process.wait(timeout=PATIENCE_S) == 141
+    assert process.wait() == 141
     assert process.stderr.read() == b""
     assert json.loads((tmp_path / "out.txt.run.json").read_text())["results"][0]["reason"] == "interrupted"
 
@@ -463,10 +453,14 @@ def test_a_dash_is_no_output_file(scope, tmp_path, monkeypatch):
         assert "stdout" in result.stderr and not list(tmp_path.iterdir())
 
 
+def forty(tiny_folder):
+    """The words for 40 tokens."""
+    return ["generate", "--model", tiny_folder, "--ignore-eos", "--max-new-tokens", 40]
+
+
 def in_a_shell(redirections, tiny_folder, *argv):
-    """`scope generate PROMPT ... REDIRECTIONS` as a shell starts it; 40 tokens."""
-    words = [sys.executable, "-m", "scope_cli", "generate", "--model", tiny_folder, "--ignore-eos"]
-    words += ["--max-new-tokens", 40, *argv]
+    """`scope generate PROMPT ... REDIRECTIONS` as a shell starts it."""
+    words = [sys.executable, "-m", "scope_cli", *forty(tiny_folder), *argv]
     return subprocess.run(
         ["bash", "-c", f'"$@" {redirections}; exit ${{PIPESTATUS[0]}}', "bash", *map(str, words)],
         capture_output=True,
@@ -491,9 +485,10 @@ def test_with_an_output_file_stdout_may_be_closed(generate, tiny_folder, tmp_pat
 def test_a_full_stdout_ends_the_run_unless_the_text_goes_to_a_file_too(generate, tiny_folder, tmp_path):
     out = tmp_path / "out.txt"
     for argv in ([], ["--output", out], ["--json"]):
-        ran = in_a_shell("> /dev/full", tiny_folder, PROMPT, *argv)
-        assert ran.returncode == 1 and b"Traceback" not in ran.stderr
-        assert b"error: cannot write to standard output: No space left on device" in ran.stderr
+        process = Piped(*forty(tiny_folder), PROMPT, *argv, stdout="/dev/full")
+        _, stderr = process.communicate()
+        assert process.returncode == 1 and b"Traceback" not in stderr
+        assert b"error: cannot write to standard output: No space left on device" in stderr
     assert out.read_bytes().decode() == generate(PROMPT).stdout
     assert json.loads((tmp_path / "out.txt.run.json").read_text())["status"] == "finished"
 
@@ -532,26 +527,17 @@ def test_an_argument_that_is_not_utf8_is_a_sentence(tiny_folder, argv):
 
 
 def test_a_prompt_is_piped_in_without_a_dash(generate, tiny_folder):
-    process = scope_process(
-        "generate",
-        "--model",
-        tiny_folder,
-        "--ignore-eos",
-        "--max-new-tokens",
-        40,
-        "-q",
-        stdin=subprocess.PIPE,
-    )
-    stdout, _ = process.communicate(PROMPT.encode(), timeout=PATIENCE_S)
+    process = Piped(*forty(tiny_folder), "-q", stdin=True)
+    stdout, _ = process.communicate(PROMPT.encode())
     assert stdout.decode() == generate(PROMPT).stdout
 
 
 def test_the_text_ends_its_line_where_the_summary_follows_in_one_place(generate, tiny_folder):
-    ran = in_a_shell("2>&1", tiny_folder, PROMPT)
     text = generate(PROMPT).stdout
-    assert f"\n{text}\nprompt:  ".encode() in ran.stdout
-    quiet = in_a_shell("2>&1", tiny_folder, PROMPT, "--quiet")
-    assert quiet.stdout.decode() == text
+    stdout, _ = Piped(*forty(tiny_folder), PROMPT, merged=True).communicate()
+    assert f"\n{text}\nprompt:  ".encode() in stdout
+    quiet, _ = Piped(*forty(tiny_folder), PROMPT, "--quiet", merged=True).communicate()
+    assert quiet.decode() == text
 
 
 OUT_OF_MEMORY = [

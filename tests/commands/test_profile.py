@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from scope_cli.machine import memory
+from tests.forked import Piped
 from tests.measure.profiling.configs import GEMMA3_27B, LLAMA_8B
-from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -23,14 +23,12 @@ def llama(tmp_path):
 @pytest.fixture(scope="session")
 def measured(tmp_path_factory, tiny_folder):
     """Two profiles measured in processes of their own, with every output that there is."""
-    from tests.conftest import scope_process
-
     folder = tmp_path_factory.mktemp("measured")
     argv = ["profile", "--model", tiny_folder, "--budget", 16, "--strategy", "slide,full", "--interval", 4]
     argv += ["--prompt-tokens", 40, "--max-new-tokens", 90, "--json"]
     argv += [part for kind in ("png", "svg", "html") for part in ("--plot", folder / f"plot.{kind}")]
-    process = scope_process(*argv)
-    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    process = Piped(*argv)
+    stdout, stderr = process.communicate()
     (folder / "out.json").write_bytes(stdout)
     return process.returncode, json.loads(stdout), stderr.decode(), folder
 
