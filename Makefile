@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 
-.PHONY: run test test-avx2 test-long check format docs clean
+.PHONY: run test test-avx2 test-long check format docs wheel clean
 
 run: .venv/installed  ## set everything up and summarise the sample report with the embedded model
 	$(BIN)/scope generate --prompt-file examples/report.txt --budget 2048 --stop-on-loop
@@ -29,6 +29,9 @@ format: .venv/installed
 
 docs: .venv/installed  ## write the generated pages of docs/ anew
 	$(BIN)/python docs/build.py
+
+wheel:  ## dist/*.whl, installed into an empty environment and used from there
+	PYTHON=$(PYTHON) .ci/wheel $(PACKAGES)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

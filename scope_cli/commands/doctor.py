@@ -119,8 +119,10 @@ def model_check(name: str) -> Check:
     from scope_cli.errors import ModelError
     from scope_cli.models.registry import listed
 
+    from scope_cli.models.random_weights import PREFIX
+
     path = Path(name).expanduser()
-    if path.exists():
+    if path.exists() or name.startswith(PREFIX):
         from scope_cli.models.registry import find
 
         try:

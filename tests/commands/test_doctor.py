@@ -83,6 +83,11 @@ def test_a_model_that_is_not_there_is_told_with_the_command_that_fetches_it(tmp_
     assert check.state == "note" and "scope models pull smollm2-135m" in check.todo
 
 
+def test_random_weights_are_always_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCOPE_CACHE", str(tmp_path))
+    assert doctor.model_check("random:tiny").state == "ok"
+
+
 def test_a_folder_is_a_model_or_a_problem(tiny_folder, tmp_path):
     assert doctor.model_check(str(tiny_folder)).state == "ok"
     assert doctor.model_check(str(tmp_path)).state == "problem"
