@@ -117,9 +117,8 @@ def kernel() -> Check:
 def model_check(name: str) -> Check:
     """Is it on this machine, so that a run needs no network?"""
     from scope_cli.errors import ModelError
-    from scope_cli.models.registry import listed
-
     from scope_cli.models.random_weights import PREFIX
+    from scope_cli.models.registry import listed
 
     path = Path(name).expanduser()
     if path.exists() or name.startswith(PREFIX):
