@@ -1,10 +1,11 @@
 # Two commands on a fresh machine: `make run` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadgroup  # a process per core
 
 AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 
-.PHONY: run test test-avx2 test-long check format docs wheel clean
+.PHONY: run test test-fast test-avx2 test-long check coverage slow format docs wheel clean
 
 run: .venv/installed  ## set everything up and summarise the sample report with the embedded model
 	$(BIN)/scope generate --prompt-file examples/report.txt --budget 2048 --stop-on-loop
@@ -15,13 +16,25 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto  # a process per core
+	$(PYTEST) --durations=25
+
+test-fast: .venv/installed  ## what to run between two edits: every quick test, in under a minute
+	$(PYTEST) -m "not slow and not long and not gpu"
 
 test-avx2: .venv/installed  ## the tests that compute, as a CPU without AVX-512 computes
-	$(AVX2) OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m "numeric and not long and not gpu"
+	$(AVX2) $(PYTEST) -m "numeric and not once and not long and not gpu"
 
 test-long: .venv/installed  ## what takes minutes: thousands of tokens of the embedded model
 	$(BIN)/pytest -q -m "long and not gpu"
+
+coverage: .venv/installed  ## the lines that no test of cache, engine and policies runs; takes twice as long
+	OMP_NUM_THREADS=1 $(BIN)/coverage run --source scope_cli -m pytest -q tests
+	$(BIN)/coverage report --skip-covered --show-missing
+
+slow: .venv/installed  ## find anew which tests are slow, on a machine that does nothing else
+	rm -f .pytest_cache/cost
+	COST=.pytest_cache/cost $(PYTEST) -p tests.helpers.cost
+	$(BIN)/python -m tests.helpers.cost .pytest_cache/cost > tests/slow.txt
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

@@ -18,6 +18,7 @@ if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # before anybody imports the co
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"scope-tests-compiled-{kind}")
 
 from scope_cli import cli
+from tests.helpers.cost import SLOW, function_of
 from tests.native_library import native  # noqa: F401  a fixture
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -45,11 +46,27 @@ NUMERIC = (
 )
 
 
+# What takes longest begins first. Such a file shares a model or compiled code: one process runs all of it.
+TOGETHER = (
+    "test_real_model.py",
+    "engine/test_step.py",
+    "batch/test_kill.py",
+    "measure/evaluate/test_recall.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = set(SLOW.read_text().split())
     for item in items:
         path = item.path.relative_to(Path(__file__).parent)
-        if not {str(part) for part in (path, *path.parents)}.isdisjoint(NUMERIC):
+        above = {str(part) for part in (path, *path.parents)}
+        if not above.isdisjoint(NUMERIC):
             item.add_marker(pytest.mark.numeric)
+        if str(path) in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(str(path)))
+        if not slow.isdisjoint(above | {function_of(item.nodeid)}):
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
 def pytest_sessionstart() -> None:

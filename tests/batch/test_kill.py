@@ -16,7 +16,6 @@ from scope_cli.batch.outputs import PART, RECORD
 from scope_cli.cache.cache import ScopeCache
 from tests.forked import Forked
 
-KILLS = 20
 TOKENS = 100
 
 
@@ -71,15 +70,14 @@ def check_it_is_whole(out, whole):
     assert len(list(out.rglob(f"*{RECORD}"))) == 12
 
 
-def test_twenty_kills_at_random_moments_lose_nothing_and_change_nothing(
-    prompts, tiny_folder, tmp_path, whole
-):
+@pytest.mark.parametrize("most", [6, pytest.param(20, marks=pytest.mark.long)])
+def test_kills_at_random_moments_lose_nothing_and_change_nothing(prompts, tiny_folder, tmp_path, whole, most):
     """Killed from the first file on until it is through; no row that was done is ever run again."""
-    out, draw, finished = tmp_path / "out", random.Random(0), {}
+    out, draw, finished = tmp_path / "out", random.Random(most), {}
     kills = starts = 0
-    while kills < KILLS:
+    while kills < most:
         starts += 1
-        assert starts < 3 * KILLS, "the job ends before it is killed often enough"
+        assert starts < 3 * most, "the job ends before it is killed often enough"
         if out.exists() and done(out) == 12:  # begin another of the same
             check_it_is_whole(out, whole)
             out, finished = tmp_path / f"out{starts}", {}

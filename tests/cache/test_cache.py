@@ -65,17 +65,26 @@ def walk(loaded, tokens, prompt_tokens=30, **settings):
         yield cache
 
 
-@pytest.mark.parametrize("interval", [1, 64, 300])
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_4000_tokens_stay_within_the_budget_and_the_buffers(tmp_path, family, interval):
+@pytest.mark.parametrize(
+    ("tokens", "budget", "interval"),
+    [
+        *((500, 32, interval) for interval in (1, 8, 37)),
+        *(pytest.param(4000, 256, interval, marks=pytest.mark.long) for interval in (1, 64, 300)),
+    ],
+)
+def test_15_budgets_of_tokens_stay_within_the_budget_and_the_buffers(
+    tmp_path, family, tokens, budget, interval
+):
     most, allocated, pointers = 0, set(), set()
-    for cache in walk(loaded_tiny(tmp_path, family), 4000, budget=256, recent=64, interval=interval):
+    how = {"budget": budget, "recent": budget // 4, "interval": interval}
+    for cache in walk(loaded_tiny(tmp_path, family), tokens, **how):
         reading = cache.reading()
         most = max(most, cache.lanes[0].most_held)
         allocated.add(reading.allocated_bytes)
         pointers.add(tuple(tensor.data_ptr() for tensor in cache.tensors().values()))
-        assert reading.kept_generated <= 256
-    assert most == 257  # the budget, and the current token before its eviction
+        assert reading.kept_generated <= budget
+    assert most == budget + 1  # the budget, and the current token before its eviction
     assert len(allocated) == len(pointers) == 1
     assert reading.moved_bytes == 0 and reading.evictions >= 12 and reading.reference_moved_bytes > 0
     assert cache.audit().passed and cache.audit().policy_active

@@ -142,8 +142,10 @@ def test_graphs_of_every_length_and_eviction_write_the_plain_text(models, family
     assert job.step._logits.isfinite().all()
 
 
-@pytest.mark.parametrize("scorer", SCORERS)
-@pytest.mark.parametrize("interval", [1, 5])
+@pytest.mark.parametrize(
+    ("scorer", "interval"),
+    [*((scorer, 1) for scorer in SCORERS), ("attention", 5), ("accumulated", 5), ("rkv", 5)],
+)
 def test_no_step_and_no_eviction_asks_the_device(models, scorer, interval):  # noqa: F811
     chosen = settings_of(
         **{"decode.scorer": scorer, "decode.interval": interval, "sampling.temperature": 0.0}

@@ -18,6 +18,7 @@ from scope_cli.policies.view import LaneFacts
 from tests.engine.test_lanes import SCORERS, models, named, settings_of, work_of  # noqa: F401  some are fixtures
 
 LANES = 2
+FEW = ("attention", "accumulated", "lru", "rkv", "random", "tri")  # of each kind of memory and view one
 
 
 def job_of(loaded, chosen, works, compiled, told=None, lanes=LANES):
@@ -68,7 +69,10 @@ def test_compiled_and_plain_agree_over_hundreds_of_steps_and_it_is_compiled_once
 @pytest.mark.parametrize(
     ("family", "scorer", "budget", "interval"),
     [
-        *(("llama", scorer, 11 + number % 2, 1) for number, scorer in enumerate(SCORERS)),
+        *(
+            pytest.param("llama", scorer, 11 + number % 2, 1, marks=[] if scorer in FEW else pytest.mark.long)
+            for number, scorer in enumerate(SCORERS)
+        ),
         ("gemma3", "knorm", 12, 5),
         ("llama-mqa", "attention", 13, 5),
     ],
@@ -100,7 +104,11 @@ COMPRESSED = {"prefill.method": "snapkv", "prefill.budget": 30, "prefill.window"
 OWN_SIZE = {**COMPRESSED, "prefill.wrap": [{"name": "adakv"}]}  # each prompt has layers of its own
 
 
-@pytest.mark.parametrize("prompts", [(90, 70), (90, 25, 80), (25, 90)], ids=str)
+@pytest.mark.parametrize(
+    "prompts",
+    [(90, 25, 80), *(pytest.param(few, marks=pytest.mark.long) for few in ((90, 70), (25, 90)))],
+    ids=str,
+)
 @pytest.mark.parametrize(
     ("family", "more"),
     [

@@ -13,6 +13,7 @@ from scope_cli.settings.schema import ModelSettings
 from tests.cache.test_cache import loaded_tiny
 from tests.measure.evaluate.newest_go import broken
 
+FEW = ("output-fact", "list")  # a kind with three questions and one with many; each takes 13 CPU seconds
 SMALL = {"decode.budget": 24, "decode.interval": 6}
 
 
@@ -68,7 +69,9 @@ def embedded():
 
 
 @pytest.mark.real_model
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in FEW else pytest.mark.long) for kind in KINDS]
+)
 def test_a_policy_that_evicts_the_newest_is_caught_by_every_probe(embedded, kind, monkeypatch):
     """Caught: its answers are less probable than the full cache's, also where the interval leaves doubt.
 

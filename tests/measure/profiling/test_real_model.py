@@ -12,7 +12,7 @@ pytestmark = pytest.mark.real_model
 @pytest.mark.parametrize(
     ("prompt_tokens", "keys"),
     [
-        (200, {"decode.strategy": "slide", "model.load_in": None}),
+        pytest.param(200, {"decode.strategy": "slide", "model.load_in": None}, marks=pytest.mark.long),
         (600, {"decode.strategy": "adaptive", "prefill.method": "snapkv", "prefill.budget": "50%"}),
     ],
 )
