@@ -1,5 +1,6 @@
 // Attention over lanes.h: included once for each width of register.
 #include <cstddef>
+#include <type_traits>
 
 #include "attention.h"
 #include "lanes.h"
@@ -70,6 +71,14 @@ inline const float* rows_of(const void* stored, int format, const uint16_t* grou
     }
     memset(tile + count * wide, 0, (size_t)(TILE - count) * wide * sizeof(float));
     return tile;
+}
+
+// f(how many, the first) until all queries of a group have had their turn: Q of them at a time, then the rest.
+template <int Q, class F>
+inline void some_queries(int group, const F& f, int q = 0) {
+    for (; q + Q <= group; q += Q) f(std::integral_constant<int, Q>(), q);
+    if constexpr (Q > 1)
+        if (q < group) some_queries<Q - 1>(group, f, q);
 }
 
 // Products of Q queries with the keys of a tile: [Q, TILE].
@@ -165,12 +174,11 @@ void piece(const scope_slots& layer, long head, int piece, const Query& query, f
         }
         if (any) {
             const float* keys = rows_of(layer.keys, layer.key_format, layer.key_scales, at, count, head_dim, tile);
-            int q = 0;
-            for (; q + QUERIES <= group; q += QUERIES)
-                multiply_keys<QUERIES>(query.rows + q * wide, keys, wide, weights + q * TILE);
-            for (; q < group; q++) multiply_keys<1>(query.rows + q * wide, keys, wide, weights + q * TILE);
+            some_queries<QUERIES>(group, [&](auto some, int q) {
+                multiply_keys<some()>(query.rows + q * wide, keys, wide, weights + q * TILE);
+            });
             if (layer.key_format == SCOPE_INT8) scale(weights, group, layer.key_scales + at, count);
-            for (q = 0; q < group; q++)
+            for (int q = 0; q < group; q++)
                 for (int s = 0; s < TILE; s += WIDTH) {
                     V logit = load(weights + q * TILE + s);
                     if (query.cap > 0) logit = mul(tanh(divide(logit, all(query.cap))), all(query.cap));
@@ -186,10 +194,9 @@ void piece(const scope_slots& layer, long head, int piece, const Query& query, f
         if (layer.value_format == SCOPE_INT8) scale(weights, group, layer.value_scales + at, count);
         const float* values =
             rows_of(layer.values, layer.value_format, layer.value_scales, at, count, head_dim, tile);
-        int q = 0;
-        for (; q + QUERIES <= group; q += QUERIES)
-            add_values<QUERIES>(weights + q * TILE, values, wide, parts + q * stride + 2, stride);
-        for (; q < group; q++) add_values<1>(weights + q * TILE, values, wide, parts + q * stride + 2, stride);
+        some_queries<QUERIES>(group, [&](auto some, int q) {
+            add_values<some()>(weights + q * TILE, values, wide, parts + q * stride + 2, stride);
+        });
     }
 }
 

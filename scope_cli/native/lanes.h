@@ -35,7 +35,7 @@ constexpr int WIDTH = 16;
 
 using V = __m512;
 constexpr int SUMS = 8;    // sums that `sums` takes at once
-constexpr int QUERIES = 2;  // that share what was loaded; as many as the registers hold
+constexpr int QUERIES = 3;  // that share what was loaded; as many as the registers hold
 constexpr int CHUNKS = 4;   // of 16 numbers that are added up side by side
 
 inline V all(float x) { return _mm512_set1_ps(x); }
