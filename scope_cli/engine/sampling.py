@@ -1,18 +1,17 @@
-"""Logits in, next ids out: transformers' processors in the profile's order."""
+"""Logits in, next ids out: transformers' processors, then what cuts off the improbable, then a draw.
+
+The vocabulary is sorted only where it must be: on a CPU, top_p and min_p without top_k look at the few
+hundred likeliest tokens, unless these hold too little of the whole.
+"""
 
 import torch
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    MinNewTokensLengthLogitsProcessor,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper
 
 from scope_cli.settings.schema import SamplingSettings
+
+NEVER = 2**62  # tokens
+LIKELIEST = 512  # tokens that top_p and min_p look at first
 
 
 class Sampler:
@@ -29,8 +28,7 @@ class Sampler:
         """`seed` takes the place of the settings' own, for lanes that must not write the same text."""
         self._greedy = settings.temperature == 0
         self._processors = _processors(settings, prompt_tokens, eos_ids, device)
-        self._top_k = settings.top_k
-        self._warpers = _warpers(settings)
+        self._top_k, self._top_p, self._min_p = settings.top_k, settings.top_p, settings.min_p or 0.0
         self._generator = torch.Generator(device).manual_seed(settings.seed if seed is None else seed)
 
     def pick(self, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,22 +46,44 @@ class Sampler:
             picked = scores.argmax(-1, keepdim=True)  # [1, 1]
             weight = scores.gather(1, picked)
         else:
-            picked, weight = self._draw(scores, ids)
+            picked, weight = self._draw(scores)
         logprob = logits.log_softmax(-1).gather(1, picked)
         return picked[0], (logprob + (weight - weight))[0]  # adds 0, or NaN
 
-    def _draw(self, scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """An id and its probability, [1, 1] both.
+    def _draw(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """An id and its probability, [1, 1] both."""
+        probabilities, at = self._candidates(scores)
+        reached = probabilities.double().cumsum(-1)
+        total = reached[:, -1:]
+        chance = torch.rand(1, 1, dtype=torch.float64, device=scores.device, generator=self._generator)
+        # the first that reaches beyond, which has a share; where there are no numbers, any
+        drawn = torch.searchsorted(reached, chance * total, right=True).clamp(max=reached.shape[-1] - 1)
+        weight = probabilities.gather(1, drawn) / total.float()
+        return drawn if at is None else at.gather(1, drawn), weight
 
-        After top_k only k scores are looked at: the same, and the vocabulary is not sorted.
-        """
-        at = None
+    def _candidates(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What may be drawn: shares, [1, some], and their ids; None: the whole vocabulary in its order."""
+        vocab = scores.shape[-1]
         if self._top_k is not None:
-            scores, at = scores.topk(min(self._top_k, scores.shape[-1]))
-        probabilities = self._warpers(ids, scores).softmax(-1)
-        # one NaN makes all of them NaN; multinomial would raise, or on a GPU end the process
-        drawn = torch.multinomial(probabilities.nan_to_num(nan=1.0), 1, generator=self._generator)
-        return drawn if at is None else at.gather(1, drawn), probabilities.gather(1, drawn)
+            some, at = scores.topk(min(self._top_k, vocab))
+            return self._cut(some.softmax(-1)), at
+        if self._top_p == 1 and not self._min_p:
+            return scores.softmax(-1), None
+        if scores.device.type == "cpu" and vocab > LIKELIEST:
+            some, at = scores.topk(LIKELIEST)
+            shares = (some - scores.logsumexp(-1, keepdim=True)).exp()
+            if shares.sum() >= self._top_p or shares[0, -1] < self._min_p * shares[0, 0]:
+                return self._cut(shares), at
+        some, at = scores.sort(descending=True)
+        return self._cut(some.softmax(-1)), at
+
+    def _cut(self, shares: Tensor) -> Tensor:
+        """The likeliest that reach top_p together, and of those the ones from min_p times the first on.
+
+        shares: [1, some], the likeliest first
+        """
+        keeps = (shares.cumsum(-1) - shares < self._top_p) & (shares >= self._min_p * shares[:, :1])
+        return shares.where(keeps, 0)  # nothing is left where any is no number
 
 
 def _processors(
@@ -72,10 +92,9 @@ def _processors(
     """What changes scores; only those that do something."""
     chain = LogitsProcessorList()
     if eos_ids and settings.ignore_eos:
-        chain.append(SuppressTokensLogitsProcessor(eos_ids, device=device))
+        chain.append(Forbidden(eos_ids, NEVER, device))
     elif eos_ids and settings.min_new_tokens:
-        minimum = settings.min_new_tokens
-        chain.append(MinNewTokensLengthLogitsProcessor(prompt_tokens, minimum, list(eos_ids), device=device))
+        chain.append(Forbidden(eos_ids, prompt_tokens + settings.min_new_tokens, device))
     if settings.repetition_penalty != 1:
         penalty = settings.repetition_penalty
         chain.append(RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=prompt_tokens))
@@ -84,11 +103,17 @@ def _processors(
     return chain
 
 
-def _warpers(settings: SamplingSettings) -> LogitsProcessorList:
-    """What cuts off the improbable, after top_k."""
-    chain = LogitsProcessorList()
-    if settings.top_p < 1:
-        chain.append(TopPLogitsWarper(settings.top_p))
-    if settings.min_p:
-        chain.append(MinPLogitsWarper(settings.min_p))
-    return chain
+class Forbidden:
+    """Ids that are never picked, or not among the first tokens of the output.
+
+    As transformers' processors, which search the vocabulary for them at every token.
+    """
+
+    def __init__(self, ids: tuple[int, ...], until: int, device: torch.device | str) -> None:
+        """until: tokens, prompt and output, from which on they may be picked"""
+        self._ids, self._until = torch.tensor(ids, device=device), until
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if input_ids.shape[-1] >= self._until:
+            return scores
+        return scores.index_fill(-1, self._ids, -torch.inf)
