@@ -19,8 +19,9 @@ if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # before anybody imports the co
 
 from scope_cli import cli
 from tests.helpers.cost import SLOW, function_of
-from tests.native_library import native  # noqa: F401  a fixture
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.lanes import models, named  # noqa: F401  fixtures, as the next
+from tests.helpers.native_library import native  # noqa: F401
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 settings.register_profile("scope", deadline=None)  # shared machines are slow at times
 settings.load_profile("scope")

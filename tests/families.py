@@ -35,7 +35,7 @@ from scope_cli.models.model import open_model
 from scope_cli.models.registry import hushed
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import Profile
-from tests.tiny import tiny_tokenizer
+from tests.helpers.tiny import tiny_tokenizer
 
 PROMPT, WRITTEN = 700, 60  # more than a chunk on a CPU; tokens
 VOCAB = 300

@@ -1,6 +1,5 @@
 """The scripts of benchmarks/: their commands are commands, their arithmetic and their tables are right."""
 
-import importlib.util
 import json
 import os
 import shlex
@@ -11,18 +10,8 @@ from pathlib import Path
 import pytest
 
 from scope_cli.models.random_weights import CONFIGS
-from tests.test_docs import parse
-
-ROOT = Path(__file__).parent.parent
-BENCHMARKS = ROOT / "benchmarks"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+from tests.helpers.pages import parse
+from tests.helpers.scripts import BENCHMARKS, ROOT, load
 
 
 def run(*argv, **env):

@@ -9,9 +9,9 @@ from scope_cli import cli
 from scope_cli.measure.evaluate.fidelity import KnownText, Reference, measure
 from scope_cli.models.model import open_model
 from scope_cli.settings.schema import ModelSettings
-from tests.cache.test_cache import loaded_tiny
-from tests.test_benchmarks import load
-from tests.tiny import tiny_model
+from tests.helpers.caches import loaded_tiny
+from tests.helpers.scripts import load
+from tests.helpers.tiny import tiny_model
 
 claims = load("claims")
 SHORT_LAGS, drift, equal_bytes = claims.SHORT_LAGS, claims.drift, claims.equal_bytes

@@ -6,17 +6,12 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
-from typer.main import get_command
 
-from scope_cli import cli, errors
+from scope_cli import errors
 from scope_cli.events import Audit, Reading
-
-ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+from tests.helpers.pages import PAGES, README, ROOT
 
 
 def load_build():
@@ -37,23 +32,6 @@ def slug(heading):
 def prose(page):
     """A page without its code blocks."""
     return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-
-
-def blocks(page, *languages):
-    """The code blocks of some languages; a line that ends with a backslash goes on in the next."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    return [text.replace("\\\n", " ") for language, text in found if language in languages]
-
-
-def parse(argv):
-    """Walk down to the command that argv names; typer raises where an option or argument is not known."""
-    command, context, name = get_command(cli.app), None, "scope"
-    while True:
-        context = command.make_context(name, list(argv), parent=context)
-        rest = [*context._protected_args, *context.args] if hasattr(command, "commands") else []
-        if not rest:  # a group may be a command as well: scope profile
-            return context.params
-        name, command, argv = command.resolve_command(context, rest)
 
 
 def test_the_generated_pages_are_fresh():

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scope_cli.models.registry import hushed
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<end>{% endfor %}"

@@ -16,9 +16,9 @@ from scope_cli.engine.step import EagerStep, GraphStep
 from scope_cli.events import Token
 from scope_cli.machine.memory import PeakMeter
 from scope_cli.policies import plugins
-from tests.cache.test_cache import loaded_tiny
-from tests.engine.test_lanes import settings_of, work_of
-from tests.tiny import FAMILIES
+from tests.helpers.caches import loaded_tiny
+from tests.helpers.lanes import settings_of, work_of
+from tests.helpers.tiny import FAMILIES
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from scope_cli.policies import plugins
+from tests.helpers.configs import LLAMA_8B
 from tests.helpers.imported import imported_by
-from tests.measure.profiling.configs import LLAMA_8B
 
 PACKAGE = Path(__file__).parent.parent / "scope_cli"
 # From the ground up: a folder or file imports what stands above its own line here, and nothing below it.

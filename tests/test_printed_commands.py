@@ -23,10 +23,9 @@ from scope_cli.errors import ScopeError
 from scope_cli.measure.bench import engine, peers
 from scope_cli.measure.profiling import runner, source
 from scope_cli.models import model, registry
-from tests.measure.evaluate.test_compare import fidelity, result
-from tests.measure.profiling.configs import LLAMA_8B
-from tests.measure.profiling.test_pictures import made_up
-from tests.test_docs import PAGES, ROOT, blocks, parse
+from tests.helpers.configs import LLAMA_8B
+from tests.helpers.pages import PAGES, ROOT, blocks, parse
+from tests.helpers.results import fidelity, made_up, result
 
 EMBEDDED_SHAPE = {
     "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,

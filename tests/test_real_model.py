@@ -8,7 +8,7 @@ import torch
 
 from scope_cli.models.model import LoadedModel, open_model
 from scope_cli.settings.schema import ModelSettings, PromptSettings
-from tests.test_same_tokens import plain, write
+from tests.helpers.greedy import plain, write
 
 pytestmark = pytest.mark.real_model
 TOKENS = 64

@@ -7,7 +7,7 @@ import torch
 
 from scope_cli.batch.ledger import Ledger
 from scope_cli.batch.work import unpacked
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}{{ '/' + m.name if m.name }}]{{ m.content }}\n{% endfor %}"

@@ -565,7 +565,7 @@ def test_whatever_one_row_raises_it_fails_alone(run, out, whole, monkeypatch, er
 
 
 def test_a_template_that_breaks_on_one_conversation_fails_it_alone(run, tmp_path, out):
-    from tests.tiny import tiny_model, tiny_tokenizer
+    from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
     template = (
         "{% for m in messages %}{% if 'add' in m.content %}{{ 'a' + 5 }}{% endif %}"

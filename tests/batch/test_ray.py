@@ -10,13 +10,13 @@ import pytest
 
 from scope_cli import cli
 from scope_cli.batch.ledger import Ledger
-from tests.batch.test_kill import argv, check_it_is_whole, prompts, texts, whole  # noqa: F401
+from tests.helpers.jobs import argv, check_it_is_whole, texts
 
 pytest.importorskip("ray", reason="Ray is an extra: pip install 'scope-cli[ray]'")
 
 
 @pytest.fixture
-def run(prompts, tiny_folder, tmp_path, capfd, monkeypatch):  # noqa: F811
+def run(prompts, tiny_folder, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
@@ -30,7 +30,7 @@ def run(prompts, tiny_folder, tmp_path, capfd, monkeypatch):  # noqa: F811
 
 
 def test_a_killed_workers_rows_are_run_by_others_and_every_text_is_that_of_one_machine(
-    run, tmp_path, whole, monkeypatch  # noqa: F811
+    run, tmp_path, whole, monkeypatch
 ):  # fmt: skip
     from scope_cli.batch.desk import Desk
     from scope_cli.batch.on_ray import RayEngine
@@ -62,7 +62,7 @@ def test_a_killed_workers_rows_are_run_by_others_and_every_text_is_that_of_one_m
 
 
 @pytest.mark.long
-def test_ctrl_c_reaches_the_workers_and_the_job_goes_on_here(run, tmp_path, whole, prompts, tiny_folder):  # noqa: F811
+def test_ctrl_c_reaches_the_workers_and_the_job_goes_on_here(run, tmp_path, whole, prompts, tiny_folder):
     def interrupt():
         while not list((tmp_path / "out").rglob("*.part")):
             time.sleep(0.02)

@@ -10,7 +10,7 @@ import pytest
 
 from scope_cli.batch.ledger import Ledger, Row
 from scope_cli.batch.report import busy_s, write_report
-from tests.patience import PATIENCE_S
+from tests.helpers.patience import PATIENCE_S
 
 READING = {"held_bytes": 3_000_000, "full_bytes": 9_000_000}
 EVIL = "<script>alert(1)</script> & co.txt"

@@ -14,7 +14,7 @@ import pytest
 from scope_cli.batch.ledger import Ledger
 from scope_cli.batch.presence import Presence
 from scope_cli.batch.work import seed_of
-from tests.forked import Forked
+from tests.helpers.forked import Forked
 
 WORDS = "The keeper of the lighthouse wrote every evening, and "
 

@@ -20,9 +20,9 @@ from scope_cli.errors import ModelError
 from scope_cli.models.model import open_model
 from scope_cli.settings.load import load_profile
 from scope_cli.settings.schema import ModelSettings
-from tests.forked import Piped
-from tests.patience import until
-from tests.tiny import SHAPE, tiny_tokenizer
+from tests.helpers.forked import Piped
+from tests.helpers.patience import until
+from tests.helpers.tiny import SHAPE, tiny_tokenizer
 
 PROMPT = "The keeper of the lighthouse wrote every evening, and "
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from scope_cli.machine import memory
-from tests.forked import Piped
-from tests.measure.profiling.configs import GEMMA3_27B, LLAMA_8B
+from tests.helpers.configs import GEMMA3_27B, LLAMA_8B
+from tests.helpers.forked import Piped
 
 
 @pytest.fixture

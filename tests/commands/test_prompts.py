@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.models.test_stops import END, EOS, scripted
+from tests.helpers.scripted import END, EOS, scripted
 
 CHAT = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}<end>{% endfor %}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.patience import PATIENCE_S
+from tests.helpers.patience import PATIENCE_S
 
 ON_STDOUT = [
     ["--version"],

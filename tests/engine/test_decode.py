@@ -16,21 +16,13 @@ from scope_cli.engine.run import policy_of
 from scope_cli.models.model import geometry_of
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import Profile
-from tests.oracle import Oracle
-from tests.tiny import tiny_model
+from tests.helpers.caches import finish
+from tests.helpers.oracle import Oracle
+from tests.helpers.tiny import tiny_model
 
 torch.set_num_threads(1)
 MODELS = {family: tiny_model(family) for family in ("llama", "llama-mha", "qwen3", "gemma3")}
 ORACLES = {family: tiny_model(family, attention="oracle") for family in MODELS}
-
-
-def finish(generator):
-    """Run a generator to its end and give what it returns."""
-    while True:
-        try:
-            next(generator)
-        except StopIteration as end:
-            return end.value
 
 
 def sample_text(prompt_tokens, steps) -> list[int]:

@@ -12,7 +12,7 @@ from scope_cli.engine.step import GraphStep
 from scope_cli.events import Token
 from scope_cli.machine.memory import PeakMeter
 from scope_cli.policies import plugins
-from tests.engine.test_lanes import models, settings_of, work_of  # noqa: F401  models is a fixture
+from tests.helpers.lanes import settings_of, work_of
 
 SCORERS = [name for name in plugins.names("scorers") if name != "tri"]  # tri needs a file of its own
 WAITS = {  # what makes the host wait for a device, and cannot be recorded
@@ -116,7 +116,7 @@ def texts_of(loaded, chosen, works, lanes, recorders=None, told=None, fixed_read
         ("gemma3", "slide", 1),
     ],
 )
-def test_graphs_of_every_length_and_eviction_write_the_plain_text(models, family, strategy, lanes):  # noqa: F811
+def test_graphs_of_every_length_and_eviction_write_the_plain_text(models, family, strategy, lanes):
     """Evictions are recorded before steps of longer prefixes: nothing that one leaves may be the other's."""
     chosen = settings_of(
         **{
@@ -146,7 +146,7 @@ def test_graphs_of_every_length_and_eviction_write_the_plain_text(models, family
     ("scorer", "interval"),
     [*((scorer, 1) for scorer in SCORERS), ("attention", 5), ("accumulated", 5), ("rkv", 5)],
 )
-def test_no_step_and_no_eviction_asks_the_device(models, scorer, interval):  # noqa: F811
+def test_no_step_and_no_eviction_asks_the_device(models, scorer, interval):
     chosen = settings_of(
         **{"decode.scorer": scorer, "decode.interval": interval, "sampling.temperature": 0.0}
     )
@@ -156,7 +156,7 @@ def test_no_step_and_no_eviction_asks_the_device(models, scorer, interval):  # n
     assert graphs == plain and job.step._evictions
 
 
-def test_other_sizes_get_another_recorder_and_old_graphs_go(models):  # noqa: F811
+def test_other_sizes_get_another_recorder_and_old_graphs_go(models):
     """Memory whose last graph is gone is gone itself: to record into it is an error of CUDA's."""
     chosen = settings_of(
         **{
@@ -179,7 +179,7 @@ def test_other_sizes_get_another_recorder_and_old_graphs_go(models):  # noqa: F8
 
 
 @pytest.mark.parametrize("refuses_at", [1, 2, 3])
-def test_a_recording_that_fails_half_way_is_one_warning_and_the_right_text(models, refuses_at):  # noqa: F811
+def test_a_recording_that_fails_half_way_is_one_warning_and_the_right_text(models, refuses_at):
     chosen = settings_of(**{"sampling.temperature": 0.0, "decode.strategy": "slide"})
     works = [work_of(models["llama"], chosen, seed, 20, 60, temperature=0.0) for seed in range(2)]
     plain, _ = texts_of(models["llama"], chosen, works, 1)

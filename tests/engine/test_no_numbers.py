@@ -11,7 +11,7 @@ from scope_cli.engine import run as generate_module
 from scope_cli.engine.decode import decode
 from scope_cli.engine.sampling import Sampler
 from scope_cli.settings.schema import SamplingSettings
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 PROMPT = "The keeper of the lighthouse wrote every evening, and "
 FINE = "And nobody ever read a single word of what it said."

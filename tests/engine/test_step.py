@@ -15,7 +15,7 @@ from scope_cli.events import Token
 from scope_cli.machine.memory import PeakMeter
 from scope_cli.models.attention import attention_of, decoder_layers
 from scope_cli.policies.view import LaneFacts
-from tests.engine.test_lanes import SCORERS, models, named, settings_of, work_of  # noqa: F401  some are fixtures
+from tests.helpers.lanes import SCORERS, settings_of, work_of
 
 LANES = 2
 FEW = ("attention", "accumulated", "lru", "rkv", "random", "tri")  # of each kind of memory and view one
@@ -40,7 +40,7 @@ def texts_of(job, works, watch=lambda: None):
 
 @pytest.mark.parametrize(("family", "interval"), [("llama", 2), ("gemma3", 2), ("llama", 1), ("llama", 8)])
 def test_compiled_and_plain_agree_over_hundreds_of_steps_and_it_is_compiled_once(
-    models,  # noqa: F811
+    models,
     family,
     interval,
 ):
@@ -78,8 +78,8 @@ def test_compiled_and_plain_agree_over_hundreds_of_steps_and_it_is_compiled_once
     ],
 )
 def test_a_compiled_lane_is_bit_for_bit_the_same_with_other_neighbours(
-    models,  # noqa: F811
-    named,  # noqa: F811
+    models,
+    named,
     family,
     scorer,
     budget,
@@ -121,7 +121,7 @@ OWN_SIZE = {**COMPRESSED, "prefill.wrap": [{"name": "adakv"}]}  # each prompt ha
     ids=lambda value: value if isinstance(value, str) else "-".join(key.split(".")[-1] for key in value),
 )
 def test_compressed_prompts_that_follow_one_another_are_each_written_as_alone_and_not_compiled(
-    models,  # noqa: F811
+    models,
     family,
     more,
     prompts,
@@ -151,7 +151,7 @@ def test_compressed_prompts_that_follow_one_another_are_each_written_as_alone_an
             assert token == other and abs(logprob - other_logprob) < 1e-3
 
 
-def test_the_read_lengths_are_few_and_compiled_once_each(models):  # noqa: F811
+def test_the_read_lengths_are_few_and_compiled_once_each(models):
     loaded = models["llama"]
     chosen = settings_of(**{"decode.strategy": "full"})
     works = [work_of(loaded, chosen, 1, 10, 600)]
@@ -175,7 +175,7 @@ def test_compiled_code_is_kept_for_one_kind_of_cpu(monkeypatch, tmp_path, kind):
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
 
 
-def test_a_failed_compilation_is_one_warning_and_the_right_text(models, monkeypatch):  # noqa: F811
+def test_a_failed_compilation_is_one_warning_and_the_right_text(models, monkeypatch):
     loaded = models["llama"]
     chosen = settings_of(**{"decode.interval": 1})
     works = [work_of(loaded, chosen, seed, 10, 20) for seed in range(2)]
@@ -205,7 +205,7 @@ def test_a_gpu_compiles_a_long_output_and_a_cpu_none():
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 @pytest.mark.parametrize("scorer", ["attention", "accumulated", "rkv", "random"])
-def test_a_step_in_which_nobody_writes_or_evicts_changes_nothing(models, family, scorer):  # noqa: F811
+def test_a_step_in_which_nobody_writes_or_evicts_changes_nothing(models, family, scorer):
     """What the warm-up of a CUDA graph relies on."""
     loaded, chosen = models[family], settings_of(**{"decode.scorer": scorer})
     works = [work_of(loaded, chosen, seed, 10, 40) for seed in range(2)]
@@ -222,7 +222,7 @@ def test_a_step_in_which_nobody_writes_or_evicts_changes_nothing(models, family,
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("interval", [1, 5])
-def test_captured_steps_and_evictions_give_the_plain_text(models, interval):  # noqa: F811
+def test_captured_steps_and_evictions_give_the_plain_text(models, interval):
     plain = models["llama"]
     opened = replace(plain.opened, device=torch.device("cuda", 0))
     loaded = replace(plain, model=plain.model.to("cuda"), opened=opened)
@@ -237,7 +237,7 @@ def test_captured_steps_and_evictions_give_the_plain_text(models, interval):  # 
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3-scaled"])
-def test_layers_are_told_their_modules_scale_and_the_output_weight_where_it_counts(models, family):  # noqa: F811
+def test_layers_are_told_their_modules_scale_and_the_output_weight_where_it_counts(models, family):
     loaded = models[family]
     modules = [layer.self_attn for layer in decoder_layers(loaded.model)]
     for weighs in (False, True):

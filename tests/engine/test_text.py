@@ -3,44 +3,10 @@
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from scope_cli.engine.text import BROKEN, PATIENCE, TextStream
-
-SAMPLE = "The river rose. The river fell.\n\n水位上升。水位下降。 naïve e\u0301te\u0301 \U0001f30a\U0001f30a!"
-
-
-def byte_level() -> PreTrainedTokenizerFast:
-    """As SmolLM2 and Qwen have it; the merges come from SAMPLE, so other characters fall into bytes."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=330,
-        special_tokens=["<s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([SAMPLE] * 3, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
-def metaspace() -> PreTrainedTokenizerFast:
-    """As Llama 2 has it: ▁ is a space, dropped at the very front; what has no token is spelt in bytes."""
-    merges = [("▁", "T"), ("▁T", "h"), ("▁Th", "e"), ("▁", "r"), ("i", "v"), ("▁r", "iv")]
-    pieces = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *sorted({*SAMPLE[:32]}), "水"]
-    pieces += ["".join(pair) for pair in merges]
-    vocab = {piece: number for number, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.add_special_tokens(["<unk>", "<s>"])
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
+from tests.helpers.tokenizers import SAMPLE, byte_level, metaspace
 
 TOKENIZERS = {"byte_level": byte_level(), "metaspace": metaspace()}
 both = pytest.mark.parametrize("kind", TOKENIZERS)

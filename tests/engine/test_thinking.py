@@ -10,7 +10,8 @@ from scope_cli.errors import UsageError
 from scope_cli.events import Failed, Token
 from scope_cli.sinks.base import text_of
 from scope_cli.sinks.thinking import WithoutThinking
-from tests.sinks.conftest import READING, _run
+from tests.helpers.readings import READING
+from tests.sinks.conftest import _run
 
 BEGINS, ENDS = 500, 501
 TAGS = Tags(BEGINS, ENDS)

@@ -15,7 +15,7 @@ import torch
 from scope_cli.errors import ModelError
 from scope_cli.machine import memory
 from scope_cli.units import parse_bytes
-from tests.patience import until
+from tests.helpers.patience import until
 
 MIB = 2**20
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from scope_cli.errors import ModelError
 from scope_cli.models import catalogue, registry
 from scope_cli.models.catalogue import KNOWN
 from scope_cli.models.registry import find
-from tests.models.test_registry import REVISION, network, write_model  # noqa: F401  a fixture
+from tests.helpers.hub import REVISION, network, write_model  # noqa: F401  a fixture
 
 PARAMETERS = {  # as their publishers count them
     "qwen3-0.6b": 596_049_920,

@@ -6,14 +6,18 @@ import signal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from tokenizers import processors
 
 from scope_cli.errors import UsageError
 from scope_cli.models import chat as chat_module
 from scope_cli.models.chat import Chat, _any_of
 from scope_cli.settings.schema import PromptSettings
-from tests.engine.test_text import byte_level, metaspace
+from tests.helpers.tokenizers import (
+    ADDED,
+    SPECIAL,
+    TOKENIZERS,
+    every_tokenizer,
+)
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -37,7 +41,6 @@ THINKING = (  # as Qwen 3 has it
     "{% endif %}"
 )
 TEMPLATES = {"chatml": CHATML, "stripping": STRIPPING, "thinking": THINKING}
-SPECIAL, ADDED = ["<|im_start|>", "<|im_end|>", "<s>", "</s>"], ["<think>", "</think>"]
 WORDS = ["river", " ", "\n", "水", "é", "\U0010ff00", "\U0010ff01", "<|im_", "end|>", "[INST]"]
 harmless = (
     st.lists(st.sampled_from(WORDS), min_size=1, max_size=8)
@@ -45,30 +48,6 @@ harmless = (
     .filter(lambda text: text.strip() and not any(name in text for name in [*SPECIAL, *ADDED]))
 )
 forged = st.lists(st.sampled_from([*WORDS, *SPECIAL, *ADDED]), min_size=1, max_size=10).map("".join)
-
-
-def with_tokens(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL[:2]])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ADDED])
-    return tokenizer
-
-
-def unigram() -> PreTrainedTokenizerFast:
-    """Whose vocabulary has the names of control tokens as ordinary pieces."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"<s/>river"]
-    vocab = [(piece, -float(at)) for at, piece in enumerate(dict.fromkeys(pieces))]
-    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=0, byte_fallback=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
-
-
-TOKENIZERS = {"byte_level": with_tokens(byte_level()), "metaspace": with_tokens(metaspace()),
-              "unigram": with_tokens(unigram())}  # fmt: skip
-every_tokenizer = pytest.mark.parametrize("kind", TOKENIZERS)
 
 
 def chat(kind: str, template: str | None) -> Chat:

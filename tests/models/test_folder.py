@@ -11,7 +11,7 @@ from scope_cli.errors import ModelError
 from scope_cli.models.folder import header_of, read_json, weight_files
 from scope_cli.models.model import open_model
 from scope_cli.settings.schema import ModelSettings
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 WEIGHTS = "model.safetensors"

@@ -5,23 +5,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from scope_cli.models import packed
 from scope_cli.models.packed import PackedEmbedding, PackedLinear, pack, packed_bytes
-from tests.capability import AVX2, PLAIN, run_as
-
-SIZES = {
-    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
-}  # fmt: skip
-CONFIGS = {
-    "tied": LlamaConfig(**SIZES, tie_word_embeddings=True),
-    "untied": LlamaConfig(**SIZES, tie_word_embeddings=False),
-    "odd": LlamaConfig(**{**SIZES, "vocab_size": 100, "intermediate_size": 72}, tie_word_embeddings=True),
-    "scaled embedding": Gemma3TextConfig(**SIZES),
-    "bias": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
-}
+from tests.helpers.capability import AVX2, PLAIN, run_as
+from tests.helpers.packable import CONFIGS
 
 
 def linear(weight, bias=None):

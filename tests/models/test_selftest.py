@@ -13,7 +13,7 @@ from scope_cli.models import attention, selftest
 from scope_cli.models import model as model_module
 from scope_cli.models.model import open_model
 from scope_cli.settings.schema import ModelSettings
-from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from tests.helpers.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 SIZES = {
     "vocab_size": 128,

@@ -10,8 +10,8 @@ from scope_cli.errors import ModelError
 from scope_cli.models.formats import plain_bytes
 from scope_cli.models.model import geometry_of, weight_bytes
 from scope_cli.models.shapes import read_shape, shape_of, stored_shapes
-from tests.measure.profiling.configs import GEMMA3_27B, LLAMA_8B, LLAMA_70B, QWEN3_8B
-from tests.tiny import FAMILIES, SHAPE, tiny_model
+from tests.helpers.configs import GEMMA3_27B, LLAMA_8B, LLAMA_70B, QWEN3_8B
+from tests.helpers.tiny import FAMILIES, SHAPE, tiny_model
 
 PUBLISHED = {"llama-8b": LLAMA_8B, "llama-70b": LLAMA_70B, "qwen3-8b": QWEN3_8B, "gemma3-27b": GEMMA3_27B}
 NO_HEAD_DIM = {key: value for key, value in SHAPE.items() if key != "head_dim"}

@@ -8,8 +8,8 @@ from scope_cli.engine.step import EagerStep, NativeStep, new_step
 from scope_cli.models import decoders
 from scope_cli.models.model import geometry_of
 from scope_cli.models.step_test import why_not_native
-from tests.engine.test_lanes import models, settings_of, work_of  # noqa: F401  models is a fixture
 from tests.families import model_of
+from tests.helpers.lanes import settings_of, work_of
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_a_model_that_is_in_no_row_is_told(native, tmp_path):
     assert asked("gpt2", tmp_path) == "gpt2 models are not in its table"
 
 
-def test_who_does_not_get_the_native_step_reads_one_note(native, models):  # noqa: F811
+def test_who_does_not_get_the_native_step_reads_one_note(native, models):
     from dataclasses import replace
 
     loaded, chosen = models["llama"], settings_of()
@@ -56,7 +56,7 @@ def test_who_does_not_get_the_native_step_reads_one_note(native, models):  # noq
     )
 
 
-def test_the_step_of_a_cpu_is_the_native_one_where_it_may_be(native, models):  # noqa: F811
+def test_the_step_of_a_cpu_is_the_native_one_where_it_may_be(native, models):
     from scope_cli.engine.plan import shared_shape
     from scope_cli.engine.run import new_cache
 

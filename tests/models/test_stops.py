@@ -2,42 +2,19 @@
 
 import json
 import re
-from itertools import pairwise
 
 import pytest
-import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from scope_cli.commands.options import unescaped
 from scope_cli.errors import UsageError
 from scope_cli.models.stops import Stops, stops_of
 from scope_cli.settings.schema import SamplingSettings
-from tests.models.test_chat import TOKENIZERS, every_tokenizer
-from tests.tiny import SHAPE, tiny_tokenizer
+from tests.helpers.scripted import END, EOS, scripted
+from tests.helpers.tokenizers import TOKENIZERS, every_tokenizer
 
-EOS, END = 257, 259
 TURNS = "{% for m in messages %}{{ m.content }}<end>{% endfor %}"
-
-
-def scripted(folder, *successors, chat_template=None):
-    """A model that writes these one after the other, from wherever its prompt ends; each is there once."""
-    ids = [one if isinstance(one, int) else ord(one) for part in successors
-           for one in ([part] if isinstance(part, int) else part)]  # fmt: skip
-    assert len({*ids}) == len(ids)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, "hidden_size": 256}))
-    for layer in model.model.layers:
-        layer.self_attn.o_proj.weight.data.zero_()
-        layer.mlp.down_proj.weight.data.zero_()
-    embedded = torch.nn.functional.normalize(torch.randn(260, 256), dim=-1)
-    model.model.embed_tokens.weight.data.copy_(embedded)
-    model.lm_head.weight.data.zero_()
-    for token, successor in pairwise(ids):
-        model.lm_head.weight.data[successor] = embedded[token]
-    model.save_pretrained(folder)
-    tiny_tokenizer(chat_template).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from tests.native.test_attention import Case
+from tests.helpers.attention_case import Case
 
 CASE = ("int8", "int8")
 

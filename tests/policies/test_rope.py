@@ -16,7 +16,7 @@ from scope_cli.models.shapes import shape_of
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import Profile
 from tests.families import ours, prompt_of
-from tests.tiny import tiny_tokenizer
+from tests.helpers.tiny import tiny_tokenizer
 
 SIZES = {
     "vocab_size": 300,

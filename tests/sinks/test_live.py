@@ -12,8 +12,8 @@ from scope_cli.sinks import statsfile
 from scope_cli.sinks.meter import Meter
 from scope_cli.sinks.metrics import Metrics
 from scope_cli.sinks.statsfile import StatsFile
-from tests.patience import PATIENCE_S, until
-from tests.sinks.conftest import READING
+from tests.helpers.patience import PATIENCE_S, until
+from tests.helpers.readings import READING
 
 
 def reading(**changes):

@@ -12,8 +12,8 @@ from scope_cli.models.catalogue import KNOWN
 from scope_cli.settings.load import load_profile
 from scope_cli.sinks import summary
 from scope_cli.sinks.summary import NEXT, Summary
-from tests.sinks.conftest import READING
-from tests.test_docs import parse
+from tests.helpers.pages import parse
+from tests.helpers.readings import READING
 
 
 def printed(events, files=(), **console) -> str:

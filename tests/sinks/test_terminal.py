@@ -14,7 +14,7 @@ from scope_cli.events import Busy, PromptProgress
 from scope_cli.sinks import status, terminal
 from scope_cli.sinks.status import Limit, RecentRate, fitting, memory_line, slots_of
 from scope_cli.sinks.terminal import Terminal, split_rows
-from tests.sinks.conftest import READING
+from tests.helpers.readings import READING
 
 WIDTH, HEIGHT = 40, 10
 PROSE = "The cache of the prompt is kept, and the cache of the output is bounded by its budget. " * 30

@@ -10,7 +10,7 @@ import pytest
 from scope_cli.measure.bench.contest import Course, Measured, Row, Spec, contest, rotated
 from scope_cli.measure.bench.protocol import Job
 from scope_cli.measure.bench.report import agreements, lines_of, remarks
-from tests.patience import PATIENCE_S
+from tests.helpers.patience import PATIENCE_S
 
 FAKE = """
 import json, sys, time

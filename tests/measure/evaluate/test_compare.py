@@ -8,20 +8,7 @@ import pytest
 from scope_cli.console.tables import as_markdown
 from scope_cli.errors import UsageError
 from scope_cli.measure.evaluate.compare import as_csv, as_table, compare, differences, mean_bytes, verdict
-
-HELD = {
-    "held_mean": 50.0, "held_peak": 80, "full_mean": 100.0, "full_peak": 200, "overhead": 5, "allocated": 90
-}  # fmt: skip
-
-
-def fidelity(name, kl, text="a", tokens=320):
-    blocks = {"kl": kl, "top1": [0.5] * len(kl), "nll": [2.0] * len(kl)}
-    row = {"text_id": text, "output_tokens": tokens, "block_tokens": 32, "blocks": blocks, "bytes": HELD}
-    return {"name": name, "rows": [row], "bytes": mean_bytes([row])}
-
-
-def result(*profiles, kind="fidelity"):
-    return {"scope_evaluate": kind, "profiles": list(profiles)}
+from tests.helpers.results import HELD, fidelity, result
 
 
 def test_means_differences_and_bytes():

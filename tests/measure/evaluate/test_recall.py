@@ -10,7 +10,7 @@ from scope_cli.measure.evaluate.statistics import Blocks, paired_difference
 from scope_cli.models.model import open_model
 from scope_cli.settings.load import load_profile
 from scope_cli.settings.schema import ModelSettings
-from tests.cache.test_cache import loaded_tiny
+from tests.helpers.caches import loaded_tiny
 from tests.measure.evaluate.newest_go import broken
 
 FEW = ("output-fact", "list")  # a kind with three questions and one with many; each takes 13 CPU seconds

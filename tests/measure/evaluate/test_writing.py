@@ -7,7 +7,7 @@ from scope_cli.events import Finished, Token
 from scope_cli.measure.evaluate.loops import repetition, unique_ngrams
 from scope_cli.measure.evaluate.writing import write_all
 from scope_cli.settings.load import load_profile
-from tests.cache.test_cache import loaded_tiny
+from tests.helpers.caches import loaded_tiny
 
 PROMPTS = [
     list(text.encode()) for text in ("a longer beginning of it", "b", "three words here", "and so on, then")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from scope_cli.measure.profiling.compare import compare, worse_percent
 from scope_cli.measure.profiling.report import change_table
-from tests.measure.profiling.test_pictures import made_up
+from tests.helpers.results import made_up
 
 AMOUNTS = st.integers(1, 10**12)
 

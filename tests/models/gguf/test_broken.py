@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 from scope_cli.errors import ModelError
 from scope_cli.models.gguf.convert import open_gguf
 from scope_cli.models.registry import find
+from tests.helpers.leftovers import nothing_in
 from tests.models.gguf.files import write
-from tests.models.gguf.test_convert import nothing_in
 
 CORRUPTIONS = 100
 

@@ -16,12 +16,9 @@ from scope_cli.models.gguf.header import read
 from scope_cli.models.model import open_model
 from scope_cli.models.registry import find, listed
 from scope_cli.settings.schema import ModelSettings
+from tests.helpers.leftovers import nothing_in
 from tests.models.gguf.cases import DIVIDED, SCALING
 from tests.models.gguf.files import write
-
-
-def nothing_in(cache):
-    return not cache.exists() or not [path for path in cache.rglob("*") if path.is_file()]
 
 
 def load(path, **more):

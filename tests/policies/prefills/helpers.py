@@ -14,8 +14,8 @@ from scope_cli.models.model import geometry_of, rope_frequencies
 from scope_cli.policies.prefills.base import PromptView
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import Profile
-from tests.engine.test_decode import finish
-from tests.tiny import tiny_model
+from tests.helpers.caches import finish
+from tests.helpers.tiny import tiny_model
 
 PROMPT, WINDOW = 61, 5
 _models = {}

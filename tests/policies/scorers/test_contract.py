@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from scope_cli.policies import plugins
 from scope_cli.policies.scorers.base import Scorer
-from tests.cache.test_cache import loaded_tiny, walk
+from tests.helpers.caches import loaded_tiny, walk
 from tests.policies.scorers.plain import LaneOf, last_view, written
 
 NAMES = plugins.names("scorers")

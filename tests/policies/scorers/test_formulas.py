@@ -12,7 +12,7 @@ from scope_cli.cache.cache import ScopeCache
 from scope_cli.errors import ScopeError
 from scope_cli.policies import plugins, policy
 from scope_cli.policies.policy import output_norms, weigh_by_output
-from tests.oracle import splitmix
+from tests.helpers.oracle import splitmix
 from tests.policies.scorers.plain import (
     LaneOf,
     by_position,

@@ -11,11 +11,11 @@ from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
-from tests.patience import PATIENCE_S
+from tests.helpers.patience import PATIENCE_S
 
 HANGS_S = PATIENCE_S - 20  # then it says where
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.forked_preload"])
+CONTEXT.set_forkserver_preload(["tests.helpers.forked_preload"])
 
 
 class Forked:
