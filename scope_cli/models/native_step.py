@@ -15,10 +15,11 @@ from scope_cli.cache.layers import SlotLayer
 from scope_cli.models.decoders import Decoder, LayerParts, NotInTable, Product, decoder_of
 from scope_cli.native.library import Library, Weight
 from scope_cli.native.tables import Layer, Linear, Model, Rotation, Slots, address, addresses
-from scope_cli.native.weights import GROUP, Kind, pack
+from scope_cli.native.weights import GROUP, Kind
 
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}  # as slots.h numbers them
-PLAIN_KINDS = {torch.float32: Kind.FLOAT32, torch.bfloat16: Kind.BFLOAT16}
+PLAIN = 16  # SCOPE_PLAIN of step.h
+PLAIN_DTYPES = (torch.float32, torch.bfloat16)
 NORMS = ("before_attention", "after_attention", "before_mlp", "after_mlp", "query_norm", "key_norm")
 PRODUCTS = ("query", "key", "value", "output", "gate", "up", "down")
 PLANES = 2  # of rounded activations (products.h)
@@ -118,32 +119,25 @@ class NativeStep:
 
 
 class Weights:
-    """Packed matrices by module, and their tables; what is packed here is kept here."""
+    """The tables of linear layers; what is made for them is kept here."""
 
     def __init__(self) -> None:
-        self._packed: dict[nn.Module, tuple[Tensor, Kind]] = {}
         self._biases: list[Tensor] = []
 
     def linear(self, product: Product) -> Linear:
-        packed, kind = self._of(product.linear)
-        groups = packed[product.first // GROUP : -(-product.last // GROUP)]
-        table = Linear()
-        table.weight = Weight(
-            kind, product.last - product.first, product.linear.in_features, 0, address(groups)
-        )
-        if product.linear.bias is not None:
-            bias = product.linear.bias.detach().float()[product.first : product.last].contiguous()
+        linear, table = product.linear, Linear()
+        rows = product.last - product.first
+        if isinstance(kind := getattr(linear, "kind", None), Kind):
+            part = linear.packed[product.first // GROUP : -(-product.last // GROUP)]
+        else:
+            part = linear.weight.detach()[product.first : product.last]
+            kind = PLAIN + FORMATS[part.dtype]
+        table.weight = Weight(kind, rows, linear.in_features, 0, address(part))
+        if linear.bias is not None:
+            bias = linear.bias.detach().float()[product.first : product.last].contiguous()
             self._biases.append(bias)
             table.bias = address(bias)
         return table
-
-    def _of(self, linear: Any) -> tuple[Tensor, Kind]:
-        if isinstance(kind := getattr(linear, "kind", None), Kind):
-            return linear.packed, kind
-        if linear not in self._packed:
-            kind = PLAIN_KINDS[linear.weight.dtype]
-            self._packed[linear] = pack(linear.weight.detach(), kind), kind
-        return self._packed[linear]
 
 
 def functions_of(library: Library) -> Any:
@@ -176,7 +170,7 @@ def _slots(layer: SlotLayer, tensors: dict[str, Tensor]) -> Slots:
 def _check(decoder: Decoder, cache: ScopeCache) -> None:
     """What C++ takes for granted."""
     dtype = str(cache.dtype).removeprefix("torch.")
-    if cache.device.type != "cpu" or cache.dtype not in FORMATS:
+    if cache.device.type != "cpu" or cache.dtype not in PLAIN_DTYPES:
         raise NotInTable(f"it has no slots in {dtype} on {cache.device.type}")
     sizes = {(layer.heads, layer.kv_heads, layer.head_dim) for layer in cache.geometry.layers}
     if len(sizes) != 1 or len(cache.layers) != len(decoder.layers):
@@ -184,8 +178,8 @@ def _check(decoder: Decoder, cache: ScopeCache) -> None:
     for parts in decoder.layers:
         for product in [getattr(parts, name) for name in PRODUCTS]:
             linear = product.linear
-            plain = type(linear) is nn.Linear and linear.weight.dtype in PLAIN_KINDS
+            plain = type(linear) is nn.Linear and linear.weight.dtype in PLAIN_DTYPES
             if not plain and not isinstance(getattr(linear, "kind", None), Kind):
                 raise NotInTable(f"it has no products with a {type(linear).__name__} like its own")
-            if product.first % GROUP:
+            if product.first % GROUP and not plain:
                 raise NotInTable(f"a fused matrix is not cut at a multiple of {GROUP} rows")

@@ -1,6 +1,5 @@
 // Attention over lanes.h: included once for each width of register.
 #include <cstddef>
-#include <type_traits>
 
 #include "attention.h"
 #include "lanes.h"
@@ -71,14 +70,6 @@ inline const float* rows_of(const void* stored, int format, const uint16_t* grou
     }
     memset(tile + count * wide, 0, (size_t)(TILE - count) * wide * sizeof(float));
     return tile;
-}
-
-// f(how many, the first) until all queries of a group have had their turn: Q of them at a time, then the rest.
-template <int Q, class F>
-inline void some_queries(int group, const F& f, int q = 0) {
-    for (; q + Q <= group; q += Q) f(std::integral_constant<int, Q>(), q);
-    if constexpr (Q > 1)
-        if (q < group) some_queries<Q - 1>(group, f, q);
 }
 
 // Products of Q queries with the keys of a tile: [Q, TILE].

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "numbers.h"
 
@@ -292,6 +293,14 @@ inline V exp(V x) {
 
 inline V tanh(V x) {
     return sub(all(1.0f), divide(all(2.0f), add(exp(add(x, x)), all(1.0f))));
+}
+
+// f(how many, the first) until all queries of a group have had their turn: Q of them at a time, then the rest.
+template <int Q, class F>
+inline void some_queries(int group, const F& f, int q = 0) {
+    for (; q + Q <= group; q += Q) f(std::integral_constant<int, Q>(), q);
+    if constexpr (Q > 1)
+        if (q < group) some_queries<Q - 1>(group, f, q);
 }
 
 // `count` numbers from `at` on, at most 16, and zeros behind them.

@@ -6,6 +6,6 @@ namespace scope {
 
 const Attention attention_plain = {plain::piece, plain::merge};
 const Vectors vectors_plain = {plain::root,   plain::scale, plain::add,  plain::activate, plain::cap,
-                               plain::rotate, plain::turn,  plain::store};
+                               plain::rotate, plain::turn,  plain::store, plain::multiply};
 
 }  // namespace scope

@@ -130,7 +130,15 @@ void scope_step::prepare(int threads) {
 
 void scope_step::multiply(const scope_linear& linear, const Rows& x, float* out, int stride, int first, int last) {
     const int end = std::min(last * GROUP, linear.weight.rows), begin = first * GROUP;
-    scope_multiply(&linear.weight, &x, out, stride, first, last);
+    const Weight& weight = linear.weight;
+    if (weight.kind >= SCOPE_PLAIN) {
+        const int format = weight.kind - SCOPE_PLAIN;
+        const size_t row_bytes = (size_t)weight.columns * (format == SCOPE_FLOAT32 ? 4 : 2);
+        vectors().multiply(weight.data + begin * row_bytes, format, weight.columns, end - begin, x.values, x.stride, x.rows,
+                           out + begin, stride);
+    } else {
+        scope_multiply(&weight, &x, out, stride, first, last);
+    }
     if (linear.bias)
         for (int n = 0; n < x.rows; n++)
             vectors().add(out + (size_t)n * stride + begin, linear.bias + begin, nullptr, end - begin);

@@ -14,6 +14,9 @@
 
 extern "C" {
 
+// The kind of a weight that is not packed: [rows, columns] as the model has it, plus its scope_format.
+enum { SCOPE_PLAIN = 16 };
+
 struct scope_linear {
     scope::Weight weight;
     const float* bias;  // [rows] or null

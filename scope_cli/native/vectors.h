@@ -23,6 +23,9 @@ struct Vectors {
     void (*turn)(float* x, int head_dim);
     // A token's key or value into slot `at` (counted over lanes and heads), in a scope_format
     void (*store)(const float* x, int format, void* rows, uint16_t* scales, long at, int head_dim);
+    // out[n, i] = x[n] . weight[i] for `count` rows of a matrix as it is, [rows, columns] in float32 or bfloat16
+    void (*multiply)(const void* weight, int format, int columns, int count, const float* x, long x_stride, int rows,
+                     float* out, long out_stride);
 };
 
 extern const Vectors vectors_plain, vectors_avx2, vectors_avx512;

@@ -141,6 +141,59 @@ void store(const float* x, int format, void* rows, uint16_t* scales, long at, in
         store_4(x, (uint8_t*)rows + first / 2, scales + (size_t)at * 2 * (head_dim / 32), head_dim);
 }
 
+inline V load_some(const uint16_t* bfloats, int count) {
+    if (count >= WIDTH) return load(bfloats);
+    uint16_t rest[WIDTH] = {};
+    memcpy(rest, bfloats, (size_t)count * sizeof(uint16_t));
+    return load(rest);
+}
+
+// SUMS rows of a matrix times Q rows of activations.
+template <int Q, class Number>
+inline void multiply_some(const Number* const* weights, int columns, const float* x, long x_stride, float (*out)[SUMS]) {
+    V total[Q][SUMS];
+    for (int q = 0; q < Q; q++)
+        for (int s = 0; s < SUMS; s++) total[q][s] = zero();
+    auto add_columns = [&](int i, int left) {
+        V asked[Q];
+        for (int q = 0; q < Q; q++) asked[q] = load_some(x + q * x_stride + i, left);
+        for (int s = 0; s < SUMS; s++) {
+            const V weight = load_some(weights[s] + i, left);
+            for (int q = 0; q < Q; q++) total[q][s] = fma(weight, asked[q], total[q][s]);
+        }
+    };
+    int i = 0;
+    for (; i + WIDTH <= columns; i += WIDTH) add_columns(i, WIDTH);
+    if (i < columns) add_columns(i, columns - i);
+    for (int q = 0; q < Q; q++) sums(total[q], out[q]);
+}
+
+template <class Number>
+inline void multiply_rows(const Number* weight, int columns, int count, const float* x, long x_stride, int rows,
+                          float* out, long out_stride) {
+    for (int first = 0; first < count; first += SUMS) {
+        const Number* weights[SUMS];
+        for (int s = 0; s < SUMS; s++) {
+            const int row = first + s < count ? first + s : count - 1;  // the last one again, for nothing
+            weights[s] = weight + (size_t)row * columns;
+        }
+        some_queries<QUERIES>(rows, [&](auto some, int n) {
+            float products[some()][SUMS];
+            multiply_some<some()>(weights, columns, x + n * x_stride, x_stride, products);
+            for (int q = 0; q < some(); q++)
+                for (int s = 0; s < SUMS && first + s < count; s++) out[(n + q) * out_stride + first + s] = products[q][s];
+        });
+    }
+}
+
+void multiply(const void* weight, int format, int columns, int count, const float* x, long x_stride, int rows,
+              float* out, long out_stride) {
+    if (format == SCOPE_FLOAT32)
+        multiply_rows((const float*)weight, columns, count, x, x_stride, rows, out, out_stride);
+    else
+        multiply_rows((const uint16_t*)weight, columns, count, x, x_stride, rows, out, out_stride);
+}
+
 }  // namespace
 }  // namespace SCOPE_LANES
 }  // namespace scope

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig
 
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.shape import CacheShape
@@ -14,11 +15,12 @@ from scope_cli.models.attention import ATTENTION, attention_of
 from scope_cli.models.decoders import ROWS, NotInTable, decoder_of
 from scope_cli.models.model import geometry_of
 from scope_cli.models.native_step import NativeStep
+from scope_cli.native.weights import Kind, pack, unpack
 from scope_cli.policies import plugins
 from scope_cli.policies.policy import Policy
 from scope_cli.settings.schedules import schedule_of
 from scope_cli.settings.schema import DecodeSettings
-from tests.families import model_of
+from tests.families import model_of, random_model
 
 FAMILIES = [
     *(row for row in ROWS if row != "gemma2"),
@@ -187,3 +189,46 @@ def test_a_prompt_that_needs_other_buffers_is_followed(native):
 def test_a_model_that_is_not_in_the_table_is_told(row):
     with pytest.raises(NotInTable, match="not in its table"):
         decoder_of(model_of(row))
+
+
+class Packed(torch.nn.Module):
+    """A linear layer as `models.packed` packs it, whose own product is plain."""
+
+    def __init__(self, linear: torch.nn.Linear, kind: Kind) -> None:
+        super().__init__()
+        self.kind, self.bias = kind, linear.bias
+        self.out_features, self.in_features = linear.weight.shape
+        self.packed = pack(linear.weight.detach(), kind)
+        self.plain = unpack(self.packed, kind, *linear.weight.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, self.plain, self.bias)
+
+
+@pytest.mark.parametrize("kind", list(Kind), ids=lambda kind: kind.name)
+@pytest.mark.parametrize("row", ["qwen2", "phi3"])
+def test_packed_weights_give_what_they_stand_for(native, row, kind):
+    model = model_for(row)
+    for name, module in list(model.named_modules()):
+        if type(module) is torch.nn.Linear:
+            model.set_submodule(name, Packed(module, kind))
+    prompts = [prompt_of(70, 0), prompt_of(81, 1)]
+    theirs, ours = Run(model, prompts), Run(model, prompts)
+    expected = theirs.logits(EagerStep(model, theirs.cache))
+    assert distance(ours.logits(NativeStep(model, ours.cache, native.library)), expected) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_sizes_that_fill_no_vector_are_right_in_all_instructions(native, dtype):
+    sizes = {"hidden_size": 72, "intermediate_size": 100, "head_dim": 24, "vocab_size": 301}
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 1, "num_hidden_layers": 2}
+    model = random_model(LlamaConfig(**sizes, **heads)).to(dtype)
+    model.set_attn_implementation(ATTENTION)
+    theirs = Run(model, [prompt_of(70, 0)], dtype=dtype)
+    expected, given = theirs.logits(EagerStep(model, theirs.cache)), []
+    for instructions in native.all_instructions():
+        native.use(instructions)
+        run = Run(model, [prompt_of(70, 0)], dtype=dtype)
+        given.append(run.logits(NativeStep(model, run.cache, native.library)))
+    assert distance(given[0], expected) < (2e-5 if dtype == torch.float32 else 0.05)
+    assert all(torch.equal(one, given[0]) for one in given)
