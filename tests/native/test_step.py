@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.shape import CacheShape
 from scope_cli.engine.step import EagerStep
+from scope_cli.models import model as models_module
 from scope_cli.models.attention import ATTENTION, attention_of
 from scope_cli.models.decoders import ROWS, NotInTable, decoder_of
 from scope_cli.models.model import geometry_of
@@ -232,3 +233,16 @@ def test_sizes_that_fill_no_vector_are_right_in_all_instructions(native, dtype):
         given.append(run.logits(NativeStep(model, run.cache, native.library)))
     assert distance(given[0], expected) < (2e-5 if dtype == torch.float32 else 0.05)
     assert all(torch.equal(one, given[0]) for one in given)
+
+
+def test_capped_logits_of_gemma2_are_capped(native, monkeypatch):
+    """Gemma 2 is refused at the door, because prompts are read without a cap; its step is right."""
+    monkeypatch.setattr(models_module, "_refusal", lambda *_: "")
+    model = model_of("gemma2")
+    ids = torch.tensor([[(3 + 7 * token) % 300 for token in range(-1, TOKENS)]])
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits[0, 1:]
+    model.set_attn_implementation(ATTENTION)
+    run = Run(model, [[int(ids[0, 0])]], budget=None)  # one token of prompt sees itself alone
+    assert distance(run.logits(NativeStep(model, run.cache, native.library))[:, 0], expected) < 2e-5
