@@ -19,6 +19,7 @@ from torch import Tensor
 from scope_cli import cli
 from scope_cli.commands import options as o
 from scope_cli.commands.evaluate.shared import (
+    Force,
     Json,
     Output,
     Plot,
@@ -192,6 +193,7 @@ def _compare(rows: dict[int, Tensor], steps: list[int], lag: int, top: int) -> D
     )
 
 
+@o.with_settings(*o.MEASURED, "raw", "seed")
 def claims_command(
     prompt_file: Annotated[
         str, typer.Option("--prompt-file", "-f", help="The full cache writes an output to measure on.")
@@ -202,24 +204,19 @@ def claims_command(
     ] = ["25%", "50%"],  # noqa: B006
     top: Annotated[int, typer.Option("--top", min=1, help="How many tokens are heavy hitters.")] = 64,
     output: Output = None,
+    force: Force = False,
     plot: Plot = None,
     json: Json = False,
-    set_: o.Set = [],  # noqa: B006
     offline: o.Offline = False,
-    model: o.Model = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    load_in: o.LoadIn = None,
-    raw: o.Raw = False,
-    seed: o.Seed = None,
+    given: o.Given = {},  # noqa: B006
 ) -> None:
     """The paper's two claims on your prompt: what a compressed prompt costs, and how fast attention moves on.
 
     python benchmarks/claims.py --prompt-file report.txt --tokens 2048
     """
-    common = o.overrides(set_, model=model, dtype=dtype, device=device, load_in=load_in, raw=raw, seed=seed)
+    common = o.overrides(**given)
     chosen = variants([], None, common, default=["default"])
-    check_writable(output, plot)
+    check_writable(output, plot, force)
     asked = read_text(prompt_file, "--prompt-file")
 
     shares = tuple(dict.fromkeys(share))

@@ -165,7 +165,7 @@ def measure(part: str, more: str, dry_run: bool) -> None:
             text = text.replace(f"{{{name}}}", f"<{name}>" if dry_run else peer(name))
     argv = shlex.split(f"{COMMON} {text} {more}")
     unfinished = RESULTS / f"{part}.unfinished.json"
-    argv += ["--json", str(unfinished), "--plot", str(RESULTS / f"{part}.png")]
+    argv += ["--output", str(unfinished), "--force", "--plot", str(RESULTS / f"{part}.png")]
     if dry_run:
         print(f"{part}: scope bench {shlex.join(argv)}")
         return

@@ -71,8 +71,11 @@ app.command("calibrate", rich_help_panel=MEASURE)(calibrate.calibrate_command)
 app.command("bench", rich_help_panel=MEASURE)(bench.bench_command)
 
 
-def command() -> TyperGroup:
-    """All of it, the options' values named by words: typer names Python's types."""
+def command(defaults: bool = True) -> TyperGroup:
+    """All of it, the options' values named by words: typer names Python's types.
+
+    defaults: say in the help what is taken where nothing is typed, which reads a profile
+    """
     top = get_command(app)
     assert isinstance(top, TyperGroup)
     for one in _leaves(top):
@@ -84,6 +87,8 @@ def command() -> TyperGroup:
                 vars(param)["display_type_rich"] = lambda ctx: None  # its name says it
             elif isinstance(param, TyperOption) and param.metavar is None:
                 param.metavar = options.value_word(param.name or "", param.type_descriptor.annotation)
+            if defaults and isinstance(param, TyperOption):
+                options.show_defaults(param)
     return top
 
 
@@ -120,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit codes are listed in docs/cli.md."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = command()(args=arguments, prog_name="scope", standalone_mode=False, obj=arguments) or 0
+        asked = not {*HELP_NAMES}.isdisjoint(arguments)
+        code = command(asked)(args=arguments, prog_name="scope", standalone_mode=False, obj=arguments) or 0
         if ctrl_c.seen:
             print("interrupted", file=sys.stderr)
         return code

@@ -107,7 +107,7 @@ EARLY = [  # what is wrong is known without a model; T is a text, D a folder wit
     "models rm nope --yes",
     "evaluate compare no.json",
     "evaluate recall --kind nope",
-    "evaluate recall --budgets 1,x",
+    "evaluate recall --budget 1,x",
     "evaluate fidelity --text no.txt",
     "evaluate fidelity --text T --device cuda:7",
     "evaluate fidelity --text T --device tpu",

@@ -8,13 +8,14 @@ import typer
 
 from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
-from scope_cli.commands.generate import read_text, tell
+from scope_cli.commands.generate import read_into, read_text, tell
 from scope_cli.console.safe import printable
 from scope_cli.errors import UsageError
 
 PROMPTS, JOB, CLUSTER, SHOWN = "Prompts", "Job", "Cluster", "What is shown"
 
 
+@o.with_settings(*(name for name in o.SETTINGS if name != "continue_text"))
 def batch_command(
     prompts: Annotated[
         str | None,
@@ -31,15 +32,10 @@ def batch_command(
     prompt_template: Annotated[
         str | None, o.option("--prompt-template", panel=PROMPTS, help="A file with {text} in it.")
     ] = None,
-    system: Annotated[str | None, o.option("--system", "-s", panel=PROMPTS, help="System message.")] = None,
     system_file: Annotated[
         str | None, o.option("--system-file", panel=PROMPTS, help="Read the system message from a file.")
     ] = None,
     suffix: Annotated[str, o.option("--suffix", panel=PROMPTS, help="Put behind every prompt.")] = "",
-    raw: Annotated[
-        bool,
-        o.option("--raw", panel=PROMPTS, help="Feed the prompts as they are, without the chat template."),
-    ] = False,
     lanes: Annotated[
         str, o.option("--lanes", panel=JOB, help="Prompts at once: auto (what fits, at most 32) or N.")
     ] = "auto",
@@ -100,36 +96,8 @@ def batch_command(
         bool, o.option("--quiet", "-q", panel=SHOWN, help="Failures and errors, nothing else.")
     ] = False,
     profile: o.Profile = "default",
-    set_: o.Set = [],  # noqa: B006
     offline: o.Offline = False,
-    model: o.Model = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    load_in: o.LoadIn = None,
-    template_arg: o.TemplateArg = [],  # noqa: B006
-    allow_control_tokens: o.AllowControlTokens = False,
-    compile: o.Compile = None,
-    threads: o.Threads = None,
-    context: o.Context = None,
-    strategy: o.Strategy = None,
-    prefill: o.Prefill = None,
-    prefill_budget: o.PrefillBudget = None,
-    scorer: o.Scorer = None,
-    budget: o.Budget = None,
-    recent: o.Recent = None,
-    interval: o.Interval = None,
-    max_new_tokens: o.MaxNewTokens = None,
-    min_new_tokens: o.MinNewTokens = None,
-    ignore_eos: o.IgnoreEos = False,
-    stop: o.Stop = [],  # noqa: B006
-    stop_token: o.StopToken = [],  # noqa: B006
-    stop_on_loop: o.StopOnLoop = False,
-    seed: o.Seed = None,
-    temperature: o.Temperature = None,
-    top_p: o.TopP = None,
-    top_k: o.TopK = None,
-    min_p: o.MinP = None,
-    repetition_penalty: o.RepetitionPenalty = None,
+    given: o.Given = {},  # noqa: B006
 ) -> None:
     """Many prompts: one text each, several at once; a job that goes on where it was stopped.
 
@@ -163,19 +131,8 @@ def batch_command(
     ):
         if one and other:
             raise UsageError(f"{named} exclude each other")
-    if system is not None and system_file is not None:
-        raise UsageError("--system and --system-file exclude each other")
-    system = read_text(system_file, "--system-file") if system_file else system
-    typed = o.overrides(
-        set_, template_arg, allow_control_tokens=allow_control_tokens,
-        model=model, dtype=dtype, device=device, load_in=load_in, compile=compile, threads=threads,
-        context=context, strategy=strategy, scorer=scorer, budget=budget, recent=recent, interval=interval,
-        max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, ignore_eos=ignore_eos,
-        stop=stop, stop_token=stop_token, stop_on_loop=stop_on_loop, seed=seed,
-        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
-        repetition_penalty=repetition_penalty, system=system, raw=raw,
-        prefill=prefill, prefill_budget=prefill_budget,
-    )  # fmt: skip
+    read_into(given, "system", system_file, "--system-file")
+    typed = o.overrides(**given)
 
     from scope_cli.batch.inputs import Frame
     from scope_cli.batch.session import Options, run

@@ -1,6 +1,5 @@
 """scope bench: profiles and peers on the same text, in turn; a table, JSON, CSV and a plot out."""
 
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,9 @@ import typer
 
 from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
+from scope_cli.commands.evaluate.shared import check_writable
 from scope_cli.commands.generate import no_word, prompts_of, read_text, tell
+from scope_cli.commands.variants import changes, parsed
 from scope_cli.console.phases import loading
 from scope_cli.errors import UsageError
 from scope_cli.names import did_you_mean
@@ -25,6 +26,7 @@ SPARE = 2  # tokens after the last position: one is picked and not fed, and a la
 PEERS = ("dynamic", "static", "quantized", "generate")
 
 
+@o.with_settings(*o.MEASURED, "budget", "raw")
 def bench_command(
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; - reads standard input.", show_default=False)
@@ -76,11 +78,11 @@ def bench_command(
         o.option(
             "--positions",
             panel=WHERE,
-            help="Where to measure, prompt and output counted: 1500,5000. Else three up to -n new tokens.",
+            help="Where to measure, prompt and output counted: 1500,5000. Else three along the output.",
         ),
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "-n", min=1, rich_help_panel=WHERE, help="The output's length.")
+        int, typer.Option("--max-new-tokens", min=1, rich_help_panel=WHERE, help="The output's length.")
     ] = 2048,
     burst: Annotated[
         int, typer.Option("--burst", min=1, rich_help_panel=WHERE, help="Steps of a contender in a row.")
@@ -108,26 +110,21 @@ def bench_command(
             "--bandwidth", panel=RESULT, help="What the memory gives, GB/s: prints the share of it.", min=0
         ),
     ] = None,
-    json: Annotated[
-        Path | None, o.option("--json", panel=RESULT, help="Save everything, each burst too; - is stdout.")
+    output: Annotated[
+        Path | None,
+        o.option("--output", "-o", panel=RESULT, help="Save everything as JSON, each burst too."),
     ] = None,
+    force: Annotated[bool, o.option("--force", panel=RESULT, help="Overwrite the output file.")] = False,
+    json: Annotated[bool, o.option("--json", panel=RESULT, help="Print everything as JSON.")] = False,
     csv: Annotated[
-        Path | None, o.option("--csv", panel=RESULT, help="Save a row per contender and position; -.")
-    ] = None,
+        bool, o.option("--csv", panel=RESULT, help="Print a row per contender and position.")
+    ] = False,
     plot: Annotated[
         Path | None, o.option("--plot", panel=RESULT, help="Draw ms/step against position (.png, .svg).")
     ] = None,
     quiet: Annotated[bool, o.option("--quiet", "-q", panel=RESULT, help="The table, no progress.")] = False,
-    set_: o.Set = [],  # noqa: B006
     offline: o.Offline = False,
-    model: o.Model = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    load_in: o.LoadIn = None,
-    budget: o.Budget = None,
-    raw: Annotated[
-        bool, o.option("--raw", panel=WHERE, help="Feed the prompt as it is, without the chat template.")
-    ] = False,
+    given: o.Given = {},  # noqa: B006
 ) -> None:
     """Measure profiles and peers in turn, each in a process of its own.
 
@@ -135,14 +132,12 @@ def bench_command(
 
         scope bench --prompt-file report.txt --prompt-tokens 1000 --positions 5000,8000 --budget 512
     """
-    (given,) = prompts_of(prompt, [prompt_file] if prompt_file else [])
-    content = given.text
+    (asked,) = prompts_of(prompt, [prompt_file] if prompt_file else [])
+    content = asked.text
     following = read_text(text, "--text") if text else content
     if not profile and not peer:
         profile, peer = ["slide=default", "full"], ["dynamic"]
-    common = o.overrides(
-        set_, model=model, dtype=dtype, device=device, load_in=load_in, budget=budget, raw=raw
-    )
+    common = o.overrides(**given)
     specs = contenders(profile, peer, common)
     names = [spec.name for spec in specs]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -150,19 +145,17 @@ def bench_command(
     first = baseline or names[0]
     if first not in names:
         raise UsageError(f"--baseline: there is no contender {first!r}{did_you_mean(first, names)}")
-    if str(json) == str(csv) == "-":
-        raise UsageError("--json - and --csv -: one of them can go to stdout")
+    if json and csv:
+        raise UsageError("--json and --csv exclude each other", "one of them goes to stdout")
     if apart and sequential:
         raise UsageError("--apart and --sequential exclude each other")
     if plot is not None:
         from scope_cli.measure.bench.plot import check_plot
 
         check_plot(plot)
-    for file in (json, csv, plot):
-        if file is not None and str(file) != "-" and not file.parent.is_dir():
-            raise UsageError(f"cannot write {file}: there is no folder {file.parent}")
+    check_writable(output, plot, force)
 
-    asked = typed_positions(positions)
+    wanted = typed_positions(positions)
     if prompt_tokens is not None and prompt_tokens < 1:
         raise UsageError(f"--prompt-tokens {prompt_tokens}: at least 1")
 
@@ -180,7 +173,7 @@ def bench_command(
         opened = open_model(settings.model, offline, phases.say, lanes)
     ids = opened.encode(content, settings.prompt)
     ids = exactly(ids, prompt_tokens) if prompt_tokens is not None else ids
-    at = positions_of(asked, len(ids), max_new_tokens, burst * (rounds + 1), opened.geometry.context)
+    at = positions_of(wanted, len(ids), max_new_tokens, burst * (rounds + 1), opened.geometry.context)
     known = exactly(list(opened.tokenizer(following)["input_ids"]), at[-1] - len(ids))
     course = Course(
         job=Job(
@@ -227,12 +220,13 @@ def bench_command(
         tell(remark)
     if said := verdict(lines, first):
         tell(f"verdict: {said}")
-    if json is not None:
-        with writing(json) as out:
+    if json:
+        write_json(sys.stdout, lines, rows, course, first, sys.argv[1:])
+    if csv:
+        write_csv(sys.stdout, lines, rows)
+    if output is not None:
+        with writing(output) as out:
             write_json(out, lines, rows, course, first, sys.argv[1:])
-    if csv is not None:
-        with writing(csv) as out:
-            write_csv(out, lines, rows)
     if plot is not None and lines:
         from scope_cli.measure.bench.plot import draw
 
@@ -248,7 +242,7 @@ def contenders(profiles: list[str], peers: list[str], common: dict[str, Any]) ->
 
     specs = []
     for text in profiles:
-        name, profile, words = split_contender(text, "--profile")
+        name, profile, words = parsed(text, "--profile")
         overrides, lanes = settings_of(words, "--profile")
         overrides = common | overrides
         decode = load_profile(profile, overrides).profile.decode  # a problem is told now
@@ -256,7 +250,7 @@ def contenders(profiles: list[str], peers: list[str], common: dict[str, Any]) ->
             tell(f"note: {name}: {told}")
         specs.append(Spec(name, worker("scope", profile, overrides), lanes))
     for text in peers:
-        name, kind, words = split_contender(text, "--peer")
+        name, kind, words = parsed(text, "--peer")
         if kind in PEERS:
             overrides, lanes = settings_of(words, "--peer")
             overrides = {
@@ -272,19 +266,6 @@ def contenders(profiles: list[str], peers: list[str], common: dict[str, Any]) ->
     return specs
 
 
-def split_contender(text: str, option: str) -> tuple[str, str, list[str]]:
-    """ "slide64=default decode.interval=64" -> its name, its first word, the rest."""
-    try:
-        first, *rest = shlex.split(text)
-    except ValueError as error:  # also where there is no word at all
-        raise UsageError(f"{option} {text!r}: {'it is empty' if not text.strip() else error}") from error
-    name, given, kind = first.partition("=")
-    if given and not (name and kind):
-        raise UsageError(f"{option} {text!r}: something lacks beside the =")
-    kind = kind if given else first
-    return (name if given else text.strip(), kind, rest)
-
-
 def settings_of(words: list[str], option: str) -> tuple[dict[str, Any], int | None]:
     """KEY=VALUE words as overrides of a profile, and the lanes where they are among them."""
     lanes = None
@@ -294,7 +275,7 @@ def settings_of(words: list[str], option: str) -> tuple[dict[str, Any], int | No
             if not value.isdecimal() or int(value) < 1:
                 raise UsageError(f"{option}: lanes is a number of at least 1, not {value!r}")
             lanes = int(value)
-    return o.overrides([word for word in words if not word.startswith("lanes=")]), lanes
+    return changes([word for word in words if not word.startswith("lanes=")], option), lanes
 
 
 def worker(kind: str, profile: str, overrides: dict[str, Any]) -> tuple[str, ...]:
@@ -335,7 +316,7 @@ def positions_of(
     if at[-1] > context - SPARE:
         raise UsageError(
             f"position {at[-1]:,} does not fit the model's context of {context:,} tokens",
-            f"the last possible one is {context - SPARE:,}; --positions and -n change it",
+            f"the last possible one is {context - SPARE:,}; --positions and --max-new-tokens change it",
         )
     return tuple(at)
 
@@ -380,10 +361,7 @@ def measured_bandwidth(opened: "OpenedModel", threads: int | None) -> float:
 
 @contextmanager
 def writing(file: Path) -> Iterator[IO[str]]:
-    """stdout for "-"; a file that cannot be written is told in a line."""
-    if str(file) == "-":
-        yield sys.stdout
-        return
+    """A file that cannot be written is told in a line."""
     try:
         with file.open("w", encoding="utf-8") as out:
             yield out

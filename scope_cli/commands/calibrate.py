@@ -13,24 +13,22 @@ from scope_cli.console.phases import loading
 from scope_cli.errors import UsageError
 
 
+@o.with_settings("model")
 def calibrate_command(
     output: Annotated[Path, typer.Argument(help="The file to write (safetensors).", show_default=False)],
     text: Annotated[str, typer.Option("--text", "-t", help="Some thousand words like those to be written.")],
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     profile: o.Profile = "default",
-    set_: o.Set = [],  # noqa: B006  typer copies it
     offline: o.Offline = False,
-    model: o.Model = None,
+    given: o.Given = {},  # noqa: B006
 ) -> None:
     """Look at a model's usual queries, once, for the scorer `tri`."""
-    check_writable(output)
-    if output.exists() and not force:
-        raise UsageError(f"{output} is there already", "give another name, or --force")
+    check_writable(output, None, force)
     content = read_text(text, "--text")
 
     from scope_cli.settings.load import load_profile
 
-    settings = load_profile(profile, o.overrides(set_, model=model)).profile.model
+    settings = load_profile(profile, o.overrides(**given)).profile.model
     check_model(settings)
 
     with loading(settings.name) as phases:

@@ -3,12 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-FORMS = ("auto", "none", "int8", "int4", "8bit", "4bit")
 THINKING = ("show", "stderr", "hide")
-WHEN = ("auto", "on", "off")
-STRATEGIES = ("full", "slide", "adaptive", "discontinuous", "rpc")
 
 Complete = Callable[[str], list[str]]
 

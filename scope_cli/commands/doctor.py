@@ -30,10 +30,11 @@ TRY = {  # a budget so small that ten tokens do not fit
 COLOURS = {"ok": "green", "note": "yellow", "problem": "red"}
 
 
+@o.with_settings("model")
 def doctor_command(
-    model: o.Model = None,
     offline: o.Offline = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+    given: o.Given = {},  # noqa: B006
 ) -> None:
     """Check this machine: what a run needs, what is missing, and what to do about it.
 
@@ -43,7 +44,7 @@ def doctor_command(
 
     found: list[Check] = []
     phases = Phases(log=False)
-    for name, look in looks(model or ModelSettings().name, offline):
+    for name, look in looks(given["model"] or ModelSettings().name, offline):
         phases.begin(f"checking {name}")
         check = checked(name, look)
         phases.end()

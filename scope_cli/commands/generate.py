@@ -49,6 +49,7 @@ ENDING = "ending after this step; again: at once"
 AUDIT_HINT = "this is a bug in scope: the text may be wrong; please report it with the run record"
 
 
+@o.with_settings(*o.SETTINGS)
 def generate_command(
     ctx: typer.Context,
     prompt: Annotated[
@@ -78,13 +79,8 @@ def generate_command(
         int | None,
         o.option("--lanes", panel=PROMPT, help="Texts written side by side (all of them).", min=1),
     ] = None,
-    system: Annotated[str | None, o.option("--system", "-s", panel=PROMPT, help="System message.")] = None,
     system_file: Annotated[
         str | None, o.option("--system-file", panel=PROMPT, help="Read the system message from a file.")
-    ] = None,
-    continue_text: Annotated[
-        str | None,
-        o.option("--continue-text", panel=PROMPT, help="How the answer begins: the model goes on behind it."),
     ] = None,
     continue_file: Annotated[
         str | None,
@@ -92,9 +88,6 @@ def generate_command(
             "--continue-file", panel=PROMPT, help="Read that from a file, such as an output that stopped."
         ),
     ] = None,
-    raw: Annotated[
-        bool, o.option("--raw", panel=PROMPT, help="Feed the prompt as it is, without the chat template.")
-    ] = False,
     output: Annotated[
         Path | None,
         o.option(
@@ -121,36 +114,8 @@ def generate_command(
         o.option("--verbose", panel=OUTPUT, help="At the end, how near to the memory's bandwidth it came."),
     ] = False,
     profile: o.Profile = "default",
-    set_: o.Set = [],  # noqa: B006  typer copies it
     offline: o.Offline = False,
-    model: o.Model = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    load_in: o.LoadIn = None,
-    template_arg: o.TemplateArg = [],  # noqa: B006
-    allow_control_tokens: o.AllowControlTokens = False,
-    compile: o.Compile = None,
-    threads: o.Threads = None,
-    context: o.Context = None,
-    strategy: o.Strategy = None,
-    prefill: o.Prefill = None,
-    prefill_budget: o.PrefillBudget = None,
-    scorer: o.Scorer = None,
-    budget: o.Budget = None,
-    recent: o.Recent = None,
-    interval: o.Interval = None,
-    max_new_tokens: o.MaxNewTokens = None,
-    min_new_tokens: o.MinNewTokens = None,
-    ignore_eos: o.IgnoreEos = False,
-    stop: o.Stop = [],  # noqa: B006
-    stop_token: o.StopToken = [],  # noqa: B006
-    stop_on_loop: o.StopOnLoop = False,
-    seed: o.Seed = None,
-    temperature: o.Temperature = None,
-    top_p: o.TopP = None,
-    top_k: o.TopK = None,
-    min_p: o.MinP = None,
-    repetition_penalty: o.RepetitionPenalty = None,
+    given: o.Given = {},  # noqa: B006
 ) -> None:
     """Write a long text, or several side by side: prompts, the SCOPE cache, one model.
 
@@ -159,28 +124,15 @@ def generate_command(
         scope generate --prompt-file report.txt --budget 2048
     """
     prompts = prompts_of(prompt, prompt_file)
-    if system is not None and system_file is not None:
-        raise UsageError("--system and --system-file exclude each other")
-    system = read_text(system_file, "--system-file") if system_file else system
-    if continue_text is not None and continue_file is not None:
-        raise UsageError("--continue-text and --continue-file exclude each other")
-    continue_text = read_text(continue_file, "--continue-file") if continue_file else continue_text
-    typed = o.overrides(
-        set_, template_arg, continue_text=continue_text, allow_control_tokens=allow_control_tokens,
-        model=model, dtype=dtype, device=device, load_in=load_in, compile=compile, threads=threads,
-        context=context, strategy=strategy, scorer=scorer, budget=budget, recent=recent, interval=interval,
-        max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, ignore_eos=ignore_eos,
-        stop=stop, stop_token=stop_token, stop_on_loop=stop_on_loop, seed=seed,
-        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
-        repetition_penalty=repetition_penalty, system=system, raw=raw,
-        prefill=prefill, prefill_budget=prefill_budget,
-    )  # fmt: skip
+    read_into(given, "system", system_file, "--system-file")
+    read_into(given, "continue_text", continue_file, "--continue-file")
+    typed = o.overrides(**given)
     if append and force:
         raise UsageError("--append and --force exclude each other")
     output = output.expanduser() if output else None
     if output is None and (append or force):
-        given = "--append" if append else "--force"
-        raise UsageError(f"{given} needs --output", "for example --output story.txt")
+        flag = "--append" if append else "--force"
+        raise UsageError(f"{flag} needs --output", "for example --output story.txt")
     if quiet and verbose:
         raise UsageError("--quiet and --verbose exclude each other")
 
@@ -202,6 +154,14 @@ def generate_command(
         watch = Watch(everything, written=output is not None, ending=ending_of(json, quiet))
         code = run(settings, texts, samples, lanes, watch, offline, quiet, verbose)
     raise typer.Exit(code)
+
+
+def read_into(given: o.Given, name: str, file: str | None, option: str) -> None:
+    """A setting that may be typed or read from a file."""
+    if given[name] is not None and file is not None:
+        raise UsageError(f"--{name.replace('_', '-')} and {option} exclude each other")
+    if file:
+        given[name] = read_text(file, option)
 
 
 @dataclass(frozen=True)

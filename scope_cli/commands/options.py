@@ -2,16 +2,23 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
+from typer.core import TyperOption
 
 from scope_cli import utf8
 from scope_cli.commands import completion
 from scope_cli.errors import UsageError
 from scope_cli.names import did_you_mean
+from scope_cli.settings.schema import section_of
 
 if TYPE_CHECKING:
     from scope_cli.settings.load import LoadedProfile, Typed
@@ -38,9 +45,9 @@ Offline = Annotated[bool, typer.Option("--offline", help="Never touch the networ
 VALUES = {  # of options, by their name; what is not here is named by its type
     "model": "NAME", "profile": "NAME", "strategy": "NAME", "scorer": "NAME", "prefill": "NAME",
     "dtype": "TYPE", "device": "DEVICE", "load_in": "FORM", "compile": "WHEN",
-    "thinking": "WHERE", "interval": "N", "threads": "N", "lanes": "N", "prefill_budget": "N",
-    "metrics_address": "ADDRESS", "metrics_port": "PORT", "glob": "PATTERN", "memory": "SIZE",
-    "output_dir": "FOLDER",
+    "thinking": "WHERE", "recent": "N", "interval": "N", "threads": "N", "lanes": "N",
+    "prefill_budget": "N", "output_dir": "FOLDER", "metrics_address": "ADDRESS",
+    "metrics_port": "PORT", "glob": "PATTERN", "memory": "SIZE",
 }  # fmt: skip
 
 
@@ -58,167 +65,150 @@ def value_word(name: str, annotation: Any) -> str:
     return "FILE" if kind is Path or name.endswith(("file", "template")) else "TEXT"
 
 
-MODEL, POLICY, SAMPLING = "Model", "Cache policy", "Length and sampling"
+MODEL, PROMPT, POLICY, SAMPLING = "Model", "Prompt", "Cache policy", "Length and sampling"
 
 
 def option(*names: str, panel: str, help: str, **more: Any) -> Any:
-    """A short option whose value, where given, overrides a key of the profile."""
+    """An option without a default of its own."""
     return typer.Option(*names, rich_help_panel=panel, help=help, show_default=False, **more)
 
 
-Model = Annotated[
-    str | None,
-    option(
-        "--model",
-        "-m",
-        autocompletion=completion.models,
-        panel=MODEL,
-        help="Name, folder, GGUF file or hub name.",
-    ),
-]
-Dtype = Annotated[
-    str | None,
-    option(
-        "--dtype",
-        autocompletion=completion.among(completion.DTYPES),
-        panel=MODEL,
-        help="auto, float32, bfloat16, float16, float64.",
-    ),
-]
-Device = Annotated[
-    str | None,
-    option(
-        "--device",
-        autocompletion=completion.among(completion.DEVICES),
-        panel=MODEL,
-        help="auto, cpu, cuda, cuda:N, mps.",
-    ),
-]
-LoadIn = Annotated[
-    str | None,
-    option(
-        "--load-in",
-        autocompletion=completion.among(completion.FORMS),
-        panel=MODEL,
-        help="auto, none, int8, int4 (on a CPU), 8bit, 4bit (bitsandbytes).",
-    ),
-]
-Compile = Annotated[
-    str | None,
-    option(
-        "--compile",
-        autocompletion=completion.among(completion.WHEN),
-        panel=MODEL,
-        help="auto, on or off: compile the decode step on a GPU.",
-    ),
-]
-Threads = Annotated[
-    str | None, option("--threads", panel=MODEL, help="CPU threads (auto: the cores it may use).")
-]
+@dataclass(frozen=True)
+class Setting:
+    """The short option of a key of the profile: its type, its help and its default are the field's."""
 
-Context = Annotated[
-    int | None,
-    option("--context", panel=MODEL, min=1, help="Prompt and output tokens at most (what the model says)."),
-]
+    key: str
+    panel: str
+    flag: str = ""  # a one-letter name
+    metavar: str | None = None
+    complete: completion.Complete | None = None  # else the field's own choices
+    more: str = ""  # what only the option can do
 
-TemplateArg = Annotated[
-    list[str],
-    option(
-        "--template-arg",
-        metavar="NAME=VALUE",
-        panel=MODEL,
-        help="What the chat template takes, e.g. enable_thinking=false. Repeatable.",
-    ),
-]
-AllowControlTokens = Annotated[
-    bool,
-    option(
-        "--allow-control-tokens",
-        panel=MODEL,
-        help="Take <|im_end|> and the like in prompts as tokens, not as text.",
-    ),
-]
-Raw = Annotated[bool, option("--raw", panel=MODEL, help="Prompts as they are, without the chat template.")]
+    @property
+    def field(self) -> FieldInfo:
+        section, name = self.key.split(".")
+        return section_of(section).model_fields[name]
 
-Strategy = Annotated[
-    str | None,
-    option(
-        "--strategy",
-        autocompletion=completion.among(completion.STRATEGIES),
-        panel=POLICY,
-        help="full, slide (default), adaptive, discontinuous, rpc.",
-    ),
-]
-Prefill = Annotated[
-    str | None,
-    option(
-        "--prefill",
-        autocompletion=completion.plugins_of("prefills"),
-        panel=POLICY,
-        help="What is kept of the prompt (all): `scope prefills`.",
-    ),
-]
-PrefillBudget = Annotated[
-    str | None,
-    option("--prefill-budget", panel=POLICY, help="Prompt tokens each KV head keeps: a number, or 25%."),
-]
-Scorer = Annotated[
-    str | None,
-    option(
-        "--scorer",
-        autocompletion=completion.plugins_of("scorers"),
-        panel=POLICY,
-        help="Which stay (attention): `scope scorers`.",
-    ),
-]
-Budget = Annotated[
-    int | None, option("--budget", panel=POLICY, help="Generated tokens each KV head may hold (2048).")
-]
-Recent = Annotated[
-    int | None,
-    option("--recent", panel=POLICY, help="The newest of them, never evicted (half, at most 256)."),
-]
-Interval = Annotated[
-    str | None, option("--interval", panel=POLICY, help="Tokens between two evictions (auto: at most 64).")
-]
+    @property
+    def takes_int(self) -> bool:
+        return int in _members(self.field.annotation)
 
-MaxNewTokens = Annotated[
-    int | None,
-    option("--max-new-tokens", panel=SAMPLING, help="Planned length of the output, in tokens (4096)."),
-]
-MinNewTokens = Annotated[
-    int | None, option("--min-new-tokens", panel=SAMPLING, help="The model may not end before that many.")
-]
-IgnoreEos = Annotated[bool, option("--ignore-eos", panel=SAMPLING, help="The model may never end by itself.")]
-Stop = Annotated[
-    list[str],
-    option(
-        "--stop",
-        panel=SAMPLING,
-        help="End before this text, or at this special token; \\n, \\t and \\\\ are understood. Repeatable.",
-    ),
-]
-StopToken = Annotated[
-    list[str],
-    option("--stop-token", metavar="ID|TEXT", panel=SAMPLING, help="End at this token. Repeatable."),
-]
-StopOnLoop = Annotated[
-    bool, option("--stop-on-loop", panel=SAMPLING, help="End when the output only repeats itself.")
-]
-Seed = Annotated[int | None, option("--seed", panel=SAMPLING, help="Same seed and settings, same text (0).")]
-Temperature = Annotated[
-    float | None, option("--temperature", panel=SAMPLING, help="0: the most probable token (0.7).")
-]
-TopP = Annotated[
-    float | None, option("--top-p", panel=SAMPLING, help="Among the best that reach p together (0.95).")
-]
-TopK = Annotated[int | None, option("--top-k", panel=SAMPLING, help="Among the k best; 0: among all (50).")]
-MinP = Annotated[
-    float | None, option("--min-p", panel=SAMPLING, help="At least min-p times the best's probability.")
-]
-RepetitionPenalty = Annotated[
-    float | None, option("--repetition-penalty", panel=SAMPLING, help="Above 1: words written before lose.")
-]
+    @property
+    def help(self) -> str:
+        text = self.field.description or ""
+        return f"{text[0].upper()}{text[1:]}.{' ' if self.more else ''}{self.more}"
+
+    def parameter(self, name: str) -> Parameter:
+        """What a command's signature says of it."""
+        members = list(_members(self.field.annotation))
+        choices = ["none" if one is None else one for one in members if one is None or isinstance(one, str)]
+        complete = self.complete or (completion.among(choices) if len(choices) > 1 else None)
+        kind, default = _kind(members)
+        names = [f"--{name.replace('_', '-')}", *([self.flag] if self.flag else [])]
+        info = option(*names, panel=self.panel, help=self.help, metavar=self.metavar, autocompletion=complete)
+        return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The types and the literal values of a union; None for null."""
+    if get_origin(annotation) is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for member in get_args(annotation):
+            yield from _members(member)
+    elif get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    else:
+        yield None if annotation is type(None) else annotation
+
+
+def _kind(members: list[Any]) -> tuple[Any, Any]:
+    """The type of an option, and what it is where nobody gives it."""
+    kinds = {one for one in members if one is not None}
+    if kinds == {bool}:
+        return bool, False
+    if any(get_origin(one) in (tuple, dict) for one in kinds):
+        return list[str], []
+    return (kinds.pop() if kinds in ({int}, {float}) else str) | None, None
+
+
+SETTINGS = {
+    "model": Setting("model.name", MODEL, "-m", complete=completion.models),
+    "dtype": Setting("model.dtype", MODEL),
+    "device": Setting("model.device", MODEL, complete=completion.among(completion.DEVICES)),
+    "load_in": Setting("model.load_in", MODEL),
+    "compile": Setting("model.compile", MODEL),
+    "threads": Setting("model.threads", MODEL),
+    "context": Setting("model.context", MODEL),
+    "system": Setting("prompt.system", PROMPT, "-s"),
+    "continue_text": Setting("prompt.continue_text", PROMPT),
+    "raw": Setting("prompt.raw", PROMPT),
+    "template_arg": Setting("prompt.template_args", PROMPT, metavar="NAME=VALUE", more="Repeatable."),
+    "allow_control_tokens": Setting("prompt.allow_control_tokens", PROMPT),
+    "strategy": Setting("decode.strategy", POLICY),
+    "prefill": Setting("prefill.method", POLICY, complete=completion.plugins_of("prefills")),
+    "prefill_budget": Setting("prefill.budget", POLICY),
+    "scorer": Setting("decode.scorer", POLICY, complete=completion.plugins_of("scorers")),
+    "budget": Setting("decode.budget", POLICY),
+    "recent": Setting("decode.recent", POLICY),
+    "interval": Setting("decode.interval", POLICY),
+    "max_new_tokens": Setting("sampling.max_new_tokens", SAMPLING),
+    "min_new_tokens": Setting("sampling.min_new_tokens", SAMPLING),
+    "ignore_eos": Setting("sampling.ignore_eos", SAMPLING),
+    "stop": Setting("sampling.stop", SAMPLING, more="\\n, \\t and \\\\ are understood. Repeatable."),
+    "stop_token": Setting("sampling.stop_tokens", SAMPLING, metavar="ID|TEXT", more="Repeatable."),
+    "stop_on_loop": Setting("sampling.stop_on_loop", SAMPLING),
+    "seed": Setting("sampling.seed", SAMPLING),
+    "temperature": Setting("sampling.temperature", SAMPLING),
+    "top_p": Setting("sampling.top_p", SAMPLING),
+    "top_k": Setting("sampling.top_k", SAMPLING),
+    "min_p": Setting("sampling.min_p", SAMPLING),
+    "repetition_penalty": Setting("sampling.repetition_penalty", SAMPLING),
+}
+MEASURED = ("model", "dtype", "device", "load_in")  # what every command that measures takes
+
+Given = dict[str, Any]  # what was typed, by the name of its option
+
+
+def with_settings(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A command with these options and `--set`; it gets all that was typed for them as its `given`."""
+    taken = [*names, "set_"]
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        own = [one for one in signature(command, eval_str=True).parameters.values() if one.name != "given"]
+        own = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in own]
+        set_ = Parameter("set_", Parameter.KEYWORD_ONLY, default=[], annotation=Set)
+        options = [set_, *(SETTINGS[name].parameter(name) for name in names)]
+
+        def run(**values: Any) -> Any:
+            given = {name: values.pop(name) for name in taken}
+            return command(**values, given=given)
+
+        run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
+        run.__signature__ = Signature([*own, *options])  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in (*own, *options)}
+        return run
+
+    return add
+
+
+def show_defaults(param: TyperOption) -> None:
+    """Add to an option's help what the profile `default` says, where the option is a setting's."""
+    known = SETTINGS.get(param.name or "")
+    if known is None or param.help != known.help:
+        return
+    section, name = known.key.split(".")
+    value = default_profile()[section][name]
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        param.help = f"{known.help} ({value:g})" if isinstance(value, float) else f"{known.help} ({value})"
+
+
+@cache
+def default_profile() -> dict[str, Any]:
+    from scope_cli.settings.load import load_profile
+
+    return load_profile().profile.as_dict()
+
 
 Thinking = Annotated[
     str,
@@ -247,39 +237,6 @@ MetricsAddress = Annotated[
     str | None,
     option("--metrics-address", panel=LIVE, help="Where it listens (127.0.0.1: this machine alone)."),
 ]
-
-KEYS = {
-    "model": "model.name",
-    "dtype": "model.dtype",
-    "device": "model.device",
-    "load_in": "model.load_in",
-    "compile": "model.compile",
-    "threads": "model.threads",
-    "context": "model.context",
-    "strategy": "decode.strategy",
-    "prefill": "prefill.method",
-    "prefill_budget": "prefill.budget",
-    "scorer": "decode.scorer",
-    "budget": "decode.budget",
-    "recent": "decode.recent",
-    "interval": "decode.interval",
-    "max_new_tokens": "sampling.max_new_tokens",
-    "min_new_tokens": "sampling.min_new_tokens",
-    "ignore_eos": "sampling.ignore_eos",
-    "stop": "sampling.stop",
-    "stop_token": "sampling.stop_tokens",
-    "stop_on_loop": "sampling.stop_on_loop",
-    "seed": "sampling.seed",
-    "temperature": "sampling.temperature",
-    "top_p": "sampling.top_p",
-    "top_k": "sampling.top_k",
-    "min_p": "sampling.min_p",
-    "repetition_penalty": "sampling.repetition_penalty",
-    "system": "prompt.system",
-    "raw": "prompt.raw",
-    "continue_text": "prompt.continue_text",
-    "allow_control_tokens": "prompt.allow_control_tokens",
-}
 
 
 def text_argument(text: str, name: str) -> str:
@@ -311,11 +268,11 @@ def overrides(set_: list[str], template_arg: Sequence[str] = (), **typed: Any) -
     for name, value in typed.items():
         if value is None or value is False or value == []:
             continue
-        key, option_name = KEYS[name], f"--{name.replace('_', '-')}"
+        key, option_name = SETTINGS[name].key, f"--{name.replace('_', '-')}"
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and name != "model":  # a path may be any bytes
                 text_argument(text, option_name)
-        if name in ("interval", "threads") and re.fullmatch(r"-?\d{1,18}", str(value)):
+        if isinstance(value, str) and SETTINGS[name].takes_int and re.fullmatch(r"-?\d{1,18}", value):
             value = int(value)
         elif name == "stop":
             value = [unescaped(text) for text in value]

@@ -47,6 +47,7 @@ def typed_memory(text: str | None) -> int | None:
 
 
 @app.callback(invoke_without_command=True)
+@o.with_settings(*o.MEASURED, "scorer", "recent", "interval", "seed", "prefill", "prefill_budget")
 def profile_command(
     context: typer.Context,
     prompt: Annotated[str | None, o.option("--prompt", panel=RUN, help="The prompt, a text.")] = None,
@@ -69,17 +70,7 @@ def profile_command(
     strategies: Annotated[
         str | None, o.option("--strategy", panel=RUN, help="One or several: slide,adaptive,full.")
     ] = None,
-    set_: o.Set = [],  # noqa: B006
     offline: o.Offline = False,
-    model: o.Model = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    load_in: o.LoadIn = None,
-    prefill: o.Prefill = None,
-    prefill_budget: o.PrefillBudget = None,
-    scorer: o.Scorer = None,
-    recent: o.Recent = None,
-    interval: o.Interval = None,
     max_new_tokens: Annotated[
         int | None,
         o.option(
@@ -88,7 +79,6 @@ def profile_command(
             help="Output tokens, all of which are written (the profile's; measured: at most 1024).",
         ),
     ] = None,
-    seed: o.Seed = None,
     plan: Annotated[
         bool, o.option("--plan", panel=PLAN, help="From the model's config alone: nothing is loaded or run.")
     ] = False,
@@ -119,6 +109,7 @@ def profile_command(
         ),
     ] = [],  # noqa: B006
     quiet: Annotated[bool, o.option("--quiet", "-q", panel=SHOW, help="No table, no progress.")] = False,
+    given: o.Given = {},  # noqa: B006
 ) -> None:
     """Plan and measure memory and speed of one or several profiles.
 
@@ -129,24 +120,20 @@ def profile_command(
     if context.invoked_subcommand is not None:
         return
     if [json, csv, fit].count(True) > 1:
-        both = [name for name, given in (("--json", json), ("--csv", csv), ("--fit", fit)) if given]
+        both = [name for name, asked in (("--json", json), ("--csv", csv), ("--fit", fit)) if asked]
         raise UsageError(f"{' and '.join(both)} exclude each other", "one of them goes to stdout")
-    given = typed_memory(memory)
+    free = typed_memory(memory)
     planning = plan or fit or config is not None
     text = prompt_text(prompt, prompt_file, prompt_tokens)
-    if config is not None and model is not None:
+    if config is not None and given["model"] is not None:
         raise UsageError("--config and --model exclude each other", "both say which model is planned")
-    if not planning and (given is not None or lanes > 1):
-        raise UsageError(f"{'--memory' if given else '--lanes'} is for planning", "add --plan")
+    if not planning and (free is not None or lanes > 1):
+        raise UsageError(f"{'--memory' if free else '--lanes'} is for planning", "add --plan")
     from scope_cli.measure.profiling.pages import check_plot
 
     for one in plot:
         check_plot(one)
-    overrides = o.overrides(
-        set_, model=model, dtype=dtype, device=device, load_in=load_in, scorer=scorer, recent=recent,
-        interval=interval, max_new_tokens=max_new_tokens, seed=seed, prefill=prefill,
-        prefill_budget=prefill_budget,
-    )  # fmt: skip
+    overrides = o.overrides(**given, max_new_tokens=max_new_tokens)
     cases = side_by_side(profiles or ["default"], numbers(budgets), names(strategies), overrides)
 
     from rich.console import Console
@@ -154,7 +141,7 @@ def profile_command(
     console = Console(stderr=json or csv or fit)
     if planning:
         code = show_plan(
-            cases, text, prompt_tokens, config, given, lanes, fit, json, csv, plot, quiet, console
+            cases, text, prompt_tokens, config, free, lanes, fit, json, csv, plot, quiet, console
         )
     else:
         code = show_measured(cases, text, prompt_tokens, offline, json, csv, plot, quiet, console)

@@ -42,16 +42,17 @@ def _about(name: str) -> str:
 
 
 @app.command("show")
+@o.with_settings()
 def show_command(
     name: Annotated[str, typer.Argument(help="A profile's name or file.")] = "default",
-    set_: o.Set = [],  # noqa: B006  typer copies it
+    given: o.Given = {},  # noqa: B006
 ) -> None:
     """Print a profile in full, every default written out: YAML that can be saved and changed."""
     import yaml
 
     from scope_cli.settings.load import load_profile
 
-    loaded = load_profile(name, o.overrides(set_))
+    loaded = load_profile(name, o.overrides(**given))
     print(yaml.safe_dump(loaded.profile.as_dict(), sort_keys=False, allow_unicode=True), end="")
 
 

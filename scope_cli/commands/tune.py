@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scope_cli.measure.evaluate.tune import Tuned
 
 
+@o.with_settings(*o.MEASURED, "raw", "seed")
 def tune_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="The profile to write (YAML).")] = Path(
         "tuned.yaml"
@@ -51,14 +52,8 @@ def tune_command(
     ] = [],  # noqa: B006
     force: Annotated[bool, typer.Option("--force", help="Overwrite the profile.")] = False,
     profile: o.Profile = "default",
-    set_: o.Set = [],  # noqa: B006
     offline: o.Offline = False,
-    model: o.Model = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    load_in: o.LoadIn = None,
-    raw: o.Raw = False,
-    seed: o.Seed = None,
+    given: o.Given = {},  # noqa: B006
 ) -> None:
     """Find the smallest budget at which your own text stays close to the full cache's, and write a profile.
 
@@ -70,10 +65,8 @@ def tune_command(
         )
     if not max_gap > 0:
         raise UsageError(f"--max-gap is {max_gap}, and has to be above 0", "0.02 nats is a small difference")
-    check_writable(output)
-    if output.exists() and not force:
-        raise UsageError(f"{output} is there already", "give another --output, or --force")
-    common = o.overrides(set_, model=model, dtype=dtype, device=device, load_in=load_in, raw=raw, seed=seed)
+    check_writable(output, None, force)
+    common = o.overrides(**given)
 
     asked = read_text(prompt_file, "--prompt-file") if prompt_file else read_text(text or "-", "--text")
 

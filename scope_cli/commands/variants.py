@@ -1,4 +1,4 @@
-"""`-p "slide budget=256"` and `--budgets` in, named profiles out: for commands that compare profiles."""
+"""`-p "[NAME=]PROFILE [KEY=VALUE ...]"` and `--budget` in, named profiles out: for what compares them."""
 
 import shlex
 from collections.abc import Sequence
@@ -9,25 +9,27 @@ import typer
 
 from scope_cli.commands.early import check_model
 from scope_cli.commands.generate import tell
-from scope_cli.commands.options import KEYS
+from scope_cli.commands.options import SETTINGS
 from scope_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from scope_cli.settings.load import LoadedProfile
 
+EXAMPLE = "for example -p 'slide budget=256', or -p 'small=slide budget=256'"
 Profiles = Annotated[
     list[str],
     typer.Option(
         "--profile",
         "-p",
-        help="A profile's name or file, with changes after it: -p 'slide budget=256'. Repeatable.",
+        help="A profile, by name or file, with a name of your own and changes: -p 'small=slide budget=256'. "
+        "Repeatable.",
         show_default=False,
     ),
 ]
 Budgets = Annotated[
     str | None,
     typer.Option(
-        "--budgets",
+        "--budget",
         metavar="N,N,...",
         help="Measure every profile that evicts at each of these budgets; one with a total budget gets the "
         "prompt's tokens on top, and so holds the same bytes.",
@@ -97,41 +99,48 @@ def _note(variant: Variant) -> None:
 def _of(spec: str, budgets: Sequence[int], common: dict[str, Any]) -> list[Variant]:
     from scope_cli.settings.load import load_profile
 
-    name, changes = _parsed(spec)
-    settings = load_profile(name, {**common, **changes})
+    name, profile, words = parsed(spec)
+    keys = {**common, **changes(words)}
+    settings = load_profile(profile, keys)
     if not budgets or settings.profile.decode.strategy in ("full", "rpc"):
-        return [Variant(spec, settings)]
+        return [Variant(name, settings)]
     if settings.profile.decode.total_budget is not None:
-        return [Variant(f"{spec} budget={budget}", settings, budget) for budget in budgets]
+        return [Variant(f"{name} budget={budget}", settings, budget) for budget in budgets]
     return [
-        Variant(f"{spec} budget={budget}", load_profile(name, {**common, **changes, "decode.budget": budget}))
+        Variant(f"{name} budget={budget}", load_profile(profile, {**keys, "decode.budget": budget}))
         for budget in budgets
     ]
 
 
-def _parsed(spec: str) -> tuple[str, dict[str, Any]]:
-    """'slide budget=256' -> ('slide', {'decode.budget': 256}); a short name stands for its key."""
+def parsed(text: str, option: str = "--profile") -> tuple[str, str, list[str]]:
+    """'small=slide budget=256' -> ('small', 'slide', ['budget=256']); without a name the text is its own."""
+    try:
+        first, *rest = shlex.split(text)
+    except ValueError as error:  # also where there is no word at all
+        what = "it is empty" if not text.strip() else error
+        raise UsageError(f"{option} {text!r}: {what}", EXAMPLE) from error
+    name, equals, kind = first.partition("=")
+    if equals and not (name and kind):
+        raise UsageError(f"{option} {text!r}: expected NAME=PROFILE", EXAMPLE)
+    return (name, kind, rest) if equals else (text.strip(), first, rest)
+
+
+def changes(words: Sequence[str], option: str = "--profile") -> dict[str, Any]:
+    """KEY=VALUE words as overrides; the name of a short option stands for its key."""
     from scope_cli.settings.load import parse_set
 
-    try:
-        name, *changes = shlex.split(spec)
-    except ValueError as error:
-        raise UsageError(f"--profile {spec!r}: {error}", "for example -p 'slide budget=256'") from error
     dotted = []
-    for change in changes:
-        key, equals, value = change.partition("=")
+    for word in words:
+        key, equals, value = word.partition("=")
         if not equals:
-            raise UsageError(
-                f"--profile {spec!r}: {change!r} is not KEY=VALUE", "for example -p 'slide budget=256'"
-            )
-        dotted.append(f"{KEYS.get(key.replace('-', '_'), key)}={value}")
-    return name, parse_set(dotted)
+            raise UsageError(f"{option}: {word!r} is not KEY=VALUE", EXAMPLE)
+        known = SETTINGS.get(key.replace("-", "_"))
+        dotted.append(f"{known.key if known else key}={value}")
+    return parse_set(dotted)
 
 
 def _numbers(budgets: str | None) -> list[int]:
     parts = [part.strip() for part in budgets.split(",")] if budgets is not None else []
     if not all(part.isdecimal() and int(part) >= 1 for part in parts):
-        raise UsageError(
-            f"--budgets {budgets!r} is not a list of numbers", "for example --budgets 64,256,1024"
-        )
+        raise UsageError(f"--budget {budgets!r} is not a list of numbers", "for example --budget 64,256,1024")
     return [int(part) for part in parts]

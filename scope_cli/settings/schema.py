@@ -25,15 +25,15 @@ COLDEST = 1e-6  # a lower temperature but 0: logits divided by it may leave floa
 
 class ModelSettings(Settings):
     name: str = Field(
-        "smollm2-135m", description="a name from `scope models list`, a folder, a GGUF file, or a hub name"
+        "smollm2-135m", description="name from `scope models list`, folder, GGUF file or hub name"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
-        "auto", description="of weights and cache; auto: float32 on a CPU, the checkpoint's own on a GPU"
+        "auto", description="type of weights and cache; auto: float32 on a CPU, the checkpoint's own on a GPU"
     )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-        description="auto (the first GPU, else the CPU), cpu, mps, cuda or cuda:N",
+        description="where to run: auto (the first GPU, else the CPU), cpu, mps, cuda or cuda:N",
     )
     load_in: Annotated[
         Literal["auto", "int8", "int4", "8bit", "4bit"] | None, BeforeValidator(none_is_null)
@@ -49,8 +49,8 @@ class ModelSettings(Settings):
     )
     context: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="prompt and output tokens at most; null: as many as the model was made for, scaled RoPE "
-        "included",
+        description="most tokens of prompt and output together; null: what the model was made for, with "
+        "scaled RoPE",
     )
     threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="CPU threads; auto: OMP_NUM_THREADS, else the cores that this process may use"
@@ -67,22 +67,22 @@ class ModelSettings(Settings):
 
 
 class PromptSettings(Settings):
-    system: str | None = Field(None, description="system message, where the chat template takes one")
-    raw: bool = Field(False, description="feed the prompt as it is, without the model's chat template")
+    system: str | None = Field(None, description="system message, if the chat template takes one")
+    raw: bool = Field(False, description="feed the prompt as it is, without the chat template")
     template_args: dict[str, JsonValue] = Field(
-        {}, description="what the chat template takes besides messages, e.g. {enable_thinking: false}"
+        {}, description="arguments of the chat template, such as {enable_thinking: false}"
     )
     continue_text: str | None = Field(
-        None, description="how the answer begins; the model goes on behind it, and it is not written again"
+        None, description="beginning of the answer, which the model continues; it is not written again"
     )
     allow_control_tokens: bool = Field(
-        False, description="true: the names of control tokens in prompts are the tokens, not text"
+        False, description="read <|im_end|> and the like in prompts as tokens, not as text"
     )
 
 
 class PrefillSettings(Settings):
     method: Plugin = Field(
-        Plugin(name="full"), description="what is done once to the prompt's cache; see `scope prefills`"
+        Plugin(name="full"), description="how the prompt is compressed; see `scope prefills`"
     )
     budget: Annotated[int | str | None, BeforeValidator(tokens_or_share)] = Field(
         None,
@@ -90,17 +90,17 @@ class PrefillSettings(Settings):
         "a prompt that fits is kept whole",
     )
     window: int = Field(
-        32, ge=1, le=MOST, description="the last prompt tokens, always kept; their queries rank the others"
+        32, ge=1, le=MOST, description="last prompt tokens, always kept; their queries rank the others"
     )
     wrap: tuple[Plugin, ...] = Field(
         (),
-        description="what goes around the method: adakv, mass, think; see `scope prefills`",
+        description="wrappers around the method: adakv, mass, think; see `scope prefills`",
     )
     chunk: int = Field(
         2048,
         ge=1,
         le=MOST,
-        description="prompt tokens read at once; on a CPU at most 512, so that Ctrl-C is heard",
+        description="prompt tokens read at once; at most 512 on a CPU, so that Ctrl-C is answered",
     )
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -154,15 +154,13 @@ class PrefillSettings(Settings):
 class DecodeSettings(Settings):
     strategy: Strategy = Field("slide", description="when generated tokens are evicted; full: never")
     scorer: Plugin = Field(
-        Plugin(name="attention"), description="which generated tokens are kept; see `scope scorers`"
+        Plugin(name="attention"), description="how generated tokens are ranked; see `scope scorers`"
     )
-    budget: int = Field(
-        2048, ge=1, le=MOST, description="generated tokens that each KV head of a layer may hold"
-    )
+    budget: int = Field(2048, ge=1, le=MOST, description="generated tokens that each KV head may hold")
     recent: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST)] = Field(
         "auto",
-        description="the newest of them, never evicted; auto: half the budget (or the total budget without "
-        "the sinks, where that is less), at most 256",
+        description="newest generated tokens, never evicted; auto: half the budget (or the total budget "
+        "without the sinks, if that is less), at most 256",
     )
     interval: Literal["auto", "discontinuous"] | Annotated[int, Field(ge=1, le=MOST)] = Field(
         "auto",
@@ -170,23 +168,23 @@ class DecodeSettings(Settings):
         "discontinuous: (length - recent) / heavy hitters",
     )
     ratio: int = Field(
-        4, ge=1, le=MOST, description="rpc alone: one token in `ratio` is kept, whatever the budget says"
+        4, ge=1, le=MOST, description="for rpc only: keep one token in `ratio`, whatever the budget says"
     )
     protect_prompt: bool = Field(
-        True, description="false: prompt tokens may be evicted too (the unified baseline)"
+        True, description="keep the whole prompt; false: its tokens may be evicted too (the unified baseline)"
     )
     sinks: int = Field(
         0,
         ge=0,
         le=MOST,
-        description="first prompt tokens that stay all the same when the prompt is not protected",
+        description="first prompt tokens, kept even if the prompt is not protected",
     )
     total_budget: Annotated[int, Field(ge=1, le=MOST)] | None = Field(
-        None, description="prompt and generated tokens held together, when the prompt is not protected"
+        None, description="prompt and generated tokens held together, if the prompt is not protected"
     )
 
     share: Literal["kv_head", "layer"] = Field(
-        "kv_head", description="layer: the KV heads of a layer keep the same tokens, by their mean score"
+        "kv_head", description="layer: all KV heads of a layer keep the same tokens, by their mean score"
     )
     weigh: Literal["criticalkv"] | None = Field(
         None, description="criticalkv: scores times the norm of what a value adds to the output"
@@ -230,30 +228,32 @@ class DecodeSettings(Settings):
 
 
 class SamplingSettings(Settings):
-    temperature: float = Field(0.0, ge=0, description="0: always the most probable token")
+    temperature: float = Field(0.0, ge=0, description="randomness; 0: always the most probable token")
     top_k: Annotated[Annotated[int, Field(ge=1, le=MOST)] | None, BeforeValidator(zero_is_off)] = Field(
         None, description="sample among the k most probable; null, or 0: among all"
     )
     top_p: float = Field(1.0, gt=0, le=1, description="sample among the most probable that together reach p")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="sample among those at least min_p times as probable as the best"
+        None, description="sample among tokens at least min_p times as probable as the best"
     )
     repetition_penalty: float = Field(
-        1.0, ge=1e-3, description="above 1: tokens written before lose; the prompt's do not"
+        1.0, ge=1e-3, description="above 1: penalise tokens already written; the prompt does not count"
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="same seed, same settings, same machine: same text")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="seed of all sampling: same seed, settings and machine, same text"
+    )
     max_new_tokens: Annotated[int, Field(ge=1, le=MOST)] | None = Field(
-        4096, description="planned length; null: until the model stops or its context ends"
+        4096, description="planned length of the output; null: until the model stops or its context ends"
     )
-    min_new_tokens: int = Field(0, ge=0, le=MOST, description="the model may not end before that many")
-    ignore_eos: bool = Field(False, description="the model may never end by itself")
+    min_new_tokens: int = Field(0, ge=0, le=MOST, description="tokens before which the model may not end")
+    ignore_eos: bool = Field(False, description="never let the model end by itself")
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(as_list)] = Field(
-        (), description="texts that end the output, or one of them; not written; special tokens too"
+        (), description="text that ends the output, or a list of them; special tokens too; not written"
     )
     stop_tokens: Annotated[
         tuple[Annotated[int, Field(strict=True)] | Annotated[str, Field(min_length=1)], ...],
         BeforeValidator(as_list),
-    ] = Field((), description="tokens that end the output, or one of them, by id or text; not written")
+    ] = Field((), description="token that ends the output, by id or text, or a list of them; not written")
     stop_on_loop: bool = Field(
         False, description="end when the output repeats itself (period 1-128, 4 copies, 64 tokens)"
     )
@@ -305,3 +305,10 @@ class Profile(Settings):
     def as_dict(self) -> dict[str, Any]:
         """The complete profile, as it would be written in YAML."""
         return self.model_dump(mode="json")
+
+
+def section_of(name: str) -> type[Settings]:
+    """The class of a section of the profile."""
+    section = Profile.model_fields[name].annotation
+    assert isinstance(section, type) and issubclass(section, Settings)
+    return section

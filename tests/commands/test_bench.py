@@ -1,6 +1,7 @@
 """`scope bench` as a user types it: contenders on the tiny model, files, and what cannot be done."""
 
 import csv
+import io
 import json
 import sys
 
@@ -21,14 +22,14 @@ def peer_script(tmp_path_factory):
 
 
 def test_profiles_and_peers_on_the_same_text(scope, tiny_folder, tmp_path, peer_script):
-    files = {kind: tmp_path / f"result.{kind}" for kind in ("json", "csv", "png")}
+    files = {kind: tmp_path / f"result.{kind}" for kind in ("json", "png")}
     result = scope(
         "bench", PROMPT, "-m", tiny_folder, *SHORT, "--budget", "16", "--threads", "1",
         "--profile", "slide4=default decode.interval=4", "--profile", "two=full lanes=2",
         "--peer", "dynamic", "--peer", f"broken={sys.executable} {peer_script}", "--baseline", "dynamic",
-        "--json", files["json"], "--csv", files["csv"], "--plot", files["png"], "--bandwidth", "0.001",
+        "--output", files["json"], "--csv", "--plot", files["png"], "--bandwidth", "0.001",
     )  # fmt: skip
-    assert (result.code, result.stdout) == (1, "")
+    assert result.code == 1
     assert "broken failed: ended with exit code 1: no such device" in result.stderr
     saved = json.loads(files["json"].read_text())
     assert [row["name"] for row in saved["contenders"]] == ["slide4", "two", "dynamic", "broken"]
@@ -49,14 +50,22 @@ def test_profiles_and_peers_on_the_same_text(scope, tiny_folder, tmp_path, peer_
     assert "two: 8 of 8 next tokens as the first exact contender (exact)" in saved["remarks"]
     assert "dynamic: 4 of 4 next tokens as the first exact contender (exact)" in saved["remarks"]
     assert "verdict: at position 120 " in result.stderr and "times the tokens/s of dynamic" in result.stderr
-    with files["csv"].open() as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
     assert len(rows) == 7 and rows[-1]["failed"].endswith("no such device")
     assert files["png"].read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_result_is_not_overwritten_in_silence(scope, tmp_path):
+    (tmp_path / "r.json").write_text("{}")
+    for argv in (["bench", PROMPT], ["evaluate", "recall"], ["evaluate", "loops", "-f", tmp_path / "r.json"]):
+        result = scope(*argv, "-o", tmp_path / "r.json")
+        assert (result.code, result.stdout) == (2, "") and "r.json exists already" in result.stderr
+        assert "--force" in result.stderr
+    assert (tmp_path / "r.json").read_text() == "{}"
+
+
 def test_csv_and_json_on_stdout_are_alone_there(scope, tiny_folder):
-    result = scope("bench", PROMPT, "-m", tiny_folder, *SHORT, "--peer", "dynamic", "--json", "-", "-q")
+    result = scope("bench", PROMPT, "-m", tiny_folder, *SHORT, "--peer", "dynamic", "--json", "-q")
     assert result.code == 0
     assert json.loads(result.stdout)["baseline"] == "dynamic"
     assert "tokens/s" in result.stderr and "on the way" not in result.stderr
@@ -80,8 +89,8 @@ BAD = {
     "no room": ([PROMPT, "--lanes", "100000000"], "may need"),
     "a quote": ([PROMPT, "--profile", "full 'x"], "--profile"),
     "empty": ([PROMPT, "--profile", " "], "--profile"),
-    "two on stdout": ([PROMPT, "--json", "-", "--csv", "-"], "one of them"),
-    "no folder": ([PROMPT, "--json", "/no/such/folder/x.json"], "there is no folder"),
+    "two on stdout": ([PROMPT, "--json", "--csv"], "one of them"),
+    "no folder": ([PROMPT, "--output", "/no/such/folder/x.json"], "there is no folder"),
     "no picture": ([PROMPT, "--plot", "x.txt"], ".png"),
     "both": ([PROMPT, "--apart", "--sequential"], "exclude each other"),
     "no text": ([PROMPT, "--text", "/no/such/file"], "--text"),

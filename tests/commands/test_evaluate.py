@@ -40,7 +40,7 @@ def fidelity(scope, tiny_folder, text, *more):
 def test_fidelity_writes_a_table_a_result_and_a_plot(scope, tiny_folder, text, tmp_path):
     profiles = ["-p", "full", "-p", "slide", "-p", "slide scorer=random", "-p", "baselines/streamingllm"]
     out, plot = tmp_path / "f.json", tmp_path / "f.png"
-    run = fidelity(scope, tiny_folder, text, *profiles, "--budgets", "16,32", "-o", out, "--plot", plot)
+    run = fidelity(scope, tiny_folder, text, *profiles, "--budget", "16,32", "-o", out, "--plot", plot)
     assert run.code == 0
     saved = json.loads(out.read_text())
     names = [entry["name"] for entry in saved["profiles"]]
@@ -67,7 +67,7 @@ def test_fidelity_writes_a_table_a_result_and_a_plot(scope, tiny_folder, text, t
 def test_profiles_with_a_total_budget_hold_the_same_bytes(scope, tiny_folder, text, tmp_path):
     out = tmp_path / "f.json"
     profiles = ["-p", "slide", "-p", "baselines/streamingllm"]
-    assert fidelity(scope, tiny_folder, text, *profiles, "--budgets", "32", "-o", out).code == 0
+    assert fidelity(scope, tiny_folder, text, *profiles, "--budget", "32", "-o", out).code == 0
     slide, streaming = json.loads(out.read_text())["profiles"]
     assert slide["bytes"]["held_peak"] == streaming["bytes"]["held_peak"]
     assert slide["bytes"]["held_mean"] == pytest.approx(streaming["bytes"]["held_mean"], rel=0.02)
@@ -115,7 +115,7 @@ def test_an_output_can_be_written_for_the_measurement(scope, tiny_folder, prompt
 
 def test_recall_has_every_kind_of_probe(scope, tiny_folder, tmp_path):
     out, plot = tmp_path / "r.json", tmp_path / "r.png"
-    given = ["--tokens", "160", "--seeds", "2", "-p", "full", "-p", "slide", "--budgets", "16"]
+    given = ["--tokens", "160", "--seeds", "2", "-p", "full", "-p", "slide", "--budget", "16"]
     run = scope("evaluate", "recall", *given, *small(tiny_folder), "-o", out, "--plot", plot)
     assert run.code == 0
     full, slide = json.loads(out.read_text())["profiles"]
@@ -158,7 +158,7 @@ def test_a_calibration_file_is_not_overwritten_unasked(scope, tiny_folder, text,
     assert scope(*given).code == 0
     before = out.read_bytes()
     again = scope(*given)
-    assert again.code == 2 and "is there already" in again.stderr and "--force" in again.stderr
+    assert again.code == 2 and "exists already" in again.stderr and "--force" in again.stderr
     assert out.read_bytes() == before and scope(*given, "--force").code == 0
 
 
@@ -264,7 +264,7 @@ def test_tune_writes_a_profile_that_generate_takes(scope, tiny_folder, text, pro
     assert scope("profiles", "check", out).code == 0
     assert scope("generate", "-f", prompts[0], "-p", out, "--max-new-tokens", "5", "-q").code == 0
     again = scope("tune", *given, "-o", out, *small(tiny_folder))
-    assert (again.code, "is there already" in again.stderr) == (2, True)
+    assert (again.code, "exists already" in again.stderr) == (2, True)
 
 
 def test_tune_says_when_no_budget_is_enough(scope, tiny_folder, text, tmp_path):
@@ -279,7 +279,7 @@ def test_tune_says_when_no_budget_is_enough(scope, tiny_folder, text, tmp_path):
 MISTAKES = [
     (["evaluate", "fidelity"], "give --text FILE"),
     (["evaluate", "fidelity", "--text", "none.txt"], "cannot read none.txt"),
-    (["evaluate", "fidelity", "--text", "T", "--budgets", "3,x"], "'3,x' is not a list of numbers"),
+    (["evaluate", "fidelity", "--text", "T", "--budget", "3,x"], "'3,x' is not a list of numbers"),
     (["evaluate", "fidelity", "--text", "T", "-p", "slid"], "did you mean slide?"),
     (["evaluate", "fidelity", "--text", "T", "-p", "slide budget"], "'budget' is not KEY=VALUE"),
     (["evaluate", "fidelity", "--text", "T", "-p", "slide 'a"], "No closing quotation"),

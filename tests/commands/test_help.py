@@ -7,7 +7,8 @@ import pytest
 
 from scope_cli import cli
 from scope_cli.commands import completion
-from scope_cli.settings.schema import DecodeSettings, ModelSettings
+from scope_cli.commands.options import SETTINGS
+from scope_cli.settings.load import check
 
 
 def options_of(command):
@@ -26,22 +27,28 @@ def test_help_names_no_python_type_and_gives_examples_and_defaults(scope):
     assert not re.search(r"<\w+>|<list\[", top + generate)
     assert "Examples:" in top and "scope generate --prompt-file report.txt" in top and "docs/" in top
     for line in (
-        "slide (default)",
+        "(slide)",
         "(attention)",
         "(0.7)",
         "(0.95)",
         "(50)",
-        "same text (0)",
+        "text. (0)",
         "(2048)",
         "(4096)",
     ):
         assert line in generate
 
 
+def tab(name):
+    """What completes the values of a setting's option."""
+    return SETTINGS[name].parameter(name).annotation.__metadata__[0].autocompletion
+
+
 @pytest.mark.parametrize(
     ("incomplete", "complete", "found"),
     [
-        ("", completion.among(completion.STRATEGIES), ["full", "slide", "adaptive", "discontinuous", "rpc"]),
+        ("", tab("strategy"), ["full", "slide", "adaptive", "discontinuous", "rpc"]),
+        ("n", tab("load_in"), ["none"]),
         ("a", completion.plugins_of("scorers"), ["accumulated", "attention"]),
         ("py", completion.plugins_of("prefills"), ["pyramidinfer", "pyramidkv"]),
         ("base", completion.profiles, ["baselines/h2o", "baselines/snapkv-decode", "baselines/streamingllm"]),
@@ -55,8 +62,10 @@ def test_values_are_completed(incomplete, complete, found):
 
 
 def test_what_is_completed_is_what_is_accepted():
-    assert set(completion.STRATEGIES) == set(DecodeSettings.model_fields["strategy"].annotation.__args__)
-    assert set(completion.DTYPES) == set(ModelSettings.model_fields["dtype"].annotation.__args__)
+    for name in ("strategy", "dtype", "load_in", "compile", "interval"):
+        section, field = SETTINGS[name].key.split(".")
+        for value in tab(name)(""):
+            check({section: {field: value}, "sampling": {"max_new_tokens": 9}}, "a test")
 
 
 def test_files_are_completed_where_they_fit(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import typer
 
 from scope_cli.commands import options as o
 from scope_cli.commands.evaluate.shared import (
+    Force,
     Json,
     Output,
     Plot,
@@ -25,6 +26,7 @@ from scope_cli.errors import UsageError
 PROMPT_TOKENS = 256  # of a text: what stands for the prompt, if it is not said
 
 
+@o.with_settings(*o.MEASURED, "raw", "seed")
 def fidelity_command(
     text: Annotated[
         list[str], typer.Option("--text", "-t", help="A text to measure on, or - . Repeatable.")
@@ -49,24 +51,19 @@ def fidelity_command(
     profile: Profiles = [],  # noqa: B006
     budgets: Budgets = None,
     output: Output = None,
+    force: Force = False,
     plot: Plot = None,
     json: Json = False,
-    set_: o.Set = [],  # noqa: B006
     offline: o.Offline = False,
-    model: o.Model = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    load_in: o.LoadIn = None,
-    raw: o.Raw = False,
-    seed: o.Seed = None,
+    given: o.Given = {},  # noqa: B006
 ) -> None:
     """Feed a known text through the full cache and through each profile: KL, agreement, perplexity, bytes.
 
-    scope evaluate fidelity --text book.txt -p default -p "default scorer=window" --budgets 256,512
+    scope evaluate fidelity --text book.txt -p default -p "default scorer=window" --budget 256,512
     """
-    common = o.overrides(set_, model=model, dtype=dtype, device=device, load_in=load_in, raw=raw, seed=seed)
+    common = o.overrides(**given)
     chosen = variants(profile, budgets, common, default=["default"])
-    check_writable(output, plot)
+    check_writable(output, plot, force)
     if [bool(text), run is not None, prompt_file is not None and run is None].count(True) != 1:
         raise UsageError(
             "give --text FILE, or --prompt-file FILE, or --run RUN.json with the run's --prompt-file",

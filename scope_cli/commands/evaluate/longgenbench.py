@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from scope_cli.models.model import LoadedModel
 
 
+@o.with_settings(*o.MEASURED, "raw", "max_new_tokens")
 def longgenbench_command(
     data: Annotated[
         Path, typer.Option("--data", help="The questions, JSONL; docs/quality.md says where from.")
@@ -56,14 +57,8 @@ def longgenbench_command(
     budgets: Budgets = None,
     plot: Plot = None,
     json: Json = False,
-    set_: o.Set = [],  # noqa: B006
     offline: o.Offline = False,
-    model: o.Model = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    load_in: o.LoadIn = None,
-    raw: o.Raw = False,
-    max_new_tokens: o.MaxNewTokens = None,
+    given: o.Given = {},  # noqa: B006
 ) -> None:
     """K questions in one prompt, one long answer, scored question by question: LongGenBench as SCOPE uses it.
 
@@ -71,9 +66,7 @@ def longgenbench_command(
 
         scope evaluate longgenbench --data test.jsonl -k 30 -p full -p paper-4k-512 -o gsm8k.json
     """
-    common = o.overrides(
-        set_, model=model, dtype=dtype, device=device, load_in=load_in, raw=raw, max_new_tokens=max_new_tokens
-    )
+    common = o.overrides(**given)
     chosen = variants(profile, budgets, common, default=["full", "paper-4k-512"])
     check_writable(output, plot)
 

@@ -7,6 +7,7 @@ import typer
 
 from scope_cli.commands import options as o
 from scope_cli.commands.evaluate.shared import (
+    Force,
     Json,
     Lanes,
     Output,
@@ -21,6 +22,7 @@ from scope_cli.commands.generate import read_text, tell
 from scope_cli.commands.variants import Budgets, Profiles, variants
 
 
+@o.with_settings(*o.MEASURED, "raw", "max_new_tokens", "ignore_eos", "seed", "temperature", "top_p", "top_k")
 def loops_command(
     prompt_file: Annotated[
         list[str], typer.Option("--prompt-file", "-f", help="A prompt to write from, or - . Repeatable.")
@@ -32,33 +34,19 @@ def loops_command(
     profile: Profiles = [],  # noqa: B006
     budgets: Budgets = None,
     output: Output = None,
+    force: Force = False,
     plot: Plot = None,
     json: Json = False,
-    set_: o.Set = [],  # noqa: B006
     offline: o.Offline = False,
-    model: o.Model = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    load_in: o.LoadIn = None,
-    raw: o.Raw = False,
-    max_new_tokens: o.MaxNewTokens = None,
-    ignore_eos: o.IgnoreEos = False,
-    seed: o.Seed = None,
-    temperature: o.Temperature = None,
-    top_p: o.TopP = None,
-    top_k: o.TopK = None,
+    given: o.Given = {},  # noqa: B006
 ) -> None:
     """Write outputs and count those that fall into repetition, and how many of their 4-grams are distinct.
 
-    scope evaluate loops -f story.txt --max-new-tokens 2000 -p full -p default --budgets 128,512
+    scope evaluate loops -f story.txt --max-new-tokens 2000 -p full -p default --budget 128,512
     """
-    common = o.overrides(
-        set_, model=model, dtype=dtype, device=device, load_in=load_in, raw=raw, seed=seed,
-        max_new_tokens=max_new_tokens, ignore_eos=ignore_eos, temperature=temperature, top_p=top_p,
-        top_k=top_k,
-    )  # fmt: skip
+    common = o.overrides(**given)
     chosen = variants(profile, budgets, common, default=["full", "default"])
-    check_writable(output, plot)
+    check_writable(output, plot, force)
     texts = [read_text(file, "--prompt-file") for file in prompt_file]
 
     from scope_cli.console.progress import Progress

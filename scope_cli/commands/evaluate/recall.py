@@ -7,6 +7,7 @@ import typer
 
 from scope_cli.commands import options as o
 from scope_cli.commands.evaluate.shared import (
+    Force,
     Json,
     Output,
     add_row,
@@ -22,6 +23,7 @@ from scope_cli.commands.variants import Budgets, Profiles, variants
 from scope_cli.errors import UsageError
 
 
+@o.with_settings(*o.MEASURED, "raw")
 def recall_command(
     kind: Annotated[
         list[str], typer.Option("--kind", help="output-fact, prompt-fact, list, copy; all. Repeatable.")
@@ -31,25 +33,21 @@ def recall_command(
     profile: Profiles = [],  # noqa: B006
     budgets: Budgets = None,
     output: Output = None,
+    force: Force = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw a plot of the first kind: a .png, .svg or .pdf file.")
     ] = None,
     json: Json = False,
-    set_: o.Set = [],  # noqa: B006
     offline: o.Offline = False,
-    model: o.Model = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    load_in: o.LoadIn = None,
-    raw: o.Raw = False,
+    given: o.Given = {},  # noqa: B006
 ) -> None:
     """Probes that a policy can fail: facts of the output and the prompt, a list, a long copy.
 
-    scope evaluate recall -p full -p default -p "default scorer=recency" --budgets 256
+    scope evaluate recall -p full -p default -p "default scorer=recency" --budget 256
     """
-    common = o.overrides(set_, model=model, dtype=dtype, device=device, load_in=load_in, raw=raw)
+    common = o.overrides(**given)
     chosen = variants(profile, budgets, common, default=["full", "default"])
-    check_writable(output, plot)
+    check_writable(output, plot, force)
 
     from scope_cli.measure.evaluate.probes import KINDS, make_probe
     from scope_cli.names import did_you_mean

@@ -22,6 +22,7 @@ Output = Annotated[
 ]
 Plot = Annotated[Path | None, typer.Option("--plot", help="Draw a plot: a .png, .svg or .pdf file.")]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, in place of the table.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
 PICTURES = (".png", ".svg", ".pdf")
 Lanes = Annotated[int, typer.Option("--lanes", min=1, help="Outputs that are written at once.")]
 
@@ -101,8 +102,10 @@ def show(result: dict[str, Any], json: bool, found: Sequence["Table | str"] = ()
         tell(f"verdict: {said}")
 
 
-def check_writable(output: Path | None, plot: Path | None = None) -> None:
+def check_writable(output: Path | None, plot: Path | None = None, force: bool = True) -> None:
     """A file that cannot be written is known before anything is measured."""
+    if output is not None and not force and output.is_file() and output.stat().st_size:
+        raise UsageError(f"{output} exists already", "choose another --output, or add --force")
     if plot is not None and plot.suffix not in PICTURES:
         raise UsageError(
             f"--plot: {plot} is no picture that can be drawn", f"end it in {', '.join(PICTURES)}"
