@@ -5,10 +5,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadgroup  # a proce
 
 AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 
-.PHONY: run test test-fast test-avx2 test-long check coverage slow format docs wheel clean
+.PHONY: run test test-fast test-avx2 test-long check coverage slow format docs docs-site wheel clean
 
-run: .venv/installed  ## set everything up and summarise the sample report with the embedded model
-	$(BIN)/scope generate --prompt-file examples/report.txt --budget 2048 --stop-on-loop
+run: .venv/installed  ## set everything up and write a text that is longer than its budget of 128 tokens
+	$(BIN)/scope generate --prompt-file examples/prompts/bread.txt --budget 128 --seed 1
 
 test: .venv/installed check  ## set everything up, then lint, types and tests
 
@@ -42,6 +42,10 @@ format: .venv/installed
 
 docs: .venv/installed  ## write the generated pages of docs/ anew
 	$(BIN)/python docs/build.py
+
+docs-site: .venv/installed docs  ## the site, into build/site
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	$(BIN)/mkdocs build --strict --quiet
 
 wheel:  ## dist/*.whl, installed into an empty environment and used from there
 	PYTHON=$(PYTHON) .ci/wheel $(PACKAGES)

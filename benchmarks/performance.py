@@ -1,4 +1,4 @@
-"""Every row of docs/performance.md that compares speed: one command, and it goes on where it stopped.
+"""Every row of docs/results/performance.md that compares speed: one command, and it goes on where it stopped.
 
     python benchmarks/performance.py            # what has not been measured; about 25 minutes, two cores
     python benchmarks/performance.py flat lanes  # these parts, again
@@ -135,7 +135,7 @@ GOALS = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measures what docs/performance.md says of speed.")
+    parser = argparse.ArgumentParser(description="Measures what docs/results/performance.md says of speed.")
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; else what is missing"
     )

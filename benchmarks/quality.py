@@ -3,7 +3,7 @@
     python benchmarks/quality.py               # measures the missing rows; Ctrl-C and run it again at will
     python benchmarks/quality.py --size large  # more seeds and lengths, and evictions at every token
     python benchmarks/quality.py --list        # what would be measured, and how long it may take
-    python benchmarks/quality.py --docs        # writes the tables and plots of docs/quality.md from the rows
+    python benchmarks/quality.py --docs        # the tables and plots of docs/results/quality.md from the rows
 
 Rows go to benchmarks/results/quality-*.jsonl, one JSON object each; a row that is there is not measured
 again. The known texts lie in benchmarks/results/texts/: two outputs of 2,048 tokens that the full cache wrote
@@ -43,7 +43,10 @@ HERE = Path(__file__).parent
 TEXTS = HERE / "results/texts"
 OUTPUT = 2048  # tokens of every known text's output
 PROMPTS = {"report": "examples/report.txt", "logbook": "examples/logbook.txt"}
-PAGES, PAGES_PROMPT = "docs/path-of-a-prompt.md", 512  # text by people: the first 512 tokens are the prompt
+PAGES, PAGES_PROMPT = (
+    "docs/explanation/path-of-a-prompt.md",
+    512,
+)  # text by people: the first 512 tokens are the prompt
 PROMPT_TOKENS = {"report": 2572, "logbook": 1052, "pages": PAGES_PROMPT}  # known without loading a model
 BUDGETS = (64, 256, 1024)
 LOOP_BUDGETS = (128, 512)
@@ -151,7 +154,9 @@ def main() -> None:
     parser.add_argument("--size", choices=["small", "large"], default="small")
     parser.add_argument("--only", default="", help="parts whose name contains this: " + ", ".join(KEYS))
     parser.add_argument("--list", action="store_true", help="print what is missing, measure nothing")
-    parser.add_argument("--docs", action="store_true", help="write docs/quality.md's tables and plots")
+    parser.add_argument(
+        "--docs", action="store_true", help="write docs/results/quality.md's tables and plots"
+    )
     args = parser.parse_args()
     if args.docs:
         import quality_docs

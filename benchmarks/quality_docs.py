@@ -1,4 +1,4 @@
-"""The rows of quality.py in, the tables and plots of docs/quality.md out.
+"""The rows of quality.py in, the tables and plots of docs/results/quality.md out.
 
 A table stands between two comments, `<!-- table: fidelity -->` and `<!-- end -->`, and is written anew.
 """
@@ -31,8 +31,8 @@ from scope_cli.measure.evaluate.statistics import (
 )
 from scope_cli.units import as_bytes
 
-PAGE = Path(__file__).parent.parent / "docs/quality.md"
-PICTURES = PAGE.parent / "images"
+PAGE = Path(__file__).parent.parent / "docs/results/quality.md"
+PICTURES = PAGE.parent.parent / "images"
 ORDER = (
     "full", "slide", "slide, every token", "adaptive", "discontinuous", "random", "recency", "unified slide",
     "streamingllm", "h2o", "tova", "snapkv-decode",
@@ -64,7 +64,9 @@ def write() -> None:
     }
     draw(rows)
     for name, pictures in SHOWN.items():
-        there = [f"![{alt}](images/{file})" for file, alt in pictures.items() if (PICTURES / file).is_file()]
+        there = [
+            f"![{alt}](../images/{file})" for file, alt in pictures.items() if (PICTURES / file).is_file()
+        ]
         tables[name] = "\n\n".join([tables[name], *there])
     page = PAGE.read_text(encoding="utf-8")
     for name, table in tables.items():
@@ -72,7 +74,7 @@ def write() -> None:
         page, found = re.subn(
             pattern, lambda at, table=table: f"{at[1]}\n{table}\n\n{at[2]}", page, flags=re.DOTALL
         )
-        assert found == 1, f"docs/quality.md has {found} places for the table {name}"
+        assert found == 1, f"docs/results/quality.md has {found} places for the table {name}"
     PAGE.write_text(page, encoding="utf-8", newline="\n")
 
 

@@ -1,6 +1,6 @@
 """How many texts fit a card: KV bytes and lanes for 8B and 70B models, a budget against the full cache.
 
-    python benchmarks/scale.py > docs/scale.md
+    python benchmarks/scale.py > docs/results/scale.md
 
 Nothing is measured: `plan.py`'s arithmetic, to the byte, for Llama 3.1's shapes in bfloat16. Before a number
 is printed, a cache of that size is made on PyTorch's `meta` device, which allocates nothing, and its tensors
@@ -89,7 +89,7 @@ def rows(model: str) -> list[tuple[str, int]]:
 
 INTRODUCTION = f"""# Scale on paper
 
-<!-- Written by benchmarks/scale.py: python benchmarks/scale.py > docs/scale.md -->
+<!-- Written by benchmarks/scale.py: python benchmarks/scale.py > docs/results/scale.md -->
 
 Lanes (texts at once) that fit a card, for the shapes of Llama 3.1, a prompt of {PROMPT:,} tokens kept whole
 in each lane, and a bfloat16 cache. Nothing here was measured on a card: it is the arithmetic of `plan.py`, to

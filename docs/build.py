@@ -1,4 +1,4 @@
-"""Writes the generated pages, docs/cli.md and docs/profiles.md; `--check` exits 1 where one is stale."""
+"""Writes the generated pages, cli.md and profiles.md of docs/reference; `--check` exits 1 for a stale one."""
 
 import sys
 from collections.abc import Iterable
@@ -76,7 +76,10 @@ def pages() -> dict[str, str]:
     cli = CLI.format(codes=table(("code", "meaning"), EXIT_CODES.items()), commands=commands())
     all_keys = table(("key", "values", "default", "meaning"), keys)
     profiles = PROFILES.format(keys=all_keys, shipped=table(("profile", "what for"), shipped))
-    return {"cli.md": f"{MARK}\n\n{cli.rstrip()}\n", "profiles.md": f"{MARK}\n\n{profiles.rstrip()}\n"}
+    return {
+        "reference/cli.md": f"{MARK}\n\n{cli.rstrip()}\n",
+        "reference/profiles.md": f"{MARK}\n\n{profiles.rstrip()}\n",
+    }
 
 
 def table(columns: tuple[str, ...], rows: Iterable[Iterable[object]]) -> str:
@@ -96,9 +99,8 @@ def commands() -> str:
 
 
 if __name__ == "__main__":
-    there = {file.name: file.read_text(encoding="utf-8") for file in DOCS.glob("*.md")}
     for name, text in pages().items():
-        if text != there.get(name):
+        if text != (DOCS / name).read_text(encoding="utf-8"):
             if "--check" in sys.argv:
                 sys.exit(f"docs/{name} is stale: run `make docs`")
             (DOCS / name).write_text(text, encoding="utf-8", newline="\n")

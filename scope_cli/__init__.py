@@ -2,7 +2,7 @@
 
     from scope_cli import Profile, generate, load
 
-What is public is listed in docs/api.md; nothing of it is imported before it is asked for.
+What is public is listed in docs/reference/api.md; nothing of it is imported before it is asked for.
 """
 
 from importlib import import_module

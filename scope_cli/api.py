@@ -1,4 +1,7 @@
-"""A model and a prompt in, text out piece by piece: scope from Python. docs/api.md has all that is public."""
+"""A model and a prompt in, text out piece by piece: scope from Python.
+
+docs/reference/api.md has all that is public.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace

@@ -47,7 +47,7 @@ EPILOG = """Examples: \b
 
     scope profile --plan --model llama.gguf --memory 24GiB
 
-For reading: README.md, and docs/ beside it: profiles.md has every setting, readings.md every number."""
+For reading: README.md, and docs/reference: profiles.md has every setting, readings.md every number."""
 
 app = typer.Typer(
     name="scope",
@@ -122,7 +122,7 @@ GARBAGE = 100_000  # new objects between two looks for garbage: an import makes 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; the exit codes are listed in docs/cli.md."""
+    """Run one command line; the exit codes are listed in docs/reference/cli.md."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         asked = not {*HELP_NAMES}.isdisjoint(arguments)

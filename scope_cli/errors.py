@@ -38,7 +38,7 @@ class BusyError(ScopeError):
 
 
 class AuditError(ScopeError):
-    """The cache did not do what the profile promised: our bug, told as a fact (docs/readings.md)."""
+    """The cache did not do what the profile promised: our bug, told as a fact."""
 
     exit_code = 5
 

@@ -13,7 +13,7 @@ FinishReason = Literal["stop", "length", "context", "loop", "time", "interrupted
 
 @dataclass(frozen=True)
 class Reading:
-    """What the cache holds and has done, summed over its lanes; docs/readings.md says it in full.
+    """What the cache holds and has done, summed over its lanes; docs/reference/readings.md says it in full.
 
     Token counts are per KV head of a layer under the policy (every head holds equally many).
     """

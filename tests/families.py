@@ -1,6 +1,6 @@
 """Every family of transformers that writes text, as a tiny model; what scope makes of it beside `generate`.
 
-python -m tests.families            # the whole table, as docs/models.md has it
+python -m tests.families            # the whole table, as docs/reference/models.md has it
 python -m tests.families llama phi3 # some of it
 """
 
@@ -138,7 +138,7 @@ TOP = """# Models
 What scope makes of every family of transformers {transformers} that writes text, as a tiny random model in
 float32: a prompt of 700 tokens is read, and 60 tokens are written, each the most probable one. *Right* is
 the same 60 tokens as transformers' own `generate` writes of the same folder. {rows} rows; in brackets, other
-configurations of a family. `python -m tests.families > docs/models.md` prints this page.
+configurations of a family. `python -m tests.families > docs/reference/models.md` prints this page.
 
 Whatever model it is: when it is loaded for the first time, its self-test reads 20 tokens in two chunks and
 writes three, through scope's attention and cache, and compares every attention layer with transformers' own,
@@ -329,7 +329,7 @@ def sweep(wanted: list[str], tell: Callable[[Outcome], None] = lambda outcome: N
 
 
 def page(outcomes: list[Outcome]) -> str:
-    """docs/models.md, from what was found."""
+    """docs/reference/models.md, from what was found."""
     by_verdict = {name: [one for one in outcomes if one.verdict == name] for name in VERDICTS}
     right = ", ".join(f"`{one.row}`" for one in by_verdict["right"])
     lines = [

@@ -23,7 +23,7 @@ def lines(page):
     )
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/reference/api.md"])
 def test_the_lines_of_the_pages_run(page, tiny_folder, capsys):
     (code,) = lines(page)
     exec(code.replace("smollm2-135m", str(tiny_folder)).replace("400", "12"), {})
@@ -69,7 +69,7 @@ def test_a_cache_that_does_not_fit_is_refused_before_the_prompt_is_read(model, m
 
 
 def test_the_page_lists_what_is_public_and_nothing_else():
-    page = (ROOT / "docs/api.md").read_text()
+    page = (ROOT / "docs/reference/api.md").read_text()
     listed = set(re.findall(r"^\| `(\w+)", page, re.MULTILINE))
     assert listed == set(scope_cli.__all__)
     for name in scope_cli.__all__:

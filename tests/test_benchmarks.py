@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from scope_cli.models.random_weights import CONFIGS
 from tests.helpers.pages import parse
 from tests.helpers.scripts import BENCHMARKS, ROOT, load
+
+ON_A_CARD = ("llama-3.1-8b", "qwen3-8b", "mistral-7b", "gemma-3-12b")
 
 
 def run(*argv, **env):
@@ -92,7 +93,7 @@ def test_the_gpu_script_tests_measures_and_draws():
     assert (result.returncode, result.stderr) == (0, "")
     first, *models, last = result.stdout.splitlines()
     assert first == "py -m pytest -q -m gpu"
-    assert [shlex.split(line)[2] for line in models] == [f"random:{name}" for name in CONFIGS]
+    assert [shlex.split(line)[2] for line in models] == [f"random:{name}" for name in ON_A_CARD]
     assert all("--lanes 1 8 --positions 8192" in line for line in models)
     assert last.startswith("py benchmarks/gpu.py --table --plot")
 
@@ -118,7 +119,7 @@ def test_the_gpu_table_divides_what_was_measured():
 
 def test_the_page_of_the_gpu_has_the_table_of_what_was_measured():
     gpu = load("gpu")
-    page = (ROOT / "docs" / "gpu.md").read_text()
+    page = (ROOT / "docs" / "results" / "gpu.md").read_text()
     table = page.partition("<!-- table of gpu.py -->\n")[2].partition("\n<!-- end -->")[0]
     assert table == gpu.table(gpu.rows()).replace("random:", "")
 
@@ -131,7 +132,9 @@ def test_an_unknown_peer_is_told():
 def test_the_page_of_scale_is_fresh_and_near_the_formula():
     scale = load("scale")
     page = scale.page()
-    assert (ROOT / "docs" / "scale.md").read_text() == page, "python benchmarks/scale.py > docs/scale.md"
+    assert (ROOT / "docs" / "results" / "scale.md").read_text() == page, (
+        "python benchmarks/scale.py > docs/results/scale.md"
+    )
     for model, (layers, _, kv_heads, head_dim, *_) in scale.MODELS.items():
         token = 2 * layers * kv_heads * head_dim * 2
         kv = token * (scale.PROMPT + 1025)

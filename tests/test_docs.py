@@ -62,13 +62,26 @@ def test_every_local_link_leads_somewhere(page):
 
 @pytest.mark.parametrize("kind", [Reading, Audit], ids=lambda kind: kind.__name__)
 def test_every_reading_is_explained(kind):
-    page = (ROOT / "docs" / "readings.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "readings.md").read_text(encoding="utf-8")
     assert [field.name for field in fields(kind) if f"`{field.name}`" not in page] == []
 
 
-def test_the_readme_names_every_exit_code():
+def test_every_exit_code_is_listed():
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.ScopeError)}
     assert codes <= set(BUILD.EXIT_CODES)
-    listed = re.findall(r"^\| (\d+) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    page = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| (\d+) \|", page, re.MULTILINE)
     assert [int(code) for code in listed] == list(BUILD.EXIT_CODES)
+
+
+def test_the_readme_is_short_enough_to_be_read():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_every_page_is_in_the_contents():
+    """Of the site, and of the README: what is listed nowhere is found by nobody."""
+    contents = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page != README}
+    listed = re.findall(r":\s+([\w/-]+\.md)$", contents, re.MULTILINE)
+    assert set(listed) == pages and len(listed) == len(pages)

@@ -53,14 +53,16 @@ PRINTED = {page.name: found for page in PAGES if (found := list(printed(page)))}
 
 
 def test_pages_print_commands():
-    assert {"README.md", "profile.md", "quality.md", "bench.md", "batch.md"} <= set(PRINTED)
+    assert {"README.md", "first-long-text.md", "profile.md", "quality.md", "bench.md", "batch.md"} <= set(
+        PRINTED
+    )
     assert (["profiles", "show", "slide"], "mine.yaml") in PRINTED["README.md"]
 
 
 @pytest.mark.parametrize("page", PRINTED)
 def test_every_printed_command_is_understood(page):
     for argv, _ in PRINTED[page]:
-        if not any("[" in part for part in argv):  # how a command is used, in docs/cli.md
+        if not any("[" in part for part in argv):  # how a command is used, in docs/reference/cli.md
             try:
                 parse(argv)
             except typer.Exit:  # --help, --version
@@ -131,7 +133,7 @@ def test_a_pages_commands_work_one_after_the_other(scope, desk, page, monkeypatc
     valid = scope("profiles", "show", "slide").stdout
     for argv, file in PRINTED[page]:
         line = shlex.join(argv)
-        if PLACEHOLDERS.search(line) or argv[:2] in UNDOES:
+        if PLACEHOLDERS.search(line) or argv[:2] in UNDOES or argv == ["doctor"]:  # it opens a model itself
             continue
         ran = scope(*argv)
         assert ran.code in (0, OPENED), f"scope {line}\n{ran.stderr}"

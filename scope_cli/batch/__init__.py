@@ -1,4 +1,4 @@
-"""A directory of prompts in, one text each out, through kills and bad files; docs/batch.md tells how.
+"""A directory of prompts in, one text each out, through kills and bad files; docs/how-to/batch.md tells how.
 
 inputs - outputs - ledger - groups - fit - desk - local or on_ray - board, report
 """

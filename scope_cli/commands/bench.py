@@ -62,7 +62,7 @@ def bench_command(
             "--peer",
             panel=WHO,
             help='dynamic, static, quantized or generate (transformers), as "[NAME=]PEER [KEY=VALUE ...]"; '
-            'or "NAME=COMMAND", a program that speaks the protocol of docs/bench.md. Repeatable.',
+            'or "NAME=COMMAND", a program that speaks the protocol of docs/how-to/bench.md. Repeatable.',
         ),
     ] = [],  # noqa: B006
     baseline: Annotated[

@@ -1,6 +1,6 @@
 """What a model call needs beside weights and cache: shape, chunk and prompt length in, bytes out.
 
-Arithmetic on the largest tensors that are alive together, and one measured constant: docs/profile.md.
+Arithmetic on the largest tensors that are alive together, and one measured constant: docs/how-to/profile.md.
 """
 
 from dataclasses import dataclass

@@ -338,5 +338,5 @@ def _check_calls(model: PreTrainedModel, geometry: Geometry, calls: list[list[nn
 def _cannot_run(model: PreTrainedModel, why: str) -> ModelError:
     return ModelError(
         f"{model.config.model_type} models of transformers {transformers.__version__} cannot be run: {why}",
-        "found by scope's self-test when a model is loaded; what works: docs/models.md",
+        "found by scope's self-test when a model is loaded; what works: docs/reference/models.md",
     )

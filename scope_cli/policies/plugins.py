@@ -91,7 +91,7 @@ def plugin_class(kind: str, name: str) -> Any:
 
 def _load(kind: str, entry: EntryPoint, package: str) -> None:
     """Register the class behind an entry point, held to what a shipped plug-in is."""
-    hint = f"update {package} or uninstall it; docs/add-a-scorer.md says what a plug-in is"
+    hint = f"update {package} or uninstall it; docs/how-to/add-a-scorer.md says what a plug-in is"
     try:
         cls = entry.load()
     except Exception as error:

@@ -11,7 +11,7 @@ from scope_cli.settings.values import Plugin, is_section
 
 
 def key_reference() -> Iterator[tuple[str, str, str, str]]:
-    """(dotted key, type, default, meaning) of every key, for docs/profiles.md."""
+    """(dotted key, type, default, meaning) of every key, for docs/reference/profiles.md."""
     for section, known in Profile.model_fields.items():
         if not is_section(known.annotation):
             yield section, _type_text(known.annotation), _default_text(known.default), known.description or ""

@@ -1,4 +1,4 @@
-"""Events in, one JSON object a line out: for scripts; docs/events.md describes each."""
+"""Events in, one JSON object a line out: for scripts; docs/reference/events.md describes each."""
 
 from collections import defaultdict
 from dataclasses import asdict

@@ -9,7 +9,7 @@ import pytest
 from scope_cli.events import Audit, Finished, Loop, Reading, Token
 from scope_cli.sinks.jsonl import EVENT_NAMES, TOKEN_READINGS, JsonLines
 
-DOCS = Path(__file__).parents[2] / "docs" / "events.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "events.md"
 
 
 def written(events) -> list[dict]:

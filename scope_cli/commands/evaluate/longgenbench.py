@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @o.with_settings(*o.MEASURED, "raw", "max_new_tokens")
 def longgenbench_command(
     data: Annotated[
-        Path, typer.Option("--data", help="The questions, JSONL; docs/quality.md says where from.")
+        Path, typer.Option("--data", help="The questions, JSONL; docs/results/quality.md says where from.")
     ],
     output: Annotated[
         Path,

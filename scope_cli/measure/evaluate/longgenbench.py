@@ -71,7 +71,7 @@ def read_items(path: Path, task: Task) -> tuple[list[Item], list[Item]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"--data: cannot read {path}: {error}", "docs/quality.md says where data comes from"
+            f"--data: cannot read {path}: {error}", "docs/results/quality.md says where data comes from"
         ) from error
     questions: list[Item] = []
     examples: list[Item] = []
@@ -95,7 +95,7 @@ def _row(line: str, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{where}: not JSON: {error}", "one JSON object a line") from error
     if not isinstance(row, dict) or not isinstance(row.get("question"), str) or "answer" not in row:
-        raise UsageError(f"{where}: a row has `question` and `answer`", "docs/quality.md shows one")
+        raise UsageError(f"{where}: a row has `question` and `answer`", "docs/results/quality.md shows one")
     return row
 
 

@@ -1,6 +1,6 @@
 """Every architecture, type and scaling that a GGUF file can have: what scope writes, beside transformers.
 
-`python -m tests.models.gguf.cases` prints the table of docs/gguf.md.
+`python -m tests.models.gguf.cases` prints the table of docs/how-to/gguf.md.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The example in docs/add-a-scorer.md is a scorer."""
+"""The example in docs/how-to/add-a-scorer.md is a scorer."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from scope_cli.policies import plugins
 from tests.policies.scorers.plain import last_view
 
-PAGE = Path(__file__).parents[3] / "docs/add-a-scorer.md"
+PAGE = Path(__file__).parents[3] / "docs/how-to/add-a-scorer.md"
 
 
 def test_the_example_of_the_page_works():
