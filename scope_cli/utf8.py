@@ -1,6 +1,8 @@
 """Bytes in, text out; where they are no text in UTF-8, what they are instead, and how to convert them."""
 
 import codecs
+import re
+from contextlib import suppress
 from shlex import quote
 
 MARKS = (  # UTF-32's begin like UTF-16's
@@ -10,6 +12,19 @@ MARKS = (  # UTF-32's begin like UTF-16's
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 WIDE = ("utf-32le", "utf-32be", "utf-16le", "utf-16be")
+# Without blanks and Latin letters a text in UTF-16 has no NUL bytes: scripts that are written so, and signs.
+NO_NUL = (
+    (0x0370, 0x06FF),  # Greek to Arabic
+    (0x0E01, 0x0E5B),  # Thai
+    (0x2010, 0x203B),  # dashes, quotes
+    (0x3000, 0x30FF),  # signs, kana
+    (0x4E00, 0x9FFF),  # Han
+    (0xAC00, 0xD7A3),  # Hangul
+    (0xFF01, 0xFFEF),  # wide forms
+    (0x1F300, 0x1FAFF),  # emoji
+)
+LATIN_LETTERS = re.compile(rb"[A-Za-z \n]")
+CONTROLS = re.compile(r"[\x01-\x08\x0e-\x1a\x1c-\x1f]")
 
 
 class NotText(ValueError):
@@ -34,8 +49,13 @@ def decode(content: bytes) -> str:
     if b"\0" in content:
         raise _with_nul(content)
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
+        if CONTROLS.search(text) and (wide := _wide_without_nul(content)):
+            raise _unmarked(wide)
+        return text
     except UnicodeDecodeError as error:
+        if wide := _wide_without_nul(content):
+            raise _unmarked(wide) from error
         byte = f"byte 0x{content[error.start]:02x}"
         raise NotText(f"is not UTF-8: {byte} at {_place(content, error.start)}", "latin1") from error
 
@@ -46,8 +66,31 @@ def _with_nul(content: bytes) -> NotText:
     nuls = content.count(0)
     stray = nuls < len(content) / 3 and _everyday(content.replace(b"\0", b""), "utf-8") > 0
     if _everyday(content, wide) > 0 and not stray:
-        return NotText(f"is not UTF-8: it looks like {wide.upper()} without a mark", wide)
+        return _unmarked(wide)
     return NotText(f"is no text: it has a NUL byte at {_place(content, content.index(0))}")
+
+
+def _unmarked(wide: str) -> NotText:
+    return NotText(f"is not UTF-8: it looks like {wide.upper()} without a mark", wide)
+
+
+def _wide_without_nul(content: bytes) -> str:
+    """The UTF-16 in which all of it is of such scripts; nothing for what may be in an older encoding.
+
+    That are Latin letters with accents (of the bytes of Han in UTF-16 some 45 % are those of Latin letters),
+    and two bytes a character, which begin at 0x81 or later.
+    """
+    latin = len(LATIN_LETTERS.findall(content)) > 0.7 * len(content)
+    if latin or len(content) % 2 or min(content) >= 0x80:
+        return ""
+    found = {}
+    for encoding in ("utf-16le", "utf-16be"):
+        with suppress(UnicodeDecodeError):
+            text = [ord(char) for char in content.decode(encoding)]
+            known = all(any(first <= code <= last for first, last in NO_NUL) for code in text)
+            if known and len(text) > 1 and not all(0x8100 <= code <= 0x9FFF for code in text):
+                found[encoding] = len({code >> 8 for code in text})
+    return min(found, key=found.__getitem__, default="")  # a script's letters lie together
 
 
 def _everyday(content: bytes, encoding: str) -> int:

@@ -39,6 +39,37 @@ def test_wide_texts_are_named_and_the_hint_makes_them_utf8(text, name, mark):
 
 
 @pytest.mark.parametrize(
+    "text", ["水位上升。万事都好。", "水が引いた。", "Вода", "ποτάμι", "הנהר", "강물이불었다", "水位🌊"]
+)
+@pytest.mark.parametrize("encoding", ["utf-16le", "utf-16be"])
+def test_wide_texts_without_a_blank_or_a_mark_are_named_too(text, encoding):
+    content = text.encode(encoding)
+    assert b"\0" not in content
+    with pytest.raises(utf8.NotText, match=f"looks like {encoding.upper()} without a mark") as caught:
+        utf8.decode(content)
+    assert caught.value.encoding == encoding
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        *((text, "latin1") for text in ("café", "naïve été", "Über", "où", "la rivière monta", "à la mer")),
+        *((text, "cp1251") for text in ("Вода ушла", "Вода")),
+        *(("水位上升。", encoding) for encoding in ("gbk", "big5", "shift_jis")),
+        *(("강물이불었다", encoding) for encoding in ("euc_kr", "cp949")),
+    ],
+)
+def test_other_encodings_are_not_taken_for_wide_ones(text, encoding):
+    with pytest.raises(utf8.NotText) as caught:
+        utf8.decode(text.encode(encoding, "replace"))
+    assert caught.value.encoding == "latin1"
+
+
+def test_control_characters_in_utf8_stay_text():
+    assert utf8.decode(b"a bell\x07, \x01\x02") == "a bell\x07, \x01\x02"
+
+
+@pytest.mark.parametrize(
     ("content", "place"),
     [
         (b"one\ntwo\0three", "offset 7, line 2"),
