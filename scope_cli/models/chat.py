@@ -5,31 +5,27 @@ Texts are other people's: the name of a control token in them (`<|im_end|>`) sta
 """
 
 import re
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from itertools import groupby, islice
-from os.path import commonprefix
-from threading import current_thread, main_thread
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from scope_cli.errors import UsageError
+from scope_cli.models.marks import PRIVATE, Marks, any_of
+from scope_cli.models.messages import Message, forms, in_parts, text_of, with_text
+from scope_cli.models.time_limit import Endless, EndlessTemplate, within
 from scope_cli.settings.schema import PromptSettings
 
-Message = dict[str, Any]
 Frame = Callable[[str], str]
 OWN_ARGUMENTS = (  # of the call that renders a template
     "messages", "conversation", "chat_template", "add_generation_prompt", "continue_final_message",
     "tokenize", "tokenizer_kwargs", "sanitize_control_tokens", "padding", "truncation", "max_length",
     "return_tensors", "return_dict", "return_assistant_tokens_mask",
 )  # fmt: skip
-PRIVATE = range(0x10FF00, 0x10FFFE)  # characters that mean nothing to anybody
 MOST_SECONDS = 10  # of computing; a template takes milliseconds
 SHOWN = 3  # control tokens that a note names
 
@@ -82,7 +78,7 @@ class Chat:
             raise UsageError(f"{self.name} has no chat template for messages", "give a prompt instead")
         arguments = settings.template_args
         self._check_arguments(arguments)
-        given = [_in_parts(message, join=True) for message in messages]
+        given = [in_parts(message, join=True) for message in messages]
         marks = Marks(self, [given, arguments])
         found = marks.found_in([given, arguments])
         if found and not settings.allow_control_tokens:
@@ -99,7 +95,7 @@ class Chat:
     @cached_property
     def special(self) -> re.Pattern[str]:
         """The names of the tokens that no output shows."""
-        return _any_of(
+        return any_of(
             token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special
         )
 
@@ -107,7 +103,7 @@ class Chat:
     def control(self) -> re.Pattern[str]:
         """Those, and the names of the added tokens that the template writes."""
         added = self.tokenizer.added_tokens_decoder.values()
-        return _any_of(token.content for token in added if token.special or token.content in self._template)
+        return any_of(token.content for token in added if token.special or token.content in self._template)
 
     @cached_property
     def turn_ends(self) -> tuple[int, ...]:
@@ -197,7 +193,7 @@ class Chat:
     ) -> tuple[str, list[str]]:
         """The first form of the messages of which the template drops nothing, and what was changed for it."""
         problem: UsageError | None = None
-        for form, changed in _forms(messages):
+        for form, changed in forms(messages):
             try:
                 rendered = self._render(form, arguments, continue_final)
             except EndlessTemplate:  # nor would it with other messages
@@ -231,7 +227,7 @@ class Chat:
         except Exception as error:
             raise self._refusal(error, messages) from error
         if continue_final:  # it goes on exactly where it stopped, whatever the template trims
-            text = _text_of(messages[-1])
+            text = text_of(messages[-1])
             blanks = text[len(text.rstrip()) :]
             return rendered if rendered.endswith(blanks) else rendered + blanks
         return rendered
@@ -251,133 +247,15 @@ class Chat:
         self, messages: list[Message], arguments: dict[str, Any], continue_final: bool, sign: str
     ) -> str | None:
         """Whose message is not in the rendering, found with a sign behind each; None: nothing is."""
-        signed = [_with_text(message, f"{sign}{at}{sign}") for at, message in enumerate(messages)]
+        signed = [with_text(message, f"{sign}{at}{sign}") for at, message in enumerate(messages)]
         try:
             rendered = self._render(signed, arguments, continue_final)
         except UsageError:  # it reads something out of the texts, so they are not dropped
             return None
         for at, message in enumerate(messages):
-            if _text_of(message).strip() and f"{sign}{at}{sign}" not in rendered:
+            if text_of(message).strip() and f"{sign}{at}{sign}" not in rendered:
                 return str(message["role"])
         return None
-
-
-class Marks:
-    """Signs around the names of control tokens in texts, so that they stay text when it is tokenised."""
-
-    def __init__(self, chat: Chat, texts: Any) -> None:
-        """Raises UsageError where the texts are none. The signs are characters that no text has."""
-        self._chat, self._tokenizer = chat, chat.tokenizer
-        every = [text for text, _ in self._texts(texts, chat.special)]
-        _check(every)
-        free = (chr(code) for code in PRIVATE if not any(chr(code) in text for text in every))
-        self._start, self._end, self.sign = islice(free, 3)
-
-    def found_in(self, value: Any) -> Counter[str]:
-        """How often each control token's name stands in the texts."""
-        found = Counter[str]()
-        for text, pattern in self._texts(value, self._pattern):
-            found.update(pattern.findall(text))
-        return found
-
-    def around(self, value: Any, pattern: re.Pattern[str] | None = None) -> Any:
-        """The same texts, with signs around every name."""
-        pattern = pattern or self._pattern
-        if isinstance(value, str):
-            return pattern.sub(f"{self._start}\\g<0>{self._end}", value)
-        if isinstance(value, dict):
-            pattern = self._pattern_of(value, pattern)
-            return {key: one if key == "role" else self.around(one, pattern) for key, one in value.items()}
-        return [self.around(one, pattern) for one in value] if isinstance(value, list) else value
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text in which signs may be; nothing is put in front of it or behind."""
-        names = self._chat.control.pattern
-        signs = re.compile(f"{self._start}({names}){self._end}|[{self._start}{self._end}]")
-        first, *rest = signs.split(text)
-        ids = self._ids(first)
-        for at, piece in enumerate(rest):
-            if piece:
-                ids += self._as_text(piece) if at % 2 == 0 else self._after(piece)
-        return ids
-
-    @property
-    def _pattern(self) -> re.Pattern[str]:
-        return self._chat.control
-
-    def _pattern_of(self, value: Any, otherwise: re.Pattern[str]) -> re.Pattern[str]:
-        """What the model wrote may hold `<think>` as the token that it was; special ones are never shown."""
-        return self._chat.special if value.get("role") == "assistant" else otherwise
-
-    def _texts(self, value: Any, pattern: re.Pattern[str]) -> Iterator[tuple[str, re.Pattern[str]]]:
-        if isinstance(value, str):
-            yield value, pattern
-        elif isinstance(value, dict):
-            pattern = self._pattern_of(value, pattern)
-            for key, one in value.items():
-                if key != "role":
-                    yield from self._texts(one, pattern)
-        elif isinstance(value, list):
-            for one in value:
-                yield from self._texts(one, pattern)
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _after(self, piece: str) -> list[int]:
-        """Ids of a piece from the middle: behind a line end no tokenizer puts a space of its own in front."""
-        line_end, ids = self._ids("\n"), self._ids(f"\n{piece}")
-        return ids[len(line_end) :] if ids[: len(line_end)] == line_end else self._ids(piece)
-
-    def _as_text(self, name: str) -> list[int]:
-        """Ids of a control token's name, which are not the token."""
-        token = self._tokenizer.convert_tokens_to_ids(name)
-        for pieces in ([name], list(name)):
-            ids = [number for piece in pieces for number in self._without_added(piece)]
-            if token not in ids:
-                return ids
-        raise UsageError(
-            f"{name} in the prompt cannot be text: the tokenizer knows it as a token alone",
-            "--allow-control-tokens takes it as such",
-        )
-
-    def _without_added(self, text: str) -> list[int]:
-        """Ids as if the tokenizer had no added tokens."""
-        backend = self._tokenizer.backend_tokenizer
-        if backend.normalizer is not None:
-            line_end = backend.normalizer.normalize_str("\n")  # a space of its own would stand in front of it
-            text = backend.normalizer.normalize_str(f"\n{text}").removeprefix(line_end)
-        pieces = [text]
-        if backend.pre_tokenizer is not None:
-            pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
-        return [token.id for piece in pieces for token in backend.model.tokenize(piece)]
-
-
-class Endless(Exception):
-    """A template took longer than any sensible one."""
-
-
-class EndlessTemplate(UsageError):
-    """The same, told."""
-
-
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Raises Endless after so many seconds of computing; only where signals are heard, in the main thread."""
-    if not hasattr(signal, "setitimer") or current_thread() is not main_thread():
-        yield
-        return
-
-    def end(*_: object) -> None:
-        raise Endless
-
-    before = signal.signal(signal.SIGVTALRM, end)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
 
 
 def _notes(found: Counter[str], taken: bool) -> Iterator[str]:
@@ -386,65 +264,3 @@ def _notes(found: Counter[str], taken: bool) -> Iterator[str]:
         names = ", ".join([*list(found)[:SHOWN], *(["..."] if len(found) > SHOWN else [])])
         how = "taken as such" if taken else "as mere text; --allow-control-tokens takes them as such"
         yield f"the prompt holds {count:,} control token{'s' * (count > 1)} ({names}), {how}"
-
-
-def _any_of(names: Iterator[str]) -> re.Pattern[str]:
-    """Finds the longest name at a place. There may be thousands: what begins alike is looked at once."""
-    known = sorted({name for name in names if name.strip()})
-    return re.compile(_alternatives(known) if known else "(?!)")
-
-
-def _alternatives(names: list[str]) -> str:
-    """names: sorted"""
-    branches = []
-    for _, group in groupby([name for name in names if name], key=lambda name: name[0]):
-        alike = list(group)
-        shared = commonprefix(alike)  # noqa: RUF071  (of texts, not of paths)
-        branches.append(re.escape(shared) + _alternatives([name[len(shared) :] for name in alike]))
-    whole = f"(?:{'|'.join(branches)})" if branches else ""
-    return f"{whole}?" if whole and "" in names else whole
-
-
-def _check(texts: list[str]) -> None:
-    """Half a character has no bytes in UTF-8: what was typed were other bytes."""
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                f"the prompt is not UTF-8: {text[error.start]!r} at character {error.start}",
-                "give it in a file in UTF-8, with --prompt-file",
-            ) from error
-
-
-def _forms(messages: list[Message]) -> Iterator[tuple[list[Message], list[str]]]:
-    """The messages as they are; then for templates that know no developer, or want texts in parts."""
-    changed = ["the chat template takes no developer message: it goes in as the system's"]
-    renamed = [{**one, "role": "system"} if one["role"] == "developer" else one for one in messages]
-    forms = [(messages, list[str]()), *([(renamed, changed)] if renamed != messages else [])]
-    yield from forms
-    for form, note in forms:
-        yield [_in_parts(message) for message in form], note
-
-
-def _in_parts(message: Message, join: bool = False) -> Message:
-    """Its content as a list of one part, or the parts joined to one text."""
-    content = message.get("content")
-    if isinstance(content, list) and join:
-        content = "\n".join(part["text"] for part in content if isinstance(part, dict) and "text" in part)
-    elif isinstance(content, str) and not join:
-        content = [{"type": "text", "text": content}]
-    return {**message, "content": content} if content is not None else dict(message)
-
-
-def _text_of(message: Message) -> str:
-    content = message.get("content") or ""
-    return content if isinstance(content, str) else str(content[0]["text"])
-
-
-def _with_text(message: Message, more: str) -> Message:
-    """The message with something behind its text."""
-    if "content" not in message:
-        return message
-    changed = {**message, "content": _text_of(message) + more}
-    return changed if isinstance(message["content"], str) else _in_parts(changed)

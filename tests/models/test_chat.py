@@ -10,7 +10,8 @@ from tokenizers import processors
 
 from scope_cli.errors import UsageError
 from scope_cli.models import chat as chat_module
-from scope_cli.models.chat import Chat, _any_of
+from scope_cli.models.chat import Chat
+from scope_cli.models.marks import any_of
 from scope_cli.settings.schema import PromptSettings
 from tests.helpers.tokenizers import (
     ADDED,
@@ -168,7 +169,7 @@ def test_in_a_raw_frame_only_the_frames_are_taken():
 )
 def test_names_are_found_longest_first(names, text):
     one_by_one = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
-    assert _any_of(iter(names)).findall(text) == one_by_one.findall(text)
+    assert any_of(iter(names)).findall(text) == one_by_one.findall(text)
 
 
 # Without a template

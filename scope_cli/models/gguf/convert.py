@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scope_cli.errors import ModelError
-from scope_cli.models.gguf import architectures, header, tokenizer, weights
+from scope_cli.models.gguf import architectures, decoder, header, tokenizer, weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
@@ -18,7 +18,7 @@ class GgufModel:
     """A model whose file was read up to its weights, and found to be whole."""
 
     header: header.Header
-    described: architectures.Described
+    described: decoder.Described
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class GgufModel:
 
     def write(self, folder: Path, progress: weights.Progress) -> None:
         """Config, tokenizer and weights, as save_pretrained would write them."""
-        ids = {key: self.config[key] for key in architectures.IDS if self.config[key] is not None}
+        ids = {key: self.config[key] for key in decoder.IDS if self.config[key] is not None}
         for name, said in (("config.json", self.config), ("generation_config.json", ids)):
             (folder / name).write_text(json.dumps(said, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         self.transformers_tokenizer.save_pretrained(folder)

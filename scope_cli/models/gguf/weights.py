@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from scope_cli.models.gguf.architectures import Described, Form, Weight
+from scope_cli.models.gguf.decoder import Described, Form, Weight
 from scope_cli.models.gguf.header import Header, Tensor
 
 PIECE = 1 << 20  # weights that are in memory at once, of a tensor whose rows keep their order
