@@ -26,7 +26,8 @@ from scope_cli.cache.cache import ScopeCache
 from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.prefill import read_prompt, read_to_end
 from scope_cli.engine.replay import feed_known
-from scope_cli.engine.run import Work, make_plan, new_cache, new_lane
+from scope_cli.engine.run import Work, new_cache, new_lane
+from scope_cli.engine.run_plan import make_plan
 from scope_cli.engine.step import CompiledForget, CompiledStep, EagerStep, Step
 from scope_cli.models.model import LoadedModel, open_model
 from scope_cli.settings.load import LoadedProfile, load_profile

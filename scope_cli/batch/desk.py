@@ -255,7 +255,8 @@ class Desk:
         self, row: Row, task: Task | None, group: Group, event: Finished | None = None
     ) -> dict[str, Any]:
         """What belongs to the text of one row; `results` as in the record of a single run."""
-        from scope_cli.engine.run import policy_in_words, versions
+        from scope_cli.engine.run import versions
+        from scope_cli.engine.run_plan import policy_in_words
 
         lanes, why = self._reduced.get(group.number, (0, ""))
         result = {} if event is None else asdict(event)

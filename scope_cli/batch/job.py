@@ -187,7 +187,7 @@ def tokenise(
     opened: "OpenedModel", job: JobSettings, fresh: Iterable[tuple[Row, Input]]
 ) -> Iterator[Planned]:
     """Grows row by row, so that whoever waits can be told how far it is."""
-    from scope_cli.engine.run import make_plan
+    from scope_cli.engine.run_plan import make_plan
 
     planned, job_seed = Planned(), job.settings.profile.sampling.seed
     for row, found in fresh:
@@ -310,13 +310,13 @@ def roll_forward(ledger: Ledger, out: Path, say: Say = lambda line: None) -> Non
 def new_groups(
     planned: Planned, opened: "OpenedModel", job: JobSettings, memory: Memory, first: int
 ) -> list[tuple[Group, list[Demand]]]:
-    from scope_cli.engine.step import compiles
+    from scope_cli.models.choices import compiles
 
     formed = form_groups(planned.demands, opened.geometry, opened.dtype.itemsize, job.order, first)
     result = []
     for group, rows in formed:
         group = choose_lanes(group, job.lanes, memory)
         steps = group.planned_tokens // group.lanes
-        compiled = compiles(job.settings.profile.model.compile, opened.device, steps)
+        compiled = compiles(job.settings.profile.model.compile, opened.device.type, steps)
         result.append((replace(group, compiled=compiled), rows))
     return result

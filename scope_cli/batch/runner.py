@@ -10,10 +10,9 @@ from scope_cli.batch.reasons import in_words
 from scope_cli.batch.work import Task
 from scope_cli.engine.decode import Admission, decode
 from scope_cli.engine.run import Run
-from scope_cli.engine.step import told_of_compiling
+from scope_cli.engine.run_plan import RunPlan
 from scope_cli.errors import is_out_of_memory
 from scope_cli.events import Event, Failed
-from scope_cli.machine.memory import PeakMeter
 from scope_cli.models.model import LoadedModel
 from scope_cli.settings.schema import Profile
 
@@ -42,8 +41,8 @@ def run_group(
             compiling.add(what)
             tell(f"{what} ...")
 
-    with PeakMeter(loaded.device) as peak, told_of_compiling(busy):
-        run = Run(loaded, profile, shape, peak, group.compiled, tell)
+    plan = RunPlan(profile, (), shape, group.compiled)  # its prompts come one by one
+    with Run.of(plan, loaded, tell, busy) as run:
 
         def admit(row: int) -> Admission | None:
             task = next(tasks, None)

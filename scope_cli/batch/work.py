@@ -74,7 +74,8 @@ def seed_of(row_id: str, job_seed: int) -> int:
 
 
 def task_of(row: Row, settings: LoadedProfile, opened: "OpenedModel", max_seconds: float | None) -> Task:
-    from scope_cli.engine.run import Work, make_plan
+    from scope_cli.engine.run import Work
+    from scope_cli.engine.run_plan import make_plan
 
     if row.prompt_ids is None or row.prompt_tokens is None or row.seed is None:
         raise UsageError(row.error or DAMAGED)

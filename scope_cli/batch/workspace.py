@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from scope_cli.batch.fit import Memory
-from scope_cli.engine.run import Work, generate, make_plan
+from scope_cli.engine.run import Work, generate
+from scope_cli.engine.run_plan import make_plan
 from scope_cli.events import Finished, PromptRead, Reading, Token
 from scope_cli.settings.load import LoadedProfile
 

@@ -329,7 +329,7 @@ def check_room(opened: "OpenedModel", course: "Course", specs: "list[Spec]") -> 
     if course.sequential:
         return
     from scope_cli.engine.fit import needs
-    from scope_cli.engine.run import make_plan
+    from scope_cli.engine.run_plan import make_plan
     from scope_cli.machine.memory import free_bytes
     from scope_cli.settings.load import load_profile
     from scope_cli.units import as_bytes

@@ -31,8 +31,8 @@ from scope_cli.events import Busy, Event, Failed, Finished, Started
 
 if TYPE_CHECKING:
     from scope_cli.cache.shape import CacheShape
-    from scope_cli.engine.plan import LanePlan
     from scope_cli.engine.run import Work
+    from scope_cli.engine.run_plan import RunPlan
     from scope_cli.models.model import LoadedModel, OpenedModel
     from scope_cli.settings.load import LoadedProfile
     from scope_cli.settings.schema import Profile
@@ -391,8 +391,8 @@ def load(
 ) -> "tuple[LoadedModel, list[Work], CacheShape, LoadedProfile, dict[str, Any]]":
     """The model with its weights, what is to be written, and the cache's shape; the profile with the model's
     own sampling where nobody said another, and what that is."""
-    from scope_cli.engine.plan import shared_shape
     from scope_cli.engine.run import Work, new_work
+    from scope_cli.engine.run_plan import RunPlan
     from scope_cli.models.model import open_model
     from scope_cli.units import as_bytes
 
@@ -410,12 +410,11 @@ def load(
     works = [
         replace(firsts[text], seed=firsts[text].seed + index % samples) for index, text in enumerate(texts)
     ]
-    plans = [work.plan for work in works]
-    shape = shared_shape(plans, side_by_side)
-    check_memory(opened, plans, shape.lanes, profile.prefill.chunk)
+    plan = RunPlan.of(profile, [work.plan for work in works], opened.device.type, side_by_side)
+    check_memory(opened, plan)
     form = f" as {opened.load_in}" if opened.load_in else ""
     phases.begin(f"reading the weights, {as_bytes(opened.weight_bytes)}{form}")
-    return opened.load(), works, shape, settings, from_model
+    return opened.load(), works, plan.shape, settings, from_model
 
 
 @dataclass(frozen=True)
@@ -503,10 +502,10 @@ def no_word(line: str) -> None:
     pass
 
 
-def check_memory(opened: "OpenedModel", plans: "list[LanePlan]", lanes: int, chunk: int) -> None:
+def check_memory(opened: "OpenedModel", plan: "RunPlan") -> None:
     """Raises ModelError, before any weight is read, where the run does not fit what is free."""
     from scope_cli.engine import fit
     from scope_cli.machine.memory import free_bytes
 
-    takes = fit.needs(opened.target, plans, lanes, chunk)
-    fit.check(opened.target, takes, lanes, free_bytes(opened.device), str(opened.device))
+    free = free_bytes(opened.device)
+    fit.check(opened.target, plan.needs(opened.target), plan.shape.lanes, free, str(opened.device))

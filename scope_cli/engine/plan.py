@@ -45,11 +45,6 @@ class LanePlan:
             return self.shape
         return replace(self.shape, prompt_slots=(0,) * len(self.shape.prompt_slots))
 
-    def peak_bytes(self, geometry: Geometry, dtype_bytes: int) -> int:
-        """The cache and, while the prompt is read, the buffers it is staged in."""
-        staged = self.prompt.staging_bytes(geometry, dtype_bytes)
-        return self.shape.cache_bytes(geometry, dtype_bytes) + staged
-
 
 def plan_run(
     loaded: LoadedProfile,
@@ -151,14 +146,6 @@ def shared_shape(plans: Sequence[LanePlan], lanes: int) -> CacheShape:
         memos=first.memos,
         beyond=first.beyond,
     )
-
-
-def peak_bytes(plans: Sequence[LanePlan], lanes: int, geometry: Geometry, dtype_bytes: int) -> int:
-    """The cache and, while a prompt is read, the buffers that the largest of them is staged in."""
-    if any(plan.prompt.late for plan in plans):
-        return max(plan.peak_bytes(geometry, dtype_bytes) for plan in plans)
-    staged = max(plan.prompt.staging_bytes(geometry, dtype_bytes) for plan in plans)
-    return shared_shape(plans, lanes).cache_bytes(geometry, dtype_bytes) + staged
 
 
 def plan_prompt(settings: PrefillSettings, geometry: Geometry, prompt_tokens: int) -> PromptPlan:

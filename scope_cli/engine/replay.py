@@ -13,7 +13,8 @@ from torch import Tensor
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.engine.plan import LanePlan
 from scope_cli.engine.prefill import read_prompt, read_to_end
-from scope_cli.engine.run import make_plan, new_cache, policy_of
+from scope_cli.engine.run import new_cache
+from scope_cli.engine.run_plan import make_plan, policy_of
 from scope_cli.models.lean import PreTrainedModel
 from scope_cli.models.model import LoadedModel
 from scope_cli.settings.load import LoadedProfile, load_profile

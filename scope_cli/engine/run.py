@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -13,10 +14,11 @@ import scope_cli
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.shape import CacheShape
 from scope_cli.engine.decode import Admission, Lane, decode, raise_again
-from scope_cli.engine.plan import LanePlan, plan_run, shared_shape
+from scope_cli.engine.plan import LanePlan
 from scope_cli.engine.prefill import read_prompt
+from scope_cli.engine.run_plan import RunPlan, make_plan, policy_of
 from scope_cli.engine.sampling import Sampler
-from scope_cli.engine.step import Tell, compiles, new_step, told_of_compiling
+from scope_cli.engine.step import Tell, new_step, told_of_compiling
 from scope_cli.engine.text import TextStream
 from scope_cli.errors import ScopeError
 from scope_cli.events import Event, Failed, Finished, PromptRead, Started
@@ -26,10 +28,8 @@ from scope_cli.machine.memory import PeakMeter
 from scope_cli.models.attention import KERNEL, attention_of
 from scope_cli.models.model import LoadedModel, rope_frequencies
 from scope_cli.native.library import why_not
-from scope_cli.policies import plugins
-from scope_cli.policies.policy import Policy
 from scope_cli.settings.load import LoadedProfile
-from scope_cli.settings.schema import DecodeSettings, Profile, SamplingSettings
+from scope_cli.settings.schema import Profile, SamplingSettings
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,8 @@ def generate(
     `interrupted` with everything that was written so far, and what waits is not begun.
     busy: told in the middle of a step what else takes its time, such as compiling
     """
-    plans = [work.plan for work in works]
-    shape = shape or shared_shape(plans, len(plans))
-    steps = sum(plan.max_new_tokens for plan in plans) // shape.lanes
-    compiled = compiles(profile.model.compile, loaded.device, steps)
-    notes = [f"compiling the decode step first: {steps:,} steps are planned"] if compiled else []
+    plan = RunPlan.of(profile, [work.plan for work in works], loaded.device.type, shape=shape)
+    notes = []
     if loaded.device.type == "cpu" and (why := loaded.why_not_native or why_not()) is not None:
         notes.append(f"the native step is not used, a token takes several times longer: {why}")
     if loaded.device.type == "cuda" and KERNEL is None:
@@ -75,21 +72,18 @@ def generate(
             "Triton is not installed: attention takes PyTorch's kernel, several times slower for one text"
         )
     yield Started(
-        lanes=shape.lanes,
-        prompt_tokens=tuple(plan.prompt_tokens for plan in plans),
-        max_new_tokens=max(plan.max_new_tokens for plan in plans),
-        policy=policy_in_words(profile, plans[0]),
+        lanes=plan.shape.lanes,
+        prompt_tokens=tuple(prompt.prompt_tokens for prompt in plan.prompts),
+        max_new_tokens=max(prompt.max_new_tokens for prompt in plan.prompts),
+        policy=plan.policy,
         profile=profile.as_dict(),
         model=loaded.opened.describe(),
         versions=versions(),
         seeds=tuple(work.seed for work in works),
-        notes=tuple(
-            dict.fromkeys([*(note for work in works for note in (*work.notes, *work.plan.notes)), *notes])
-        ),
-        depends_on=depends_on(loaded, shape.lanes, compiled),
+        notes=tuple(dict.fromkeys([*(note for work in works for note in work.notes), *plan.notes, *notes])),
+        depends_on=depends_on(loaded, plan.shape.lanes, plan.compiled),
     )
-    with PeakMeter(loaded.device) as peak, told_of_compiling(busy):
-        run = Run(loaded, profile, shape, peak, compiled, tell)
+    with Run.of(plan, loaded, tell, busy) as run:
         yield from run.run(works, interrupted, run.failed if each_alone else raise_again)
 
 
@@ -113,6 +107,19 @@ class Run:
         self._read: dict[int, int] = {}  # by number: prompt tokens that were read for it
         self._newest: tuple[Work, Lane] | None = None  # the prompt that was read last
         self._in_row: dict[int, int] = {}  # by row of the cache: the number of its prompt
+
+    @classmethod
+    @contextmanager
+    def of(
+        cls,
+        plan: RunPlan,
+        loaded: LoadedModel,
+        tell: Tell = lambda line: None,
+        busy: Tell = lambda what: None,
+    ) -> "Iterator[Run]":
+        """As it was planned, with whoever watches memory and compiling meanwhile; see `generate`."""
+        with PeakMeter(loaded.device) as peak, told_of_compiling(busy):
+            yield cls(loaded, plan.profile, plan.shape, peak, plan.compiled, tell)
 
     def run(
         self,
@@ -225,14 +232,6 @@ class Run:
         self._phases = {number: (began, max(peak, lap)) for number, (began, peak) in self._phases.items()}
 
 
-def make_plan(settings: LoadedProfile, geometry: Geometry, prompt_tokens: int, ring: int = 1) -> LanePlan:
-    """The plan of a run; the cache remembers what the scorer asks for, `ring` queries at least."""
-    scorer = policy_of(settings.profile.decode).scorer
-    scorer.check(geometry)
-    ring = max(ring, scorer.ring)
-    return plan_run(settings, geometry, prompt_tokens, ring=ring, memos=len(scorer.memos))
-
-
 def new_work(
     settings: LoadedProfile,
     geometry: Geometry,
@@ -260,17 +259,6 @@ def new_cache(loaded: LoadedModel, profile: Profile, shape: CacheShape) -> Scope
     )
 
 
-def policy_of(decode: DecodeSettings) -> Policy:
-    return Policy(
-        scorer=plugins.build("scorers", decode.scorer.name, decode.scorer.options),
-        protect_prompt=decode.protect_prompt,
-        sinks=decode.sinks,
-        share=decode.share,
-        weigh=decode.weigh,
-        reserve_values=decode.reserve_values,
-    )
-
-
 def new_lane(
     loaded: LoadedModel, work: Work, prompt: torch.Tensor, logits: torch.Tensor, row: int = 0, number: int = 0
 ) -> Lane:
@@ -291,37 +279,6 @@ def new_lane(
         row=row,
         prompt=number,
     )
-
-
-def policy_in_words(profile: Profile, plan: LanePlan) -> str:
-    decode, schedule = profile.decode, plan.schedule
-    kept = kept_in_words(profile, plan)
-    if decode.strategy == "full":
-        return f"full: nothing is evicted{kept}"
-    what = f"total budget {decode.total_budget}" if decode.total_budget else f"budget {decode.budget}"
-    if decode.strategy == "rpc":
-        what = f"one token in {decode.ratio}"
-    prompt = "" if decode.protect_prompt else f", prompt not protected ({decode.sinks} sinks)"
-    interval = schedule.interval
-    if decode.strategy != "rpc":
-        interval = min(interval, schedule.room + 1)  # what the budget leaves room for
-    every = "every token" if interval == 1 else f"every {interval} tokens"
-    scorer = f"scorer {decode.scorer.name}"
-    return f"{decode.strategy}, {what} ({schedule.recent} recent), {every}, {scorer}{prompt}{kept}"
-
-
-def kept_in_words(profile: Profile, plan: LanePlan) -> str:
-    """What is done to the prompt, where anything is."""
-    prefill, prompt = profile.prefill, plan.prompt
-    if prefill.method.name == "full" and not prefill.wrap:
-        return ""
-    names = " with ".join([prefill.method.name, *(wrapper.name for wrapper in prefill.wrap)])
-    if not prompt.staged:
-        return f", prompt {names}: kept whole"
-    if any(wrapper.finds_budget for wrapper in prompt.wrappers):
-        return f", prompt {names}: as much as it takes"
-    kept = [tokens for tokens in prompt.kept if tokens]
-    return f", prompt {names}: {round(sum(kept) / len(kept)):,} of {prompt.prompt_tokens:,} tokens"
 
 
 def depends_on(loaded: LoadedModel, lanes: int, compiled: bool) -> dict[str, Any]:

@@ -7,7 +7,7 @@ and an eviction read and write the cache's buffers alone, whose shapes and addre
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -21,8 +21,6 @@ from scope_cli.models.native_step import NativeStep
 from scope_cli.native.library import library
 from scope_cli.policies.view import LaneFacts
 
-Wish = Literal["auto", "on", "off"]
-PAYS_AFTER = 500  # steps: a guess
 MOST_GRAPHS = 64  # per function; torch gives up after 8, which layers of several sizes exceed
 WARM_UPS = 3  # runs before a capture, as CUDA graphs want them
 
@@ -36,11 +34,6 @@ Layer = Callable[..., Any]  # a decoder layer, or the graph of one
 class Step(Protocol):
     def __call__(self, ids: Tensor) -> Tensor:
         """ids: [lanes, 1]; returns logits, [lanes, vocab]"""
-
-
-def compiles(wish: Wish, device: torch.device, steps: int) -> bool:
-    """Whether a run of so many steps is compiled: on a GPU, where it pays for itself or is wanted."""
-    return device.type == "cuda" and (wish == "on" or (wish == "auto" and steps >= PAYS_AFTER))
 
 
 def new_step(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from scope_cli.errors import ModelError
 from scope_cli.models.formats import BITS, packed_form
 from scope_cli.settings.schema import ModelSettings
 
+Wish = Literal["auto", "on", "off"]
+COMPILING_PAYS_AFTER = 500  # steps: a guess
 MANY_LANES = 8  # from which bfloat16 is the faster one, where a CPU multiplies it in hardware
 
 
@@ -40,6 +43,11 @@ def dtype_of(name: str, device: str, stored: str | None, load_in: str | None = N
         return stored or "bfloat16"
     many = lanes >= MANY_LANES and load_in not in BITS
     return "bfloat16" if many and has_amx() else "float32"
+
+
+def compiles(wish: Wish, device: str, steps: int) -> bool:
+    """Whether a run of so many steps is compiled: on a GPU, where it pays for itself or is wanted."""
+    return device == "cuda" and (wish == "on" or (wish == "auto" and steps >= COMPILING_PAYS_AFTER))
 
 
 @cache

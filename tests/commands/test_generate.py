@@ -14,7 +14,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from scope_cli.commands.generate import check_memory
 from scope_cli.engine import fit
-from scope_cli.engine.run import make_plan
+from scope_cli.engine.run_plan import RunPlan, make_plan
 from scope_cli.engine.step import EagerStep
 from scope_cli.errors import ModelError
 from scope_cli.models.model import open_model
@@ -260,29 +260,32 @@ def test_lengths_that_exceed_the_context_are_refused(scope, tiny_folder):
 
 def test_what_weights_take_before_they_are_packed_has_to_fit_too(tiny_folder, monkeypatch):
     opened = open_model(ModelSettings(name=str(tiny_folder), device="cpu", load_in="int4"))
-    plan = make_plan(load_profile("default", {"sampling.max_new_tokens": 2}), opened.geometry, 8)
+    settings = load_profile("default", {"sampling.max_new_tokens": 2})
+    plan = RunPlan.of(settings.profile, [make_plan(settings, opened.geometry, 8)], "cpu")
     packed = replace(opened, weight_bytes=1000, loading_bytes=10**9)
     monkeypatch.setattr("scope_cli.machine.memory.free_bytes", lambda device: 10**9)
-    check_memory(packed, [plan], 1, 2048)
+    check_memory(packed, plan)
     monkeypatch.setattr("scope_cli.machine.memory.free_bytes", lambda device: 10**9 - 1)
     with pytest.raises(ModelError, match="while it is loaded"):
-        check_memory(packed, [plan], 1, 2048)
+        check_memory(packed, plan)
 
 
 def test_the_buffers_that_a_prompt_is_staged_in_have_to_fit_too(tiny_folder, monkeypatch):
     opened = open_model(ModelSettings(name=str(tiny_folder), device="cpu"))
     keys = {"prefill.method": "snapkv", "prefill.budget": 40, "sampling.max_new_tokens": 2}
-    plan = make_plan(load_profile("default", keys), opened.geometry, 500)
+    settings = load_profile("default", keys)
+    plan = make_plan(settings, opened.geometry, 500)
+    run = RunPlan.of(settings.profile, [plan], "cpu")
     staged = plan.prompt.staging_bytes(opened.geometry, 4)
     assert staged > 500 * opened.geometry.token_bytes(4)
     takes = fit.needs(opened.target, [plan], 1, 2048)
     assert takes.reading >= staged
     needed = opened.weight_bytes + plan.shape.cache_bytes(opened.geometry, 4) + takes.reading
     monkeypatch.setattr("scope_cli.machine.memory.free_bytes", lambda device: needed)
-    check_memory(opened, [plan], 1, 2048)
+    check_memory(opened, run)
     monkeypatch.setattr("scope_cli.machine.memory.free_bytes", lambda device: needed - 1)
     with pytest.raises(ModelError, match="not enough memory"):
-        check_memory(opened, [plan], 1, 2048)
+        check_memory(opened, run)
 
 
 def test_too_little_memory_is_told_before_loading(scope, tiny_folder, monkeypatch):

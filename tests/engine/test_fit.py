@@ -9,7 +9,7 @@ from scope_cli.batch.fit import Memory
 from scope_cli.batch.groups import Demand
 from scope_cli.engine import fit
 from scope_cli.engine.plan import shared_shape
-from scope_cli.engine.run import make_plan
+from scope_cli.engine.run_plan import RunPlan, make_plan
 from scope_cli.engine.workspace import workspace
 from scope_cli.errors import ModelError
 from scope_cli.measure.profiling.footprint import RUNTIME_BYTES, needs_of
@@ -89,3 +89,18 @@ def test_a_batch_counts_what_a_run_of_its_rows_takes(settings, opened):
     measured = Memory(0, opened.weight_bytes, reading_bytes=takes.reading + 5, step_bytes=1)
     both = measured.at_least(memory)
     assert (both.reading_bytes, both.step_bytes) == (takes.reading + 5, memory.step_bytes)
+
+
+@pytest.mark.parametrize("wrap", [[], ["adakv"]])
+def test_a_staged_prompt_counts_once_and_the_largest(settings, opened, wrap):
+    """Beside the cache of all lanes; heads that share a budget take their largest size, one at a time."""
+    keys = {"prefill.method": "snapkv", "prefill.budget": 40, "prefill.window": 8, "prefill.wrap": wrap}
+    chosen = load_profile("default", {"sampling.max_new_tokens": 20, **keys})
+    plans = [make_plan(chosen, opened.geometry, tokens) for tokens in (PROMPT, 100)]
+    lanes = 1 if wrap else 2
+    takes = RunPlan.of(chosen.profile, plans, "cpu", lanes).needs(opened.target)
+    shapes = [plan.shape for plan in plans] if wrap else [shared_shape(plans, lanes)]
+    assert takes.cache == max(shape.cache_bytes(opened.geometry, 4) for shape in shapes)
+    staged = [plan.prompt.staging_bytes(opened.geometry, 4) for plan in plans]
+    own = [workspace(opened.target, plan, chosen.profile.prefill.chunk).prefill for plan in plans]
+    assert takes.reading == max(own) and max(own) > max(staged) > 0

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.shape import STEP, CacheShape
 from scope_cli.engine.plan import shared_shape
-from scope_cli.engine.run import Run, generate, new_work, policy_of
+from scope_cli.engine.run import Run, generate, new_work
+from scope_cli.engine.run_plan import policy_of
 from scope_cli.engine.sampling import Sampler
 from scope_cli.events import Finished, PromptProgress, PromptRead, Token
 from scope_cli.geometry import Geometry, LayerGeometry

@@ -6,7 +6,7 @@ from math import prod
 import pytest
 
 from scope_cli.cache.shape import CacheShape, whole_steps
-from scope_cli.engine.plan import peak_bytes, plan_prompt, plan_run, shared_shape, tokens_of
+from scope_cli.engine.plan import plan_prompt, plan_run, shared_shape, tokens_of
 from scope_cli.errors import UsageError
 from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.settings.load import LoadedProfile
@@ -59,7 +59,6 @@ def test_a_run_is_planned_for_its_prompt_and_the_output_that_was_asked_for():
     assert plan.shape == CacheShape(1, (100, 0, 100), 65, context=300, ring=5, memos=2)
     assert (plan.prompt_tokens, plan.max_new_tokens, plan.notes) == (100, 200, ())
     assert not plan.ends_with_context and plan.starting_shape == plan.shape
-    assert plan.peak_bytes(GEOMETRY, 4) == plan.shape.cache_bytes(GEOMETRY, 4)
     open_prompt = plan_of(100, decode={"protect_prompt": False, "sinks": 4})
     assert open_prompt.shape.prompt_slots == (0, 0, 0) and open_prompt.shape.evictable == 165
 
@@ -109,7 +108,6 @@ def test_lanes_share_a_shape_in_which_each_of_their_runs_fits():
     plans = [plan_of(100, new=20), plan_of(300, new=200), plan_of(50, new=500)]
     shape = shared_shape(plans, 2)
     assert shape == CacheShape(2, (300, 0, 300), 65, context=550)
-    assert peak_bytes(plans, 2, GEOMETRY, 4) == shape.cache_bytes(GEOMETRY, 4)
 
 
 def test_runs_with_other_factors_of_rope_do_not_share():
@@ -130,10 +128,6 @@ def test_a_compressed_prompt_is_staged_whole_and_the_largest_counts_once():
     memos = 4 * sum(prod(size) for size in method.memos(FULL, 200).values())
     staged = 2 * (200 * 2 * 2 * 8 * 4 + ring * 4 * 8 * 4 + memos)
     assert plan.prompt.staging_bytes(GEOMETRY, 4) == staged
-    assert plan.peak_bytes(GEOMETRY, 4) == plan.shape.cache_bytes(GEOMETRY, 4) + staged
-    small = plan_of(100, prefill=SNAPKV)
-    both = shared_shape([small, plan], 2).cache_bytes(GEOMETRY, 4)
-    assert peak_bytes([small, plan], 2, GEOMETRY, 4) == both + staged
 
 
 def test_a_prompt_that_fits_its_budget_or_its_window_is_kept_whole():
@@ -172,7 +166,6 @@ def test_heads_that_share_a_budget_need_one_lane_and_the_largest_counts():
     assert late.prompt.late and late.starting_shape.prompt_slots == (0, 0, 0)
     assert late.shape.prompt_slots[0] >= 40 and late.shape.prompt_slots[1] == 0
     assert shared_shape([late], 1).prompt_slots == (0, 0, 0)
-    assert peak_bytes([late], 1, GEOMETRY, 4) == late.peak_bytes(GEOMETRY, 4)
     with pytest.raises(UsageError, match="buffers of its own size"):
         shared_shape([late], 2)
     assert not plan_prompt(Profile.model_validate({"prefill": SNAPKV}).prefill, GEOMETRY, 200).late

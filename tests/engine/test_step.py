@@ -10,10 +10,11 @@ from torch._dynamo.utils import counters
 from scope_cli.engine import step
 from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run import Run
-from scope_cli.engine.step import EagerStep, GraphStep, compiles
+from scope_cli.engine.step import EagerStep, GraphStep
 from scope_cli.events import Token
 from scope_cli.machine.memory import PeakMeter
 from scope_cli.models.attention import attention_of, decoder_layers
+from scope_cli.models.choices import compiles
 from scope_cli.policies.view import LaneFacts
 from tests.helpers.lanes import SCORERS, settings_of, work_of
 
@@ -195,12 +196,10 @@ def test_a_failed_compilation_is_one_warning_and_the_right_text(models, monkeypa
 
 
 def test_a_gpu_compiles_a_long_output_and_a_cpu_none():
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    cpu, gpu = "cpu", "cuda"
     assert [compiles("auto", gpu, steps) for steps in (499, 500)] == [False, True]
     assert compiles("on", gpu, 1) and not compiles("off", gpu, 10**6)
-    assert not any(
-        compiles(wish, device, 10**6) for wish in ("auto", "on") for device in (cpu, torch.device("mps"))
-    )
+    assert not any(compiles(wish, device, 10**6) for wish in ("auto", "on") for device in (cpu, "mps"))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from scope_cli.engine.run import kept_in_words, make_plan
+from scope_cli.engine.run_plan import kept_in_words, make_plan
 from scope_cli.events import Audit, Busy, Loop
 from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.models.catalogue import KNOWN

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 
 from scope_cli.engine.decode import Admission, decode
-from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.prefill import read_prompt, read_to_end
 from scope_cli.engine.replay import MOST_AT_ONCE, feed_known
 from scope_cli.engine.roofline import step_weight_bytes
-from scope_cli.engine.run import Run, Work, make_plan, new_lane, policy_in_words, policy_of, versions
-from scope_cli.engine.step import compiles
+from scope_cli.engine.run import Run, Work, new_lane, versions
+from scope_cli.engine.run_plan import RunPlan, make_plan, policy_in_words, policy_of
 from scope_cli.events import Token
 from scope_cli.machine.memory import PeakMeter
 from scope_cli.measure.bench.protocol import Account, Ids, Job, Loaded
@@ -57,10 +56,9 @@ class ScopeEngine:
     @torch.no_grad()
     def read(self, ids: Ids) -> list[int]:
         self.run: Run | None = None  # the one before goes first
-        shape = shared_shape([self.plan], self.job.lanes)
-        profile, written = self.settings.profile, self.job.most_tokens - self.job.prompt_tokens
-        compiled = compiles(profile.model.compile, self.device, written)
-        self.run = Run(self.loaded, profile, shape, PeakMeter(self.device), compiled)
+        plan = RunPlan.of(self.settings.profile, [self.plan] * self.job.lanes, self.device.type)
+        unwatched = PeakMeter(self.device)
+        self.run = Run(self.loaded, plan.profile, plan.shape, unwatched, plan.compiled)
         self.prompts = ids
         self.fed: Ids = [[] for _ in ids]
         self.tokens: Iterator[Token] | None = None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.engine.replay import PromptState, read_once, replay
-from scope_cli.engine.run import make_plan, policy_in_words
+from scope_cli.engine.run_plan import make_plan, policy_in_words
 from scope_cli.errors import UsageError
 from scope_cli.events import Reading
 from scope_cli.geometry import Geometry

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import mean
 
-from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run import generate, new_work
+from scope_cli.engine.run_plan import RunPlan
 from scope_cli.errors import AuditError
 from scope_cli.events import Finished, PromptRead, Reading, Token
 from scope_cli.measure.evaluate.fidelity import HeldBytes
@@ -42,7 +42,8 @@ def write_all(
     plans = [work.plan for work in works]
     if any(plan.prompt.late for plan in plans):
         lanes = 1
-    shape = shared_shape(plans, min(lanes, len(plans)))
+    lanes = min(lanes, len(plans))
+    shape = RunPlan.of(settings.profile, plans, loaded.device.type, lanes).shape
     outputs = [_Output() for _ in numbers]
     rows: set[int] = set()  # that hold a prompt: readings are sums over them
     for event in generate(loaded, settings.profile, works, shape, interrupted):

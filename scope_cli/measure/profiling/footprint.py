@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from scope_cli.engine.fit import Needs, needs
-from scope_cli.engine.plan import LanePlan, plan_run, shared_shape
+from scope_cli.engine.fit import Needs
+from scope_cli.engine.plan import LanePlan, shared_shape
+from scope_cli.engine.run_plan import RunPlan, make_plan
 from scope_cli.errors import UsageError
 from scope_cli.models.shapes import ModelShape
 from scope_cli.models.target import Target
-from scope_cli.policies import plugins
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import DecodeSettings, Profile
 
@@ -49,10 +49,8 @@ class Footprint:
 
 
 def plan_of(settings: LoadedProfile, shape: ModelShape, prompt_tokens: int, lanes: int = 1) -> LanePlan:
-    """The plan of a run, as generate's, from sizes alone."""
-    decode = settings.profile.decode
-    scorer = plugins.build("scorers", decode.scorer.name, decode.scorer.options)
-    plan = plan_run(settings, shape.geometry, prompt_tokens, ring=scorer.ring, memos=len(scorer.memos))
+    """The plan of a run from sizes alone."""
+    plan = make_plan(settings, shape.geometry, prompt_tokens)
     return plan if lanes == 1 else replace(plan, shape=shared_shape([plan], lanes))
 
 
@@ -84,7 +82,7 @@ def footprint(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes
 def needs_of(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int = 1) -> Needs:
     """Raises UsageError where prompt and output do not fit the model's context."""
     plan = plan_of(settings, target.shape, prompt_tokens)
-    return needs(target, [plan], lanes, settings.profile.prefill.chunk)
+    return RunPlan.of(settings.profile, [plan], target.device, lanes).needs(target)
 
 
 def held_series(plan: LanePlan, profile: Profile, target: Target) -> list[int]:

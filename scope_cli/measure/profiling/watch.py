@@ -115,7 +115,8 @@ class Watch:
         self.seen_times += 1
 
     def result(self, label: str, command: tuple[str, ...], planned: dict[str, Any]) -> Result:
-        from scope_cli.engine.run import policy_in_words, versions
+        from scope_cli.engine.run import versions
+        from scope_cli.engine.run_plan import policy_in_words
         from scope_cli.measure.profiling.result import (
             KV,
             MemoryMap,
@@ -216,9 +217,9 @@ def edges_of(start: int, tokens: int, bins: int) -> list[int]:
 
 def compile_note(profile: Profile, plan: LanePlan, device: Any) -> list[str]:
     """Where a run of this length would be compiled, its speed is not the one that was measured."""
-    from scope_cli.engine.step import compiles
+    from scope_cli.models.choices import compiles
 
-    if not compiles(profile.model.compile, device, plan.max_new_tokens):
+    if not compiles(profile.model.compile, device.type, plan.max_new_tokens):
         return []
     return [
         "the step was measured uncompiled; scope generate compiles it for an output of "

@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from scope_cli.console.safe import as_json
@@ -61,9 +61,8 @@ def main() -> None:
 
 
 def measure(job: Job, tell: Any) -> Result:
-    from scope_cli.engine.plan import shared_shape
     from scope_cli.engine.run import Run, new_work
-    from scope_cli.machine.memory import PeakMeter
+    from scope_cli.engine.run_plan import RunPlan
     from scope_cli.measure.profiling.watch import Watch
     from scope_cli.models.model import open_model
     from scope_cli.settings.load import LoadedProfile
@@ -87,9 +86,9 @@ def measure(job: Job, tell: Any) -> Result:
     loaded = opened.load()
     warm_up(loaded, settings, prompt_ids)
     watch = Watch(loaded, settings.profile, plan)
-    with PeakMeter(loaded.device) as peak:
-        watch.begin()
-        run = Run(loaded, settings.profile, shared_shape([plan], 1), peak)
+    watch.begin()
+    plain = replace(RunPlan.of(settings.profile, [plan], opened.device.type), compiled=False)
+    with Run.of(plain, loaded) as run:
         watch.made(run.cache)
         for event in run.run([work]):
             watch.receive(event, lambda line, part: tell(progress=f"{job.label}: {line}", part=part))

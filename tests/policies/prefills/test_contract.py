@@ -220,7 +220,6 @@ def test_the_staging_buffers_are_what_was_planned_and_are_freed(monkeypatch, met
     planned_bytes = plan.prompt.staging_bytes(cache.geometry, 4)
     assert [staged for staged, _ in seen] == ([planned_bytes] if plan.prompt.staged else [])
     assert all(not tensor.numel() for _, staging in seen for tensor in staging.tensors())
-    assert plan.peak_bytes(cache.geometry, 4) == plan.shape.cache_bytes(cache.geometry, 4) + planned_bytes
 
 
 @pytest.mark.parametrize("method", [method for method, wrap in COMPRESSING if not wrap])
