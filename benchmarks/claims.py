@@ -31,7 +31,7 @@ from scope_cli.commands.evaluate.shared import (
     write,
 )
 from scope_cli.commands.evaluate.texts import text_of_prompt
-from scope_cli.commands.generate import read_text, tell
+from scope_cli.commands.io import read_text, tell
 from scope_cli.commands.variants import Variant, variants
 from scope_cli.console.progress import Progress
 from scope_cli.console.tables import Table

@@ -8,7 +8,7 @@ import typer
 
 from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
-from scope_cli.commands.generate import read_into, read_text, tell
+from scope_cli.commands.io import read_into, read_text, tell
 from scope_cli.console.safe import printable
 from scope_cli.errors import UsageError
 

@@ -1,7 +1,5 @@
 """scope generate: prompts in, their texts streamed to the terminal and to files."""
 
-import errno
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scope_cli import utf8
 from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
-from scope_cli.console import streams, tables
+from scope_cli.commands.io import Asked, argument_names_file, no_word, prompts_of, read_into, tell
+from scope_cli.console import streams
 from scope_cli.console.phases import Phases
 from scope_cli.console.safe import printable
 from scope_cli.console.signals import Interruption
@@ -44,7 +42,6 @@ if TYPE_CHECKING:
 PROMPT, OUTPUT = "Prompt", "Output"
 FILES_OF_OTHERS = 100  # that a run opens besides: libraries, weights, sockets
 MOST_SAMPLES = 10_000  # scope batch takes more
-HOW_TO_PROMPT = "give it as an argument, with --prompt-file FILE, or pipe it in"
 ENDING = "ending after this step; again: at once"
 AUDIT_HINT = "this is a bug in scope: the text may be wrong; please report it with the run record"
 
@@ -156,49 +153,6 @@ def generate_command(
     raise typer.Exit(code)
 
 
-def read_into(given: o.Given, name: str, file: str | None, option: str) -> None:
-    """A setting that may be typed or read from a file."""
-    if given[name] is not None and file is not None:
-        raise UsageError(f"--{name.replace('_', '-')} and {option} exclude each other")
-    if file:
-        given[name] = read_text(file, option)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A prompt, and where it stands."""
-
-    text: str
-    file: str | None = None  # "-" is standard input
-
-
-def prompts_of(argument: str | None, files: list[str]) -> list[Asked]:
-    """The prompts from the one place they were given in; without any, what is piped in."""
-    if argument is not None and files:
-        raise UsageError("a prompt and --prompt-file exclude each other")
-    if files.count("-") > 1:
-        raise UsageError("--prompt-file - was given twice: standard input can be read once")
-    if argument is not None and argument != "-":
-        named = [Asked(o.text_argument(argument, "the prompt"))]
-    else:
-        if argument is None and not files and not is_piped():
-            raise UsageError("there is no prompt", HOW_TO_PROMPT)
-        named = [Asked(read_text(file, "--prompt-file"), file) for file in files or ["-"]]
-    for asked in named:
-        if not asked.text.strip():
-            name = "standard input" if asked.file == "-" else asked.file
-            hint = f"{name} has nothing but white space" if name else ""
-            raise UsageError("the prompt is empty", hint)
-    return named
-
-
-def argument_names_file(prompt: str | None) -> bool:
-    """Is a prompt that was typed the name of a file that is there?"""
-    with suppress(OSError, ValueError):  # too long for a name
-        return prompt is not None and len(prompt.split()) == 1 and Path(prompt).is_file()
-    return False
-
-
 def idle_here(
     prompts: list[Asked], samples: int, lanes: int | None, settings: "LoadedProfile"
 ) -> Iterator[str]:
@@ -208,15 +162,6 @@ def idle_here(
         yield f"--lanes {lanes:,} has no effect beyond {texts:,}: so many texts are written"
     if samples > 1 and settings.profile.sampling.temperature == 0:
         yield "the samples of a prompt will be the same: temperature 0 takes the most probable token"
-
-
-def is_piped() -> bool:
-    """Is standard input anything that may hold a prompt: no terminal, closed stream or /dev/null?"""
-    try:
-        nothing = os.path.samestat(os.fstat(sys.stdin.fileno()), Path(os.devnull).stat())
-        return not nothing and not sys.stdin.isatty()
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def about_of(asked: Asked, argv: list[str] | None) -> dict[str, Any]:
@@ -229,25 +174,6 @@ def about_of(asked: Asked, argv: list[str] | None) -> dict[str, Any]:
     else:
         prompt["text"] = asked.text
     return {"command": ["scope", *(argv or [])], "prompt": prompt}
-
-
-def read_text(file: str, option: str) -> str:
-    """A UTF-8 file, or standard input for "-"; says where it is not UTF-8."""
-    name = "standard input" if file == "-" else file
-    try:
-        content = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
-    except OSError as error:
-        if file == "-" and error.errno == errno.EBADF:
-            raise UsageError(
-                "standard input is closed", "give the prompt as an argument or in a file"
-            ) from error
-        raise UsageError(
-            f"{option}: cannot read {name}: {error.strerror}", "give a text file in UTF-8"
-        ) from error
-    try:
-        return utf8.decode(content)
-    except utf8.NotText as error:
-        raise UsageError(f"{option}: {name} {error}", error.hint("" if file == "-" else file)) from error
 
 
 def open_sinks(
@@ -488,18 +414,9 @@ def limit_of(loaded: "LoadedModel", ends: list[Finished], lanes: int) -> str:
     return f"limit:     {limit_line(longest, weight_bytes, lanes, bandwidth(loaded.device))}"
 
 
-def tell(line: str) -> None:
-    """On stderr, folded between words where a terminal shows it."""
-    print(tables.fitted(printable(line, lines=True), sys.stderr), file=sys.stderr)
-
-
 def write_aside(text: str) -> None:
     """On stderr, as it comes."""
     print(printable(text, lines=True), end="", file=sys.stderr, flush=True)
-
-
-def no_word(line: str) -> None:
-    pass
 
 
 def check_memory(opened: "OpenedModel", plan: "RunPlan") -> None:

@@ -9,7 +9,7 @@ from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
 from scope_cli.commands.evaluate.shared import check_writable
 from scope_cli.commands.evaluate.texts import text_of_file, text_of_prompt
-from scope_cli.commands.generate import read_text, tell
+from scope_cli.commands.io import read_text, tell
 from scope_cli.commands.variants import Variant
 from scope_cli.console.phases import loading
 from scope_cli.errors import UsageError

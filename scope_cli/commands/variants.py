@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scope_cli.commands.early import check_model
-from scope_cli.commands.generate import tell
+from scope_cli.commands.io import tell
 from scope_cli.commands.options import SETTINGS
 from scope_cli.errors import UsageError
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from scope_cli.commands.evaluate.shared import Plot, check_writable
-from scope_cli.commands.generate import tell
+from scope_cli.commands.io import tell
 from scope_cli.errors import UsageError
 
 FORMATS = ("markdown", "csv", "json")

@@ -19,7 +19,7 @@ from scope_cli.commands.evaluate.shared import (
     start,
 )
 from scope_cli.commands.evaluate.texts import read_run, text_of_file, text_of_prompt, text_of_run
-from scope_cli.commands.generate import read_text, tell
+from scope_cli.commands.io import read_text, tell
 from scope_cli.commands.variants import Budgets, Profiles, variants
 from scope_cli.errors import UsageError
 

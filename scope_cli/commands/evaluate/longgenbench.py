@@ -19,7 +19,7 @@ from scope_cli.commands.evaluate.shared import (
     start,
     write,
 )
-from scope_cli.commands.generate import read_text, tell
+from scope_cli.commands.io import read_text, tell
 from scope_cli.commands.variants import Budgets, Profiles, variants
 from scope_cli.errors import UsageError
 

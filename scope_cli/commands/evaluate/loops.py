@@ -18,7 +18,7 @@ from scope_cli.commands.evaluate.shared import (
     show,
     start,
 )
-from scope_cli.commands.generate import read_text, tell
+from scope_cli.commands.io import read_text, tell
 from scope_cli.commands.variants import Budgets, Profiles, variants
 
 

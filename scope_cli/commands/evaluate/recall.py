@@ -18,7 +18,7 @@ from scope_cli.commands.evaluate.shared import (
     start,
 )
 from scope_cli.commands.evaluate.texts import plain_ids
-from scope_cli.commands.generate import tell
+from scope_cli.commands.io import tell
 from scope_cli.commands.variants import Budgets, Profiles, variants
 from scope_cli.errors import UsageError
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scope_cli.commands.generate import tell
+from scope_cli.commands.io import tell
 from scope_cli.commands.variants import Variant
 from scope_cli.console.phases import loading
 from scope_cli.errors import UsageError

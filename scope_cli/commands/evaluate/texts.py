@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scope_cli.commands.generate import read_text, tell
+from scope_cli.commands.io import read_text, tell
 from scope_cli.commands.variants import Variant
 from scope_cli.errors import UsageError
 
