@@ -10,7 +10,7 @@ are counted.
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.shape import CacheShape
 from scope_cli.engine.plan import plan_run
-from scope_cli.engine.run import policy_of
+from scope_cli.engine.run_plan import policy_of
 from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.settings.load import load_profile
 from scope_cli.units import as_bytes

@@ -12,7 +12,7 @@ from scope_cli.cache.layers import FREE, Chunk, causal_mask
 from scope_cli.cache.policy_layer import PolicyLayer
 from scope_cli.engine.plan import plan_run
 from scope_cli.engine.prefill import read_prompt
-from scope_cli.engine.run import policy_of
+from scope_cli.engine.run_plan import policy_of
 from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.policies.schedule import Schedule
 from scope_cli.settings.load import load_profile

@@ -6,7 +6,7 @@ from scope_cli.cache.cache import ScopeCache
 from scope_cli.engine.decode import Lane, decode
 from scope_cli.engine.plan import plan_run
 from scope_cli.engine.prefill import read_prompt
-from scope_cli.engine.run import policy_of
+from scope_cli.engine.run_plan import policy_of
 from scope_cli.engine.sampling import Sampler
 from scope_cli.engine.step import EagerStep
 from scope_cli.engine.text import TextStream

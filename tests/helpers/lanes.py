@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from scope_cli.engine.decode import decode
-from scope_cli.engine.run import Run, Work, make_plan
+from scope_cli.engine.run import Run, Work
+from scope_cli.engine.run_plan import make_plan
 from scope_cli.events import Finished, Token
 from scope_cli.machine.memory import PeakMeter
 from scope_cli.policies import plugins
