@@ -83,6 +83,20 @@ class ScopeCache:
         yield
         self.running.copy_(running)
 
+    @contextmanager
+    def alone(self, lane: int) -> Iterator[None]:
+        """A step taken meanwhile is this lane's: the others ride along, as if they had ended."""
+        running, others = self.running.clone(), [one for one in self.lanes if one and one.active]
+        self.running.zero_()
+        for count in others:
+            count.active = False
+        self.running[lane] = 1
+        self.count(lane).active = True
+        yield
+        self.running.copy_(running)
+        for count in others:
+            count.active = True
+
     @property
     def policy_layers(self) -> list[PolicyLayer]:
         return [layer for layer in self.layers if isinstance(layer, PolicyLayer)]

@@ -112,6 +112,7 @@ def decode(
     interrupted: Callable[[], bool] = lambda: False,
     fail: Callable[[int, Exception], Event] = raise_again,
     ahead: bool | None = None,
+    between: Callable[[list[Lane]], None] = lambda lanes: None,
 ) -> Iterator[Event]:
     """Write until no lane runs and no prompt waits.
 
@@ -123,6 +124,8 @@ def decode(
     fail: what to report of a row that cannot be read or whose output cannot be taken, while the others go on
     ahead: launch the next step before reading what was sampled, so that the device never waits for the host;
         a lane that turns out to have ended has then taken part in one step too many. By default on a GPU.
+    between: shown the lanes that run, between two steps: all that they wrote has been fed and told. Those
+        that are about to end as interrupted say so
     """
     if ahead is None:
         ahead = cache.device.type != "cpu"
@@ -164,8 +167,18 @@ def decode(
                     break  # who writes waits for one chunk and no longer
         if not any(lanes):
             return
+        present = [lane for lane in lanes if lane is not None]
+        if stopping := interrupted():
+            for lane in present:
+                lane.reason = "interrupted"
+        between(present)
+        if stopping:
+            for lane in present:
+                leave(lane)
+                yield finish(lane)
+            continue
         running, chosen = [], []
-        for lane in [lane for lane in lanes if lane is not None]:
+        for lane in present:
             try:
                 chosen.append(lane.choose())
                 running.append(lane)
@@ -186,8 +199,6 @@ def decode(
             except Exception as error:
                 yield give_up(lane, error)
                 continue
-            if lane.reason is None and interrupted():
-                lane.reason = "interrupted"
             yield Token(
                 lane.row,
                 lane.written,

@@ -3,7 +3,8 @@
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -18,6 +19,7 @@ from scope_cli.engine.plan import LanePlan
 from scope_cli.engine.prefill import read_prompt
 from scope_cli.engine.run_plan import RunPlan, make_plan, policy_of
 from scope_cli.engine.sampling import Sampler
+from scope_cli.engine.state import Keep, LaneState, go_on, state_of
 from scope_cli.engine.step import Tell, new_step, told_of_compiling
 from scope_cli.engine.text import TextStream
 from scope_cli.errors import ScopeError
@@ -42,6 +44,7 @@ class Work:
     seed: int  # of sampling, and of policies that draw
     max_seconds: float | None = None  # for writing
     notes: tuple[str, ...] = ()  # what the user should know of the prompt
+    state: Callable[[], LaneState] | None = None  # reads where it goes on, in the place of its prompt
 
 
 def generate(
@@ -53,6 +56,7 @@ def generate(
     tell: Tell = lambda line: None,
     each_alone: bool = False,
     busy: Tell = lambda what: None,
+    keep: Keep | None = None,
 ) -> Iterator[Event]:
     """Read the prompts, write the outputs; the caller decides where the events go.
 
@@ -62,6 +66,7 @@ def generate(
     `interrupted` is asked between chunks and between tokens; once it says yes, what runs ends as
     `interrupted` with everything that was written so far, and what waits is not begun.
     busy: told in the middle of a step what else takes its time, such as compiling
+    keep: is given the lanes' states, as often as it wants them and where the run is interrupted
     """
     plan = RunPlan.of(profile, [work.plan for work in works], loaded.device.type, shape=shape)
     notes = []
@@ -83,7 +88,7 @@ def generate(
         notes=tuple(dict.fromkeys([*(note for work in works for note in work.notes), *plan.notes, *notes])),
         depends_on=depends_on(loaded, plan.shape.lanes, plan.compiled),
     )
-    with Run.of(plan, loaded, tell, busy) as run:
+    with Run.of(plan, loaded, tell, busy, keep) as run:
         yield from run.run(works, interrupted, run.failed if each_alone else raise_again)
 
 
@@ -98,8 +103,9 @@ class Run:
         peak: PeakMeter,
         compiled: bool = False,
         tell: Tell = lambda line: None,
+        keep: Keep | None = None,
     ) -> None:
-        self.loaded, self.profile, self.peak = loaded, profile, peak
+        self.loaded, self.profile, self.peak, self.keep = loaded, profile, peak, keep
         self.cache = new_cache(loaded, profile, shape)
         self.step = new_step(loaded.model, self.cache, compiled, tell, loaded.why_not_native is None)
         self._phases: dict[int, tuple[float, int]] = {}  # by number: when it began, peak bytes since
@@ -116,10 +122,11 @@ class Run:
         loaded: LoadedModel,
         tell: Tell = lambda line: None,
         busy: Tell = lambda what: None,
+        keep: Keep | None = None,
     ) -> "Iterator[Run]":
         """As it was planned, with whoever watches memory and compiling meanwhile; see `generate`."""
         with PeakMeter(loaded.device) as peak, told_of_compiling(busy):
-            yield cls(loaded, plan.profile, plan.shape, peak, plan.compiled, tell)
+            yield cls(loaded, plan.profile, plan.shape, peak, plan.compiled, tell, keep)
 
     def run(
         self,
@@ -134,13 +141,15 @@ class Run:
             number, work = next(waiting, (0, None))
             return None if work is None else self.read(work, number, row, interrupted)
 
-        yield from decode(self.step, self.cache, admit, self.finish, interrupted, fail)
+        yield from decode(self.step, self.cache, admit, self.finish, interrupted, fail, between=self.between)
 
     def read(self, work: Work, number: int, row: int, interrupted: Callable[[], bool]) -> Admission:
-        """Read a prompt into a row, or copy it from the lane that has just read the same."""
+        """Read a prompt into a row, or copy it from the lane that has just read the same; or go on."""
         prompt = torch.tensor([work.prompt_ids], device=self.loaded.device)
         self._open(number)
         self._in_row[row] = number
+        if work.state is not None:
+            return (yield from self._take_up(work, work.state(), prompt, number, row))
         source = self._source_of(work)
         self._read[number] = 0
         if source is not None:
@@ -172,8 +181,52 @@ class Run:
         self._newest = work, lane
         return lane
 
+    def _take_up(
+        self, work: Work, state: LaneState, prompt: torch.Tensor, number: int, row: int
+    ) -> Admission:
+        lane = new_lane(self.loaded, work, prompt, prompt.new_empty(1, 0), row, number)
+        go_on(self.cache, self.step, lane, state, work.plan.schedule, work.seed)
+        self._close(number)
+        told = state.numbers
+        self._read[number] = told["read_tokens"]
+        self._prefill[number] = told["prefill_s"], told["prefill_peak_bytes"]
+        if not lane.written:  # read by another run
+            self._read[number], self._prefill[number] = 0, (0.0, 0)
+        self._open(number, told["elapsed_s"] if lane.written else 0.0)
+        yield PromptRead(
+            row,
+            work.plan.prompt_tokens,
+            told["prefill_s"],
+            told["prefill_peak_bytes"],
+            self.cache.reading(row),
+            number,
+        )
+        return lane
+
+    def between(self, lanes: list[Lane]) -> None:
+        """Nobody is in the middle of anything: the time to keep states."""
+        stopping = any(lane.reason for lane in lanes)
+        if self.keep is not None and (stopping or self.keep.due()):
+            with self.keep.saving():
+                for lane in lanes:
+                    self.keep.take(lane.prompt, self.state(lane))
+
+    def state(self, lane: Lane) -> LaneState:
+        """See `state_of`. `rest`: what its end adds to the text, where it ends here."""
+        prefill_s, peak_bytes = self._prefill[lane.prompt]
+        more = {
+            "read_tokens": self._read[lane.prompt],
+            "prefill_s": prefill_s,
+            "prefill_peak_bytes": peak_bytes,
+            "rest": copy(lane.text).flush() if lane.reason else None,
+        }
+        state = state_of(self.cache, lane)
+        return replace(state, numbers=state.numbers | more)
+
     def finish(self, lane: Lane) -> Finished:
         """What there is to say of a lane that has ended, while its row is still its own."""
+        if self.keep is not None and self.keep.ends and lane.reason != "interrupted":
+            self.keep.take(lane.prompt, self.state(lane))
         return self._finished(lane.prompt, lane.row, lane.prompt_ids.shape[1], lane)
 
     def failed(self, row: int, error: Exception) -> Failed:
@@ -216,10 +269,10 @@ class Run:
             prompt=number,
         )
 
-    def _open(self, number: int) -> None:
-        """A phase of a prompt begins: reading, or writing."""
+    def _open(self, number: int, before_s: float = 0.0) -> None:
+        """A phase of a prompt begins, or goes on after so many seconds: reading, or writing."""
         self._lap()
-        self._phases[number] = perf_counter(), 0
+        self._phases[number] = perf_counter() - before_s, 0
 
     def _close(self, number: int) -> tuple[float, int]:
         """Its seconds, and the most bytes in use meanwhile."""

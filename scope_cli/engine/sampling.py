@@ -31,6 +31,15 @@ class Sampler:
         self._top_k, self._top_p, self._min_p = settings.top_k, settings.top_p, settings.min_p or 0.0
         self._generator = torch.Generator(device).manual_seed(settings.seed if seed is None else seed)
 
+    def state(self) -> Tensor:
+        """Of the generator, on the CPU: what is drawn from now on depends on nothing else."""
+        return self._generator.get_state()
+
+    def restore(self, state: Tensor) -> None:
+        """Draw as another sampler would have; one of another kind of device goes on with its own seed."""
+        if state.shape == self._generator.get_state().shape:
+            self._generator.set_state(state)
+
     def pick(self, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The next id, [1], and its log-probability under the model's own distribution, [1].
 

@@ -48,15 +48,24 @@ class Thinking:
         self._inside = {number: bool(tags and tags.open_after(ids)) for number, ids in enumerate(prompts)}
         self._tokens: dict[int, int] = defaultdict(int)
 
+    def go_on_after(self, prompt: int, ids: Sequence[int]) -> None:
+        """Tokens of an output that another run has written."""
+        for token_id in ids:
+            self._take(prompt, token_id)
+
+    def _take(self, prompt: int, token_id: int) -> bool:
+        """Is it part of a thought?"""
+        assert self._tags is not None
+        thought = self._inside.get(prompt, False) or token_id == self._tags.begins
+        self._inside[prompt] = thought and token_id != self._tags.ends
+        self._tokens[prompt] += thought
+        return thought
+
     def mark(self, event: Event) -> Event:
         if self._tags is None:
             return event
         if isinstance(event, Token):
-            begins, ends = event.token_id == self._tags.begins, event.token_id == self._tags.ends
-            thought = self._inside.get(event.prompt, False) or begins
-            self._inside[event.prompt] = thought and not ends
-            self._tokens[event.prompt] += thought
-            return replace(event, thinking=thought)
+            return replace(event, thinking=self._take(event.prompt, event.token_id))
         if isinstance(event, Finished):
             inside = self._inside.get(event.prompt, False)
             return replace(event, thinking=inside, thinking_tokens=self._tokens[event.prompt])

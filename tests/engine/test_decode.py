@@ -193,8 +193,9 @@ def test_the_last_token_of_a_lane_is_never_fed_however_long_it_is_and_whoever_go
 
 def test_an_interruption_ends_the_lanes_that_have_not_ended_by_themselves():
     tokens = []
-    _, ended = written_by(Rows(3), [5, 9, 4, 8], [], tokens, interrupted=lambda: len(tokens) >= 12)
-    assert ended == [(2, 4, 3, "length"), (0, 5, 4, "length"), (1, 5, 4, "interrupted")]
+    _, ended = written_by(Rows(3), [5, 9, 4, 8], [], tokens, interrupted=lambda: len(tokens) >= 13)
+    through = [(2, 4, 3, "length"), (0, 5, 4, "length")]
+    assert ended == [*through, (1, 5, 5, "interrupted"), (3, 1, 1, "interrupted")]
 
 
 def lane_of(number, row, length, **more):

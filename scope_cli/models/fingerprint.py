@@ -1,0 +1,31 @@
+"""A model's files in, a short name for what they hold out: another model has another one."""
+
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+from scope_cli.models.folder import weight_files
+from scope_cli.models.registry import ModelFolder
+
+PLACES, PIECE = 16, 2**16  # of each file of weights so many pieces are looked at, so many bytes each
+WHOLE = ("config.json", "tokenizer.json", "tokenizer.model")
+
+
+def fingerprint(folder: ModelFolder) -> str:
+    """32 hexadecimal digits; reads a few megabytes, however large the model is."""
+    path, said = folder.ready().path, sha256()
+    for name in WHOLE:
+        if (path / name).is_file():
+            said.update(name.encode() + (path / name).read_bytes())
+    for file in [] if folder.random else weight_files(path):
+        _add_pieces(said.update, file)
+    return said.hexdigest()[:32]
+
+
+def _add_pieces(add: Callable[[bytes], None], file: Path) -> None:
+    size = file.stat().st_size
+    add(f"{file.name} {size}".encode())
+    with file.open("rb") as content:
+        for place in range(PLACES):
+            content.seek(max(0, size - PIECE) * place // (PLACES - 1))
+            add(content.read(PIECE))
