@@ -26,6 +26,9 @@ from scope_cli.commands import (
     options,
     profile,
     profiles,
+    prompt,
+    resume,
+    runs,
     scorers,
     tune,
 )
@@ -58,7 +61,10 @@ app = typer.Typer(
     context_settings={"help_option_names": HELP_NAMES},
 )
 app.command("generate", rich_help_panel=WRITE)(generate.generate_command)
+app.command("resume", rich_help_panel=WRITE)(resume.resume_command)
+app.add_typer(prompt.app, name="prompt", rich_help_panel=WRITE)
 app.command("batch", rich_help_panel=WRITE)(batch.batch_command)
+app.command("runs", rich_help_panel=LOOK)(runs.runs_command)
 app.add_typer(models.app, name="models", rich_help_panel=LOOK)
 app.add_typer(profiles.app, name="profiles", rich_help_panel=LOOK)
 app.command("scorers", rich_help_panel=LOOK)(scorers.scorers_command)

@@ -61,6 +61,18 @@ def lock(file: FileIO, path: Path) -> None:
         pass
 
 
+def is_locked(path: Path) -> bool:
+    """Is a run writing this file?"""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed processes left half written; nobody else may be writing there."""
     for partial in folder.glob(PARTIAL.format("*")):

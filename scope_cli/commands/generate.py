@@ -4,7 +4,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from resource import RLIMIT_NOFILE, getrlimit
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from scope_cli.settings.schema import Profile
     from scope_cli.sinks.base import Sink
     from scope_cli.sinks.several import Every
+    from scope_cli.sinks.states import States
     from scope_cli.sinks.textfile import FileMode
     from scope_cli.sinks.thinking import Shown
 
@@ -61,6 +62,12 @@ def generate_command(
             help="Read a prompt from a file; - is standard input. Repeatable: they are written side by side.",
         ),
     ] = [],  # noqa: B006  typer copies it
+    prompt_cache: Annotated[
+        Path | None,
+        o.option(
+            "--prompt-cache", panel=PROMPT, help="Start from a file of scope prompt save: nothing is read."
+        ),
+    ] = None,
     samples: Annotated[
         int,
         typer.Option(
@@ -96,6 +103,11 @@ def generate_command(
     ] = None,
     append: Annotated[bool, o.option("--append", panel=OUTPUT, help="Add to the output file.")] = False,
     force: Annotated[bool, o.option("--force", panel=OUTPUT, help="Overwrite the output file.")] = False,
+    checkpoint_every: o.CheckpointEvery = None,
+    no_checkpoint: Annotated[
+        bool, o.option("--no-checkpoint", panel=OUTPUT, help="Keep no state for scope resume.")
+    ] = False,
+    keep_checkpoint: o.KeepCheckpoint = False,
     json: Annotated[
         bool, o.option("--json", panel=OUTPUT, help="One JSON object per event on stdout.")
     ] = False,
@@ -120,7 +132,9 @@ def generate_command(
 
         scope generate --prompt-file report.txt --budget 2048
     """
-    prompts = prompts_of(prompt, prompt_file)
+    if prompt_cache is not None and (prompt is not None or prompt_file):
+        raise UsageError("--prompt-cache holds the prompt: it goes without another one")
+    prompts = prompts_of(prompt, prompt_file) if prompt_cache is None else [Asked("", str(prompt_cache))]
     read_into(given, "system", system_file, "--system-file")
     read_into(given, "continue_text", continue_file, "--continue-file")
     typed = o.overrides(**given)
@@ -137,6 +151,10 @@ def generate_command(
     from scope_cli.sinks.several import Every
 
     settings = load_profile(profile, typed)
+    if prompt_cache is not None:
+        from scope_cli.commands.prompt import settings_with
+
+        settings = settings_with(settings, prompt_cache)
     notes = [*o.notes_on(profile, settings), *idle_here(prompts, samples, lanes, settings)]
     if argument_names_file(prompt):
         notes.append(f"the prompt is the text {prompt!r}; --prompt-file {prompt} reads the file of that name")
@@ -144,12 +162,16 @@ def generate_command(
         tell(f"note: {note}")
     mode: FileMode = "append" if append else "overwrite" if force else "new"
     about = [about_of(asked, ctx.obj) for asked in prompts for _ in range(samples)]
-    sinks = open_sinks(output, mode, json, quiet, about, o.thinking(thinking))
+    files = outputs_of(output, len(about))
+    outputs = [Output(file, mode, about[number]) for number, file in enumerate(files)]
+    shows = o.thinking(thinking)
+    states = None if no_checkpoint else new_states(outputs, checkpoint_every, keep_checkpoint)
+    sinks = open_sinks(outputs, json, quiet, states, shows)
     sinks += o.live_sinks(stats_file, metrics_port, metrics_address)
     with Every(*sinks) as everything:
         texts = [asked.text for asked in prompts for _ in range(samples)]
-        watch = Watch(everything, written=output is not None, ending=ending_of(json, quiet))
-        code = run(settings, texts, samples, lanes, watch, offline, quiet, verbose)
+        watch = Watch(everything, output is not None, ending_of(json, quiet), states, quiet)
+        code = run(settings, texts, samples, lanes, watch, offline, quiet, verbose, prompt_cache)
     raise typer.Exit(code)
 
 
@@ -176,17 +198,34 @@ def about_of(asked: Asked, argv: list[str] | None) -> dict[str, Any]:
     return {"command": ["scope", *(argv or [])], "prompt": prompt}
 
 
+@dataclass(frozen=True)
+class Output:
+    """A text's file, and what its record says of where it comes from."""
+
+    file: Path
+    mode: "FileMode"
+    about: dict[str, Any]
+    start: int = 0  # where it goes on, in bytes
+    state: dict[str, Any] = field(default_factory=dict)  # what its state says, where it has one
+    just_thought: bool = False  # it goes on between a thought, which is not written, and its answer
+
+
+def new_states(outputs: list[Output], every_s: float | None = None, keeps: bool = False) -> "States | None":
+    """Who keeps the states; nobody where no text goes to a file."""
+    from scope_cli.sinks.states import States
+
+    return States(every_s, keeps, tell) if outputs else None
+
+
 def open_sinks(
-    output: Path | None,
-    mode: "FileMode",
+    outputs: list[Output],
     json: bool,
     quiet: bool,
-    about: list[dict[str, Any]],
+    states: "States | None" = None,
     thinking: "Shown" = "show",
 ) -> "list[Sink]":
     """Where the events go; a file that cannot be written is known before the model is loaded.
 
-    about: of each output, what its record says of where it comes from
     thinking: where what the model thinks goes; JSON has it marked, whatever it says
     """
     from rich.console import Console
@@ -201,21 +240,27 @@ def open_sinks(
     from scope_cli.sinks.thinking import WithoutThinking
 
     sinks: list[Sink] = []
-    files = outputs_of(output, len(about))
+    files = [output.file for output in outputs]
     if len(files) > (most := getrlimit(RLIMIT_NOFILE)[0] - FILES_OF_OTHERS):
         raise UsageError(
             f"{len(files):,} output files at once; this system allows {most:,}",
             "scope batch takes any number",
         )
-    for prompt, file in enumerate(files):
-        text = TextFile(file, mode)
-        sinks.append(Only(prompt, text if thinking == "show" else WithoutThinking(text)))
-        if file.is_file():  # beside a pipe or a device there is no place for a record
-            sinks.append(Only(prompt, RunRecord(file, about[prompt])))
+    for prompt, output in enumerate(outputs):
+        text = TextFile(output.file, output.mode, output.start)
+        answer = WithoutThinking(text, just_thought=output.just_thought)
+        sinks.append(Only(prompt, text if thinking == "show" else answer))
+        if output.file.is_file():  # beside a pipe or a device there is no place for a record
+            sinks.append(Only(prompt, RunRecord(output.file, output.about)))
+            if states is not None:
+                told = {"about": output.about, "thinking": thinking}
+                states.add(prompt, text, output.file, told | output.state, answer)
+    if states is not None:
+        sinks.append(states)
     shown: list[Sink] = []  # in the order of the prompts
     animated = False
     if streams.is_closed(sys.stdout):
-        if output is None:
+        if not outputs:
             raise ScopeError("standard output is closed", "--output FILE needs none")
     elif json:
         sinks.append(JsonLines(sys.stdout))
@@ -251,6 +296,7 @@ def run(
     offline: bool,
     quiet: bool,
     verbose: bool = False,
+    prompt_cache: Path | None = None,
 ) -> int:
     """Open the model, plan, load, generate; the exit code. `texts` has every prompt `samples` times."""
     phases = Phases(quiet)
@@ -263,25 +309,47 @@ def run(
     )  # what is not there is told before torch is imported
     phases.begin(f"loading {settings.profile.model.name}")
     try:
-        loaded, works, shape, settings, from_model = load(settings, texts, samples, lanes, offline, phases)
+        found = load(settings, texts, samples, lanes, offline, phases, prompt_cache)
+        loaded, works, shape, settings, from_model = found
     finally:
         phases.end()
 
+    return write(settings, loaded, works, shape, watch, phases, verbose, from_model)
+
+
+def write(
+    settings: "LoadedProfile",
+    loaded: "LoadedModel",
+    works: "list[Work]",
+    shape: "CacheShape",
+    watch: "Watch",
+    phases: Phases,
+    verbose: bool = False,
+    from_model: dict[str, Any] | None = None,
+) -> int:
+    """Generate, and say what went wrong; the exit code."""
     from scope_cli.engine.run import generate
     from scope_cli.engine.thinking import Tags, Thinking
 
     tags = Tags.of(loaded.tokenizer.added_tokens_encoder)
     thinking = Thinking(tags, [work.prompt_ids for work in works])
+    for number, work in enumerate(works):
+        if tags is not None and work.state is not None:
+            thinking.go_on_after(number, work.state().output_ids)
+    states = watch.states
+    if states is not None:
+        states.begin(facts_of_run(settings, loaded, shape), works)
     ends: dict[int, Finished] = {}
     failures: dict[int, Failed] = {}
     with Interruption(watch.ending) as interruption:
         audience = Audience(watch, interruption)
         try:
             for event in generate(
-                loaded, settings.profile, works, shape, interruption, phases.say, True, audience.be_busy
-            ):
+                loaded, settings.profile, works, shape, interruption, phases.say, True, audience.be_busy,
+                states,
+            ):  # fmt: skip
                 if isinstance(event, Started):
-                    event = replace(event, from_model=from_model)
+                    event = replace(event, from_model=from_model or {})
                 event = thinking.mark(event)
                 audience.receive(event)
                 if isinstance(event, Finished):
@@ -294,6 +362,9 @@ def run(
             known = memory_ended(error, settings.profile) if is_out_of_memory(error) else error
             audience.fail(known, [number for number in range(len(works)) if number not in ends | failures])
             raise known from error
+    if states is not None and states.left and not watch.quiet:
+        first_left = states.left[0]
+        tell(f"resume:    `scope resume {first_left}` goes on")
     if failures and not interruption.exit_code:
         first = next(iter(failures.values()))
         which = f"output {first.prompt + 1} of {len(works)}: " if len(works) > 1 else ""
@@ -314,6 +385,7 @@ def load(
     lanes: int | None,
     offline: bool,
     phases: Phases,
+    prompt_cache: Path | None = None,
 ) -> "tuple[LoadedModel, list[Work], CacheShape, LoadedProfile, dict[str, Any]]":
     """The model with its weights, what is to be written, and the cache's shape; the profile with the model's
     own sampling where nobody said another, and what that is."""
@@ -329,6 +401,10 @@ def load(
     profile = settings.profile
     opened.stops(profile.sampling)  # what never comes is told now
     firsts: dict[str, Work] = {}  # samples of one prompt are encoded and planned once
+    if prompt_cache is not None:
+        from scope_cli.commands.prompt import work_from
+
+        firsts[texts[0]] = work_from(prompt_cache, settings, opened)
     for text in texts:
         if text not in firsts:
             prompt = opened.chat.prompt(text, profile.prompt)
@@ -350,6 +426,8 @@ class Watch:
     everything: "Every"  # all sinks; one that fails is left out by itself
     written: bool  # the text goes into a file as well
     ending: str  # what Ctrl-C is answered with
+    states: "States | None" = None  # who keeps where the texts are
+    quiet: bool = False
 
 
 def ending_of(json: bool, quiet: bool) -> str:
@@ -395,6 +473,19 @@ class Audience:
         for prompt in prompts:
             with suppress(Exception, SystemExit):
                 self._watch.everything.receive(Failed(-1, str(error), prompt))
+
+
+def facts_of_run(settings: "LoadedProfile", loaded: "LoadedModel", shape: "CacheShape") -> dict[str, Any]:
+    """What the states of all texts say of their run, for scope resume."""
+    from scope_cli.models.fingerprint import fingerprint
+
+    sizes = {name: getattr(shape, name) for name in ("lanes", "prompt_slots", "evictable", "context")}
+    return {
+        "model": fingerprint(loaded.opened.folder),
+        "profile": settings.profile.as_dict(),
+        "typed": sorted(settings.typed),
+        "shape": sizes,
+    }
 
 
 def memory_ended(error: Exception, profile: "Profile") -> OutOfMemoryError:

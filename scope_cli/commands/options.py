@@ -42,6 +42,26 @@ Set = Annotated[
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Never touch the network.")]
 
+CheckpointEvery = Annotated[
+    float | None,
+    typer.Option(
+        "--checkpoint-every",
+        metavar="SECONDS",
+        min=0,
+        rich_help_panel="Output",
+        show_default=False,
+        help="Save where the text is (FILE.state) so often; by default as often as costs 1% of the time.",
+    ),
+]
+KeepCheckpoint = Annotated[
+    bool,
+    typer.Option(
+        "--keep-checkpoint",
+        rich_help_panel="Output",
+        help="Keep the state of a text that is through: --max-new-tokens of scope resume makes it longer.",
+    ),
+]
+
 VALUES = {  # of options, by their name; what is not here is named by its type
     "model": "NAME", "profile": "NAME", "strategy": "NAME", "scorer": "NAME", "prefill": "NAME",
     "dtype": "TYPE", "device": "DEVICE", "load_in": "FORM", "compile": "WHEN",

@@ -11,6 +11,8 @@ from scope_cli.errors import ScopeError
 from scope_cli.events import Event, Failed, Finished, Started
 from scope_cli.files import replace_file
 
+RECORD = ".run.json"
+
 
 class RunRecord:
     """Written whole at the start ("running") and at the end, never in between.
@@ -63,7 +65,7 @@ def _status(results: list[dict[str, Any]]) -> str:
 
 def record_of(output: Path) -> Path:
     """Beside a text, what is known of it."""
-    return output.with_name(f"{output.name}.run.json")
+    return output.with_name(f"{output.name}{RECORD}")
 
 
 def _now() -> str:

@@ -13,7 +13,7 @@ from scope_cli.files import lock
 from scope_cli.sinks.base import text_of
 from scope_cli.units import as_bytes
 
-FileMode = Literal["new", "append", "overwrite"]
+FileMode = Literal["new", "append", "overwrite", "resume"]
 SYNC_INTERVAL_S = 5
 
 
@@ -21,10 +21,11 @@ class TextFile:
     """Opens when made, before any model is loaded; FIFOs and devices are files too.
 
     Each piece of text is one write to an unbuffered file. "overwrite" keeps the old text until there
-    is new text, so that a run that fails before that costs nothing.
+    is new text, so that a run that fails before that costs nothing. So does "resume", which goes on after the
+    first `start` bytes.
     """
 
-    def __init__(self, path: Path, mode: FileMode = "new") -> None:
+    def __init__(self, path: Path, mode: FileMode = "new", start: int = 0) -> None:
         self._path = path
         self._file = _open(path)
         status = os.fstat(self._file.fileno())
@@ -32,18 +33,18 @@ class TextFile:
         lock(self._file, path)
         if mode == "new" and self._is_regular and status.st_size:
             self._file.close()
-            raise UsageError(
-                f"cannot write {path}: it exists and holds {as_bytes(status.st_size)}",
-                "--append writes behind what is there, --force replaces it",
-            )
-        self._replaces = mode == "overwrite" and self._is_regular
-        self._end = 0 if self._replaces else status.st_size  # of the last whole piece
+            hint = "--append writes behind what is there, --force replaces it"
+            if path.with_name(f"{path.name}.state").is_file():
+                hint = f"`scope resume {path}` goes on with it; {hint}"
+            raise UsageError(f"cannot write {path}: it exists and holds {as_bytes(status.st_size)}", hint)
+        self._replaces = mode in ("overwrite", "resume") and self._is_regular
+        self._end = start if self._replaces else status.st_size  # of the last whole piece
         self._synced_at = time.monotonic()
 
     def receive(self, event: Event) -> None:
         text = text_of(event)
         if self._replaces and (text or isinstance(event, Token | Finished)):
-            self._file.truncate(0)
+            self._file.truncate(self._end)
             self._replaces = False
         if text:
             self._write(text.encode())
@@ -52,6 +53,16 @@ class TextFile:
         if not self._file.closed:
             with self._file:
                 self._sync()
+
+    @property
+    def end(self) -> int:
+        """Bytes of the file up to the last whole piece of text."""
+        return self._end
+
+    def sync(self) -> None:
+        """Down to the disk, for a machine that loses power; a killed process needs no such help."""
+        if not self._file.closed:
+            self._sync()
 
     def _write(self, piece: bytes) -> None:
         rest = piece
@@ -67,7 +78,6 @@ class TextFile:
             self._sync()
 
     def _sync(self) -> None:
-        """Down to the disk, for a machine that loses power; a killed process needs no such help."""
         try:
             if self._is_regular:
                 os.fsync(self._file.fileno())

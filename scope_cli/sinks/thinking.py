@@ -18,9 +18,17 @@ class WithoutThinking:
     aside: gets the text of the thoughts
     """
 
-    def __init__(self, sink: Sink, aside: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self, sink: Sink, aside: Callable[[str], None] = lambda text: None, just_thought: bool = False
+    ) -> None:
+        """just_thought: of one that goes on: it was so when another run ended"""
         self._sink, self._aside = sink, aside
-        self._just_thought: dict[int, bool] = defaultdict(bool)  # by prompt: no answer yet
+        self._just_thought: dict[int, bool] = defaultdict(lambda: just_thought)  # by prompt: no answer yet
+
+    @property
+    def just_thought(self) -> bool:
+        """Of the one prompt that it has met: no answer yet."""
+        return any(self._just_thought.values())
 
     def receive(self, event: Event) -> None:
         if isinstance(event, Token | Finished | Failed):

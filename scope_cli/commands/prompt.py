@@ -1,0 +1,186 @@
+"""scope prompt: a prompt in, read once and kept in a file; scope generate --prompt-cache starts from it."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scope_cli.commands import options as o
+from scope_cli.commands.early import check_model
+from scope_cli.commands.evaluate.shared import check_writable
+from scope_cli.commands.generate import about_of, check_memory, prompts_of, read_into, tell
+from scope_cli.console.phases import Phases
+from scope_cli.console.safe import printable
+from scope_cli.console.signals import Interruption
+from scope_cli.errors import ScopeError, UsageError
+
+if TYPE_CHECKING:
+    from scope_cli.engine.run import Work
+    from scope_cli.engine.state import LaneState
+    from scope_cli.models.model import LoadedModel, OpenedModel
+    from scope_cli.settings.load import LoadedProfile
+
+PROMPT = "Prompt"
+SETTINGS = (
+    "model", "dtype", "device", "load_in", "threads", "context", "system", "raw", "template_arg",
+    "allow_control_tokens", "prefill", "prefill_budget", "scorer", "seed",
+)  # fmt: skip
+READ_WITH = ("prefill", "prompt")  # the sections of a profile that the file settles
+app = typer.Typer(name="prompt", help="Prompts that are read once and kept in a file.", no_args_is_help=True)
+
+
+@app.command("save")
+@o.with_settings(*SETTINGS)
+def save_command(
+    ctx: typer.Context,
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; - reads standard input.", show_default=False)
+    ] = None,
+    prompt_file: Annotated[
+        list[str], o.option("--prompt-file", "-f", panel=PROMPT, help="Read the prompt from a file.")
+    ] = [],  # noqa: B006  typer copies it
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("prompt.scope"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    system_file: Annotated[
+        str | None, o.option("--system-file", panel=PROMPT, help="Read the system message from a file.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors, nothing else.")] = False,
+    profile: o.Profile = "default",
+    offline: o.Offline = False,
+    given: o.Given = {},  # noqa: B006
+) -> None:
+    """Read a prompt, whole or compressed, and keep its cache: every run that starts from it reads nothing.
+
+    scope prompt save -f report.txt -o report.scope
+    """
+    asked = prompts_of(prompt, prompt_file)
+    if len(asked) > 1:
+        raise UsageError("one prompt goes into a file", "give each a file of its own")
+    read_into(given, "system", system_file, "--system-file")
+    check_writable(output, None, force)
+
+    from scope_cli.settings.load import load_profile
+
+    typed = o.overrides(**given) | {"sampling.max_new_tokens": 1}
+    settings = load_profile(profile, typed)
+    check_model(settings.profile.model)
+    loaded, work = load(settings, asked[0].text, offline, Phases(quiet))
+    state = read(settings, loaded, work)
+
+    from scope_cli.engine.checkpoint import Checkpoint, write_checkpoint
+    from scope_cli.engine.run import versions
+    from scope_cli.models.fingerprint import fingerprint
+
+    facts = {
+        "kind": "prompt",
+        "model": fingerprint(loaded.opened.folder),
+        "model_name": loaded.name,
+        "profile": settings.profile.as_dict(),
+        "about": about_of(asked[0], ctx.obj)["prompt"],
+        "versions": versions(),
+        "lane": state.numbers,
+    }
+    try:
+        write_checkpoint(output, Checkpoint(facts, state.tensors))
+    except OSError as error:
+        raise ScopeError(f"cannot write {output}: {error.strerror}") from error
+    if not quiet:
+        tell("\n".join(shown(output, facts)))
+
+
+def load(settings: "LoadedProfile", text: str, offline: bool, phases: Phases) -> "tuple[LoadedModel, Work]":
+    phases.begin(f"loading {settings.profile.model.name}")
+    try:
+        from scope_cli.engine.run import new_work
+        from scope_cli.engine.run_plan import RunPlan
+        from scope_cli.models.model import open_model
+
+        opened = open_model(settings.profile.model, offline, phases.say)
+        prompt = opened.chat.prompt(text, settings.profile.prompt)
+        work = new_work(settings, opened.geometry, prompt.ids, notes=prompt.notes)
+        check_memory(opened, RunPlan.of(settings.profile, [work.plan], opened.device.type))
+        return opened.load(), work
+    finally:
+        phases.end()
+
+
+def read(settings: "LoadedProfile", loaded: "LoadedModel", work: "Work") -> "LaneState":
+    """The lane when its prompt has been read and nothing was written."""
+    from scope_cli.engine.run import Run
+    from scope_cli.engine.run_plan import RunPlan
+
+    plan = RunPlan.of(settings.profile, [work.plan], loaded.device.type)
+    with Interruption() as interruption, Run.of(plan, loaded) as run:
+        reading = run.read(work, 0, 0, interruption)
+        while True:
+            try:
+                next(reading)
+            except StopIteration as end:
+                lane = end.value
+                break
+        if lane is None:
+            raise typer.Exit(interruption.exit_code)
+        return run.state(lane)
+
+
+@app.command("show")
+def show_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What scope prompt save wrote.")],
+) -> None:
+    """What a prompt file holds."""
+    print("\n".join(shown(file, facts_of(file))))
+
+
+def shown(file: Path, facts: dict[str, Any]) -> list[str]:
+    from scope_cli.units import as_bytes
+
+    lane, prefill = facts["lane"], facts["profile"]["prefill"]
+    kept = lane["count"]["kept"]
+    tokens = f"{lane['prompt_tokens']:,} tokens"
+    if kept:
+        governed = [one for one in kept if one]
+        tokens += f", {round(sum(governed) / max(1, len(governed))):,} of them kept"
+    source = facts["about"].get("file") or "typed"
+    return [
+        f"file:    {printable(str(file))}, {as_bytes(file.stat().st_size)}",
+        f"prompt:  {tokens}, {printable(source)}",
+        f"model:   {printable(facts['model_name'])}",
+        f"prefill: {prefill['method'] if isinstance(prefill['method'], str) else prefill['method']['name']}",
+        f"use:     scope generate --prompt-cache {printable(str(file))}",
+    ]
+
+
+def facts_of(file: Path) -> dict[str, Any]:
+    """Raises Refused (UsageError) where the file is no prompt."""
+    from scope_cli.engine.checkpoint import Refused, read_facts
+
+    facts = read_facts(file)
+    if facts.get("kind") != "prompt":
+        raise Refused(f"{printable(str(file))} is no prompt of scope prompt save")
+    return facts
+
+
+def settings_with(settings: "LoadedProfile", file: Path) -> "LoadedProfile":
+    """What is asked for now, with how the prompt was read then. Raises UsageError where both are given."""
+    from scope_cli.settings.schema import Profile
+
+    then = Profile.model_validate(facts_of(file)["profile"])
+    if typed := sorted(key for key in settings.typed if key.split(".")[0] in READ_WITH):
+        named = settings.names.get(typed[0], typed[0])
+        raise UsageError(f"{named} goes with scope prompt save: {file} holds a prompt that was read")
+    update = {section: getattr(then, section) for section in READ_WITH}
+    return replace(settings, profile=settings.profile.model_copy(update=update))
+
+
+def work_from(file: Path, settings: "LoadedProfile", opened: "OpenedModel") -> "Work":
+    """A text that starts from a prompt file. Raises UsageError where it is of another model."""
+    from scope_cli.engine.run import new_work
+    from scope_cli.engine.state import lane_in
+    from scope_cli.models.fingerprint import fingerprint
+
+    if facts_of(file)["model"] != fingerprint(opened.folder):
+        raise UsageError(f"{file} is of another model than {opened.name}", "scope prompt save reads it again")
+    work = new_work(settings, opened.geometry, lane_in(file).prompt_ids)
+    return replace(work, state=partial(lane_in, file))

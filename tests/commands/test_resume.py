@@ -1,0 +1,282 @@
+"""Whatever ends a run, `scope resume` writes the text that it would have written; or nothing at all."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from scope_cli.engine.checkpoint import read_checkpoint, read_facts, write_checkpoint
+from scope_cli.sinks import states
+from tests.helpers.forked import Forked
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
+
+KINDS = {  # one text and three, greedy and sampled; a small budget, so that tokens are evicted
+    "greedy": ["the sea", "--temperature", 0, "--scorer", "lru"],
+    "sampled": ["the sea", "--temperature", 1, "--scorer", "random", "--stop", "zzz"],
+    "three in two lanes": ["the sea", "-n", 3, "--lanes", 2, "--temperature", 1, "--strategy", "adaptive"],
+}
+
+
+@pytest.fixture
+def argv(tiny_folder):
+    def argv(kind, folder, *more):
+        return [
+            "generate", *KINDS[kind], "-o", folder / "story.txt", "--model", tiny_folder, "--ignore-eos",
+            "--max-new-tokens", 120, "--budget", 40, "--recent", 8, "--interval", 8, "--compile", "off",
+            *more,
+        ]  # fmt: skip
+
+    return argv
+
+
+@pytest.fixture
+def scope_in(scope, tmp_path):
+    """`scope`, and the folder that holds its texts."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    return scope, folder
+
+
+def texts(folder):
+    return {file.name: file.read_bytes() for file in folder.glob("story*.txt")}
+
+
+def everything(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture
+def whole(scope, argv, tmp_path):
+    """The texts of a run that nobody disturbed, which leaves no state."""
+
+    def whole(kind):
+        folder = tmp_path / "whole"
+        folder.mkdir()
+        assert scope(*argv(kind, folder, "-q")).code == 0
+        assert not list(folder.glob("*.state*"))
+        return texts(folder)
+
+    return whole
+
+
+def wait_for(process, folder, tokens):
+    """Some text is there that a state knows of."""
+    while process.alive:
+        for file in folder.glob("*.state"):
+            lane = read_facts(file)["lane"]
+            if lane and lane["written"] >= tokens:
+                return
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kills_at_random_moments_change_no_byte(kind, scope_in, argv, whole, tmp_path):
+    (scope, folder), expected, draw = scope_in, whole(kind), random.Random(kind)
+    process = Forked(tmp_path / "said", *argv(kind, folder, "--checkpoint-every", 0.01))
+    kills = 0
+    for _ in range(3):
+        wait_for(process, folder, 1 + 20 * kills)
+        time.sleep(draw.uniform(0, 0.05))
+        kills += process.alive
+        process.kill()
+        left = sorted(folder.glob("*.state"))
+        if not left:
+            break
+        process = Forked(
+            tmp_path / "said", "resume", str(left[0])[: -len(".state")], "--checkpoint-every", 0.01
+        )
+    process.wait()
+    for state in sorted(folder.glob("*.state")):
+        if state.exists():  # the first takes the others with it
+            assert scope("resume", str(state).removesuffix(".state")).code == 0
+    assert kills and texts(folder) == expected
+    assert not list(folder.glob("*.state*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_keeps_every_token(number, scope_in, argv, whole, tmp_path):
+    (scope, folder), expected = scope_in, whole("sampled")
+    process = Forked(tmp_path / "said", *argv("sampled", folder, "--checkpoint-every", 0.01))
+    wait_for(process, folder, 5)
+    process.send_signal(number)
+    assert process.wait() == 128 + number and "scope resume" in process.stderr
+    record = json.loads((folder / "story.txt.run.json").read_text())
+    tokens = record["results"][0]["output_tokens"]
+    assert 5 <= tokens < 120 and read_facts(folder / "story.txt.state")["lane"]["written"] == tokens
+    before = (folder / "story.txt").read_bytes()
+    ran = scope("resume", folder / "story.txt.run.json")
+    assert ran.code == 0 and f"goes on after {tokens} tokens" in ran.stderr
+    assert texts(folder) == expected and expected["story.txt"].endswith(ran.stdout.rstrip("\n").encode())
+    assert len(before) <= len(expected["story.txt"])
+    record = json.loads((folder / "story.txt.run.json").read_text())
+    assert record["status"] == "finished" and record["resumed"][0]["tokens"] == tokens
+    assert record["results"][0]["output_tokens"] == 120 and record["command"][1] == "generate"
+
+
+def test_texts_that_were_not_begun_are_begun(scope_in, argv, whole, tmp_path):
+    (scope, folder), expected = scope_in, whole("three in two lanes")
+    process = Forked(tmp_path / "said", *argv("three in two lanes", folder, "--checkpoint-every", 0.01))
+    wait_for(process, folder, 2)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    waiting = [file.name for file in folder.glob("*.state") if read_facts(file)["lane"] is None]
+    assert waiting == ["story-3.txt.state"]
+    assert scope("resume", folder / "story-2.txt", "-q").code == 0
+    assert texts(folder) == expected and not list(folder.glob("*.state"))
+
+
+def test_a_text_that_is_through_can_be_made_longer(scope_in, argv, whole, tmp_path):
+    (scope, folder), expected = scope_in, whole("sampled")
+    short = argv("sampled", folder, "--keep-checkpoint", "--max-new-tokens", 50, "-q")
+    assert scope(*short).code == 0 and len(texts(folder)["story.txt"]) < len(expected["story.txt"])
+    before = everything(folder)
+    for more in ([], ["--max-new-tokens", 50]):
+        refused = scope("resume", folder / "story.txt", *more)
+        assert refused.code == 2 and "is finished" in refused.stderr and everything(folder) == before
+    assert scope("resume", folder / "story.txt", "--max-new-tokens", 120, "-q").code == 0
+    assert texts(folder) == expected
+
+
+@pytest.fixture
+def broken_off(scope_in, argv, tmp_path, tiny_folder):
+    """A text that was interrupted, its folder, and a model that can be changed."""
+    scope, folder = scope_in
+    process = Forked(tmp_path / "said", *argv("sampled", folder, "--checkpoint-every", 0.01))
+    wait_for(process, folder, 5)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    return scope, folder
+
+
+def damage(state):
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+
+
+def of_another_model(state):
+    """Its profile names a folder whose weights are others by now."""
+    other = state.parent.parent / "other"
+    tiny_model(dtype=torch.float32, seed=1).save_pretrained(other)
+    tiny_tokenizer().save_pretrained(other)
+    kept = read_checkpoint(state)
+    kept.facts["profile"]["model"]["name"] = str(other)
+    write_checkpoint(state, kept)
+
+
+SPOILED = {
+    "damaged": (damage, "damaged"),
+    "cut off": (lambda state: os.truncate(state, 5000), "damaged"),
+    "foreign": (lambda state: state.write_text("Once upon a time."), "no state"),
+    "gone": (lambda state: state.unlink(), "story.txt.state"),
+    "another model": (of_another_model, "another model"),
+    "text longer": (lambda state: append(state.with_suffix(""), b" The end."), "was changed"),
+    "text shorter": (lambda state: os.truncate(state.with_suffix(""), 1), "was changed"),
+    "text other": (lambda state: overwrite(state.with_suffix("")), "was changed"),
+    "text gone": (lambda state: state.with_suffix("").unlink(), "cannot read"),
+}
+
+
+def append(file, content):
+    file.write_bytes(file.read_bytes() + content)
+
+
+def overwrite(file):
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_what_cannot_be_gone_on_with_is_refused_and_nothing_is_touched(broken_off, how):
+    scope, folder = broken_off
+    spoil, said = SPOILED[how]
+    spoil(folder / "story.txt.state")
+    before = everything(folder)
+    refused = scope("resume", folder / "story.txt")
+    assert (refused.code, refused.stdout) == (2, "") and everything(folder) == before
+    assert refused.stderr.count("error:") == 1 and said in refused.stderr, refused.stderr
+
+
+def test_runs_says_what_is_through_and_what_goes_on(broken_off, argv):
+    scope, folder = broken_off
+    done = argv("greedy", folder, "--max-new-tokens", 20)
+    done[done.index("-o") + 1] = folder / "done.txt"
+    assert scope(*done).code == 0
+    (folder / "foreign.run.json").write_text("[1, 2]")
+    shown = scope("runs", folder)
+    assert shown.code == 0 and "`scope resume story.txt`" in shown.stdout and "20 of 20" in shown.stdout
+    found = {run["text"]: run for run in json.loads(scope("runs", folder, "--json").stdout)}
+    assert found.keys() == {"done.txt", "story.txt"}
+    assert (found["done.txt"]["status"], found["done.txt"]["goes_on"]) == ("finished", False)
+    assert (found["story.txt"]["status"], found["story.txt"]["goes_on"]) == ("interrupted", True)
+    record = json.loads((folder / "story.txt.run.json").read_text())
+    (folder / "story.txt.run.json").write_text(json.dumps(record | {"status": "running", "results": []}))
+    killed = json.loads(scope("runs", folder, "--json").stdout)[1]
+    written = read_facts(folder / "story.txt.state")["lane"]["written"]
+    assert (killed["status"], killed["tokens"]) == ("killed", written)
+    assert "no text" in scope("runs", folder.parent).stdout and scope("runs", folder / "no").code == 2
+
+
+def test_other_versions_go_on_and_say_so(broken_off):
+    scope, folder = broken_off
+    kept = read_checkpoint(folder / "story.txt.state")
+    kept.facts["versions"]["torch"] = "1.0"
+    kept.facts["depends_on"]["threads"] = 99
+    write_checkpoint(folder / "story.txt.state", kept)
+    ran = scope("resume", folder / "story.txt")
+    assert ran.code == 0 and "the text may differ" in ran.stderr
+    assert "torch 1.0 then" in ran.stderr and "threads 99 then" in ran.stderr
+
+
+def test_a_second_run_does_not_write_over_what_can_be_gone_on_with(broken_off, argv):
+    scope, folder = broken_off
+    before = everything(folder)
+    refused = scope(*argv("sampled", folder))
+    assert refused.code == 2 and "scope resume" in refused.stderr and everything(folder) == before
+
+
+def test_a_disk_that_is_full_for_states_loses_no_text(scope_in, argv, whole, monkeypatch):
+    (scope, folder), expected, written = scope_in, whole("sampled"), []
+
+    def full(path, checkpoint, width=0):
+        if len(written) > 3:
+            raise OSError(28, "No space left on device")
+        written.append(checkpoint.facts["lane"])
+        return write_checkpoint(path, checkpoint, width)
+
+    monkeypatch.setattr(states, "write_checkpoint", full)
+    monkeypatch.setattr(states, "remove_checkpoint", lambda path: None)
+    ran = scope(*argv("sampled", folder, "--checkpoint-every", 0))
+    assert ran.code == 0 and texts(folder) == expected
+    assert ran.stderr.count("warning: cannot write") == 1
+    kept = read_checkpoint(folder / "story.txt.state")
+    assert kept.facts["lane"] == written[-1]
+
+
+def test_no_checkpoint_keeps_none_and_a_state_does_not_grow(scope_in, argv, monkeypatch):
+    scope, folder = scope_in
+    sizes = set()
+
+    def noted(path, checkpoint, width=0):
+        width = write_checkpoint(path, checkpoint, width)
+        if checkpoint.facts["lane"]:
+            sizes.add(path.stat().st_size)
+        return width
+
+    monkeypatch.setattr(states, "write_checkpoint", noted)
+    assert scope(*argv("sampled", folder, "--no-checkpoint")).code == 0 and not sizes
+    assert scope(*argv("sampled", folder, "--force", "--checkpoint-every", 0)).code == 0
+    assert len(sizes) == 1
+
+
+def test_a_text_behind_another_goes_on_behind_it(scope_in, argv, tmp_path, whole):
+    (scope, folder), expected = scope_in, whole("sampled")
+    (folder / "story.txt").write_text("Before.\n")
+    process = Forked(tmp_path / "said", *argv("sampled", folder, "--append", "--checkpoint-every", 0.01))
+    wait_for(process, folder, 5)
+    process.kill()
+    assert scope("resume", folder / "story.txt", "-q").code == 0
+    assert (folder / "story.txt").read_bytes() == b"Before.\n" + expected["story.txt"]
