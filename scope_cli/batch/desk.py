@@ -6,7 +6,7 @@ Whoever runs rows, here or on another machine, comes to this desk; the ledger an
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +15,7 @@ from scope_cli.batch.groups import Group
 from scope_cli.batch.ledger import Ledger, Row
 from scope_cli.batch.reasons import in_words, reason_and_detail
 from scope_cli.batch.results import append_result
+from scope_cli.batch.states import Keeper, RowStates
 from scope_cli.batch.work import Task, task_of
 from scope_cli.batch.writer import DiskError, OutputError, PartFile, publish, write_record
 from scope_cli.errors import ScopeError
@@ -23,6 +24,7 @@ from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import Profile
 
 if TYPE_CHECKING:
+    from scope_cli.engine.state import LaneState
     from scope_cli.models.model import OpenedModel
 
 
@@ -40,6 +42,7 @@ class Running:
     tokens: int = 0
     first_token: float | None = None  # seconds on the clock
     held: int = 0  # of what its schedule limits
+    resumed: int = 0  # tokens that an earlier attempt has written
     read_bytes: tuple[int, int] = (0, 0)  # held, and of a full cache, when the prompt had been read
 
     def wrote(self, n: int) -> None:
@@ -83,7 +86,11 @@ class Desk:
         limit: int | None = None,
         fail_fast: bool = False,
         max_seconds: float | None = None,
+        states: RowStates | None = None,
+        checkpoint_every: float | None = None,
     ) -> None:
+        self._states, self.checkpoint_every = states, checkpoint_every
+        self.keeper = None if states is None else Keeper(self.keep, checkpoint_every)
         self.ledger, self.out, self.owner, self.board = ledger, out, owner, board
         self._settings, self._settings_hash, self._opened = settings, settings_hash, opened
         self._max_seconds = max_seconds
@@ -123,7 +130,8 @@ class Desk:
             task = None
             try:
                 task = task_of(row, self._settings, self._opened, self._max_seconds)
-                file = PartFile(self.out, row.output)
+                before = self._states.find(row, group) if self._states else None
+                file = PartFile(self.out, row.output, before.end if before else 0)
             except DiskError:
                 raise
             except Exception as error:
@@ -132,9 +140,12 @@ class Desk:
                 told = str(error) if isinstance(error, ScopeError) else in_words(error)
                 self._end(row, None, "failed", self._record(row, task, group), *reason_and_detail(told))
                 continue
-            self.running[row.number] = Running(row, task, group, worker, file)
-            self.board.began(self.running[row.number])
-            return task
+            self.running[row.number] = running = Running(row, task, group, worker, file)
+            self.board.began(running)
+            if before is None:
+                return task
+            running.resumed = before.tokens
+            return replace(task, work=replace(task.work, state=before.read))
         return None
 
     def tasks_of(self, group: Group) -> Iterator[Task]:
@@ -172,6 +183,15 @@ class Desk:
                 self.fail(event.prompt, *reason_and_detail(event.error))
         except OutputError as error:
             self.fail(event.prompt, str(error))
+
+    def keep(self, number: int, state: "LaneState") -> None:
+        """Where a row is that runs here; all that it wrote has been received."""
+        running = self.running.get(number)
+        if running is not None and self._states is not None:
+            sampling = running.task.work.sampling
+            self._states.keep(
+                running.row, running.group, running.file, state, self._opened.stops(sampling).texts
+            )
 
     def _finished(self, running: Running, event: Finished) -> None:
         record = self._record(running.row, running.task, running.group, event)
@@ -234,6 +254,8 @@ class Desk:
         record |= {"status": {"done": "finished"}.get(state, state), "error": error}
         ours = self.ledger.end(row.number, self.owner, state, record, error, detail)
         self.running.pop(row.number, None)
+        if ours and self._states is not None and state == "failed":
+            self._states.drop(row.number)
         if not ours:
             return
         if state == "done":
@@ -243,6 +265,8 @@ class Desk:
                 state, error = "failed", str(problem)
                 record |= {"status": state, "error": error}
                 self.ledger.withdraw(row.number, error)
+            if self._states is not None:
+                self._states.drop(row.number)
         with suppress(OutputError):  # the ledger says it too, and results.jsonl is made from it at the end
             if state == "failed" and running is not None:
                 write_record(self.out / row.output, record)
@@ -260,12 +284,14 @@ class Desk:
 
         lanes, why = self._reduced.get(group.number, (0, ""))
         result = {} if event is None else asdict(event)
+        running = self.running.get(row.number)
         result.pop("text", None)  # the end of the text, and the text is in the file
         return {
             "id": row.id,
             "source": row.source,
             "content_hash": row.content_hash,
             "attempt": row.attempts,
+            "goes_on_after": running.resumed if running else 0,
             "started_at": _iso(row.started_at),
             "finished_at": _iso(time.time()),
             "lanes": group.lanes,

@@ -100,7 +100,7 @@ def attempt(
     loaded: "LoadedModel", desk: Desk, group: Group, tasks: Iterator[Task], stop: Callable[[], bool]
 ) -> Trouble | None:
     """Run tasks to their ends; what broke it off. Errors of the desk itself (a full disk) are not caught."""
-    events = run_group(loaded, desk.profile, group, tasks, stop, desk.board.say)
+    events = run_group(loaded, desk.profile, group, tasks, stop, desk.board.say, desk.keeper)
     while True:
         try:
             event = next(events)

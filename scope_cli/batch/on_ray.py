@@ -22,6 +22,7 @@ from scope_cli.batch.desk import Desk
 from scope_cli.batch.fit import Memory, check_weights
 from scope_cli.batch.groups import Group
 from scope_cli.batch.local import Trouble, halve_lanes, trouble_of
+from scope_cli.batch.states import Keeper
 from scope_cli.batch.work import Task
 from scope_cli.errors import ScopeError, UsageError
 from scope_cli.events import Event, Failed, Finished
@@ -30,6 +31,7 @@ from scope_cli.settings.schema import ModelSettings, Profile
 from scope_cli.units import counted
 
 if TYPE_CHECKING:
+    from scope_cli.engine.state import LaneState
     from scope_cli.models.model import LoadedModel, OpenedModel
 
 BATCH_S = 0.1  # a worker waits so long for more events before it hands over what it has
@@ -38,14 +40,36 @@ KNOCK_S = 10.0
 STORE_BYTES = 128 * 2**20  # of a cluster that is made for the run: tasks and events are small
 
 
+@dataclass(frozen=True)
+class Begin:
+    """A group, and what a worker has to know of the job."""
+
+    profile: Profile
+    group: Group
+    keeps: bool  # the rows' states
+    checkpoint_every: float | None
+
+
 # On the worker
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where a row is, among the events before and after it."""
+
+    number: int
+    state: "LaneState"
+
+    def __call__(self) -> "LaneState":
+        """As `Work.state` is asked for."""
+        return self.state
 
 
 @dataclass(frozen=True)
 class Told:
     """What a worker hands over."""
 
-    events: list[Event]
+    events: list[Event | Kept]
     wants: int  # tasks that it could begin, or have ready
     lines: list[str] = field(default_factory=list)  # for people
     ended: bool = False  # its group is through, or broken off
@@ -118,18 +142,16 @@ class Worker:
 
         return measure(self._loaded(), settings, prompt_tokens, new_tokens, self._free_bytes)
 
-    def exchange(
-        self, begin: tuple[Profile, Group] | None, tasks: list[Task], last: bool, interrupt: bool
-    ) -> Told:
+    def exchange(self, begin: Begin | None, tasks: list[Task], last: bool, interrupt: bool) -> Told:
         """Take tasks (the last ones?) of the group that runs or begins, hand over what has happened since."""
         if begin is not None:
-            profile, self._group = begin
+            self._group = begin.group
             self._inbox = Inbox()
-            self._events: Queue[Event | Told] = Queue()
-            threading.Thread(target=self._run, args=(profile, self._group, self._inbox), daemon=True).start()
+            self._events: Queue[Event | Kept | Told] = Queue()
+            threading.Thread(target=self._run, args=(begin, self._inbox), daemon=True).start()
         self._interrupted |= interrupt
         self._inbox.put(tasks, last or interrupt)
-        events: list[Event] = []
+        events: list[Event | Kept] = []
         until = time.monotonic() + BATCH_S
         while (left := until - time.monotonic()) > 0:
             try:
@@ -145,14 +167,20 @@ class Worker:
     def _said(self) -> list[str]:
         return [self._lines.get() for _ in range(self._lines.qsize())]
 
-    def _run(self, profile: Profile, group: Group, inbox: Inbox) -> None:
+    def _run(self, begin: "Begin", inbox: Inbox) -> None:
         from scope_cli.batch.runner import run_group
 
-        trouble = None
+        def give(number: int, state: "LaneState") -> None:
+            """A copy: it is handed over while the lane goes on."""
+            tensors = {name: tensor.clone() for name, tensor in state.tensors.items()}
+            self._events.put(Kept(number, replace(state, tensors=tensors)))
+
+        trouble, keeper = None, Keeper(give, begin.checkpoint_every) if begin.keeps else None
         try:
             for event in run_group(
-                self._loaded(), profile, group, inbox, lambda: self._interrupted, self._lines.put
-            ):
+                self._loaded(), begin.profile, begin.group, inbox, lambda: self._interrupted, self._lines.put,
+                keeper,
+            ):  # fmt: skip
                 if isinstance(event, Finished | Failed):
                     inbox.running -= 1
                 self._events.put(event)
@@ -284,7 +312,7 @@ class RayEngine:
             hand.group, hand.wants, hand.told_last = waiting[0], waiting[0].lanes, False
             if hand.group.number not in {group.number for group in desk.groups_run}:
                 desk.groups_run.append(hand.group)
-            begin = desk.profile, hand.group
+            begin = Begin(desk.profile, hand.group, desk.keeper is not None, desk.checkpoint_every)
         tasks: list[Task] = []
         if hand.alone and not hand.holds:
             task = desk.take(hand.group, hand.alone.popleft())
@@ -296,6 +324,7 @@ class RayEngine:
                     break
                 tasks.append(task)
             last = bool(hand.alone) or (len(tasks) < hand.wants and not desk.waits(hand.group))
+        tasks = [carrying_its_state(task) for task in tasks]
         hand.holds |= {task.number for task in tasks}
         hand.pending = hand.actor.exchange.remote(begin, tasks, last and not hand.told_last, stopping)
         hand.told_last |= last
@@ -315,6 +344,9 @@ class RayEngine:
         for line in told.lines:
             desk.board.say(f"{hand.name}: {line}")
         for event in told.events:
+            if isinstance(event, Kept):
+                desk.keep(event.number, event.state)
+                continue
             desk.receive(event)
             if isinstance(event, Finished | Failed):
                 hand.holds.discard(event.prompt)
@@ -359,6 +391,13 @@ class RayEngine:
         again = f"; {counted(len(back), 'prompt')} wait{'s' * (len(back) == 1)} again" if back else ""
         desk.board.say(f"{hand.name} died{again}: {why}")
         self._hands[self._hands.index(hand)] = self._hire()
+
+
+def carrying_its_state(task: Task) -> Task:
+    """For a worker that may not see our files."""
+    if task.work.state is None:
+        return task
+    return replace(task, work=replace(task.work, state=Kept(task.number, task.work.state())))
 
 
 def import_ray() -> Any:

@@ -11,6 +11,7 @@ from scope_cli.batch.work import Task
 from scope_cli.engine.decode import Admission, decode
 from scope_cli.engine.run import Run
 from scope_cli.engine.run_plan import RunPlan
+from scope_cli.engine.state import Keep
 from scope_cli.errors import is_out_of_memory
 from scope_cli.events import Event, Failed
 from scope_cli.models.model import LoadedModel
@@ -24,11 +25,12 @@ def run_group(
     tasks: Iterator[Task],
     interrupted: Callable[[], bool],
     tell: Callable[[str], None],
+    keep: Keep | None = None,
 ) -> Iterator[Event]:
     """Run tasks as they come, `group.lanes` at a time; another is asked for whenever a lane is free.
 
     A task that cannot be read, or whose text cannot be taken, ends as `Failed` while the others go on. What
-    cannot be blamed on one task is raised, and so is the end of memory.
+    cannot be blamed on one task is raised, and so is the end of memory. keep: is given the lanes' states
     """
     in_row: dict[int, int] = {}  # which task a row of the cache has
     shape = group.shape
@@ -42,7 +44,7 @@ def run_group(
             tell(f"{what} ...")
 
     plan = RunPlan(profile, (), shape, group.compiled)  # its prompts come one by one
-    with Run.of(plan, loaded, tell, busy) as run:
+    with Run.of(plan, loaded, tell, busy, keep) as run:
 
         def admit(row: int) -> Admission | None:
             task = next(tasks, None)
@@ -56,4 +58,4 @@ def run_group(
                 raise error
             return Failed(row, in_words(error), in_row[row])
 
-        yield from decode(run.step, run.cache, admit, run.finish, interrupted, fail)
+        yield from decode(run.step, run.cache, admit, run.finish, interrupted, fail, between=run.between)

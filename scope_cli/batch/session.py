@@ -1,6 +1,7 @@
 """Options of one command in, one process's share of a job done, an exit code out."""
 
 import os
+import shutil
 import sqlite3
 import sys
 import tempfile
@@ -35,6 +36,7 @@ from scope_cli.batch.ledger import DAMAGED, Ledger, Row
 from scope_cli.batch.ledger import NAME as LEDGER
 from scope_cli.batch.presence import HOST, Presence
 from scope_cli.batch.results import write_results
+from scope_cli.batch.states import RowStates, state_file, sweep_states
 from scope_cli.batch.status import dry_run_lines, summary_lines
 from scope_cli.console.phases import loading
 from scope_cli.console.safe import printable
@@ -80,6 +82,8 @@ class Options:
     join: bool = False
     dry_run: bool = False
     report: bool = False
+    checkpoint_every: float | None = None
+    no_checkpoint: bool = False
     log_every: float = 30.0
     quiet: bool = False
     offline: bool = False
@@ -280,6 +284,9 @@ class Start:
                 options.complain(f"failed: {row.id}: {row.error}")
         commit(ledger, self.job, changes, planned, groups, {"memory": memory}, restart)
         sweep_all(ledger, out)
+        if restart:
+            shutil.rmtree(state_file(out, 0).parent, ignore_errors=True)
+        sweep_states(ledger, out)
 
     def _tokenise(self, changes: Changes) -> Planned:
         planned, told = Planned(), time.monotonic() + TELL_EVERY_S
@@ -323,6 +330,9 @@ def work(options: Options, start: Start, presence: Presence) -> int:
     """Run rows until none waits here; the exit code."""
     ledger, stop = start.ledger, start.interruption
     board = make_board(options, start)
+    states = None
+    if not options.no_checkpoint:
+        states = RowStates(options.out, start.opened, start.job.hash, options.complain)
     desk = Desk(
         ledger,
         options.out,
@@ -334,6 +344,8 @@ def work(options: Options, start: Start, presence: Presence) -> int:
         limit=options.limit,
         fail_fast=options.fail_fast,
         max_seconds=options.row_timeout,
+        states=states,
+        checkpoint_every=options.checkpoint_every,
     )
     began, unwritten = time.monotonic(), False
     try:

@@ -14,9 +14,11 @@ from scope_cli.batch.groups import Demand, Group
 from scope_cli.batch.job import Changes, Planned
 from scope_cli.batch.ledger import Ledger, Row
 from scope_cli.batch.results import as_result
+from scope_cli.batch.states import how_far
 from scope_cli.console.safe import as_json, printable
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio, counted
 
+UNFINISHED = ("waiting", "running", "interrupted")
 COLOURS = {"done": "green", "failed": "red", "running": "yellow", "interrupted": "yellow", "waiting": "dim"}
 
 
@@ -36,7 +38,7 @@ def print_status(ledger: Ledger, out: Path) -> None:
             Text(printable(row.id)),
             Text(row.state, COLOURS[row.state]),
             str(row.attempts),
-            _tokens(row),
+            _tokens(row, out),
             Text(printable(_remark(row))),
         )
     console = Console()
@@ -49,11 +51,16 @@ def status_json(ledger: Ledger, out: Path) -> str:
     rows = [as_result(out, row) for row in ledger.rows()]
     for row in rows:
         del row["text"]
+    for row, known in zip(rows, ledger.rows(), strict=True):
+        row["goes_on_after"] = how_far(out, known.number) if known.state in UNFINISHED else None
     job: dict[str, Any] = {"counts": ledger.counts(), "settings": ledger.get("settings")}
     return as_json({**job, "groups": ledger.groups(), "rows": rows}, indent=2)
 
 
-def _tokens(row: Row) -> str:
+def _tokens(row: Row, out: Path) -> str:
+    """Of a row that is half written, what would be gone on with."""
+    if row.state in UNFINISHED and (written := how_far(out, row.number)):
+        return f"{written:,} of {row.planned:,}"
     end = row.end
     return f"{end['output_tokens']:,}" if end else ""
 

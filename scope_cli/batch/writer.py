@@ -27,15 +27,20 @@ class DiskError(ScopeError):
 class PartFile:
     """The text of one row as it comes, each piece one write."""
 
-    def __init__(self, out: Path, output: str) -> None:
+    def __init__(self, out: Path, output: str, start: int = 0) -> None:
+        """start: bytes of an earlier attempt that it goes on behind"""
         self.path = out / output
-        self.part = self.path.with_name(self.path.name + PART)
-        self.bytes = 0
+        self.part = part_of(self.path)
+        self.bytes = start
         self._synced_at = time.monotonic()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.part.unlink(missing_ok=True)  # of an earlier attempt; a link would lead to somebody's file
-            self._file = self.part.open("xb", buffering=0)
+            if start:
+                self._file = self.part.open("ab", buffering=0)
+                self._file.truncate(start)
+            else:  # a link of an earlier attempt would lead to somebody's file
+                self.part.unlink(missing_ok=True)
+                self._file = self.part.open("xb", buffering=0)
         except OSError as error:
             raise told(self.part, error) from error
 
@@ -47,10 +52,13 @@ class PartFile:
                 self.bytes += written
                 rest = rest[written:]
             if time.monotonic() - self._synced_at >= SYNC_INTERVAL_S:
-                os.fsync(self._file.fileno())
-                self._synced_at = time.monotonic()
+                self.sync()
         except OSError as error:
             raise told(self.part, error) from error
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+        self._synced_at = time.monotonic()
 
     def close(self) -> None:
         """The text stays in NAME.part, down to the disk."""
@@ -61,6 +69,10 @@ class PartFile:
                 os.fsync(self._file.fileno())
         except OSError as error:
             raise told(self.part, error) from error
+
+
+def part_of(path: Path) -> Path:
+    return path.with_name(path.name + PART)
 
 
 def publish(out: Path, output: str, record: dict[str, Any]) -> None:

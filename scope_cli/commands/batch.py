@@ -79,6 +79,10 @@ def batch_command(
         int | None,
         o.option("--workers", panel=CLUSTER, min=1, help="Models at once (one per GPU, else per CPU core)."),
     ] = None,
+    checkpoint_every: o.CheckpointEvery = None,
+    no_checkpoint: Annotated[
+        bool, o.option("--no-checkpoint", panel=JOB, help="Begin rows anew that were half written.")
+    ] = False,
     dry_run: Annotated[
         bool, o.option("--dry-run", panel=JOB, help="Say what would be run, and write nothing.")
     ] = False,
@@ -163,6 +167,8 @@ def batch_command(
             join=join,
             dry_run=dry_run,
             report=report,
+            checkpoint_every=checkpoint_every,
+            no_checkpoint=no_checkpoint,
             log_every=log_every,
             quiet=quiet,
             offline=offline,

@@ -11,6 +11,7 @@ import torch
 from scope_cli import cli
 from scope_cli.batch.ledger import Ledger
 from scope_cli.batch.outputs import PART
+from scope_cli.batch.states import how_far
 from scope_cli.cache.cache import ScopeCache
 from tests.helpers.forked import Forked
 from tests.helpers.jobs import argv, check_it_is_whole, texts
@@ -24,15 +25,18 @@ def done(out):
 def test_kills_at_random_moments_lose_nothing_and_change_nothing(prompts, tiny_folder, tmp_path, whole, most):
     """Killed from the first file on until it is through; no row that was done is ever run again."""
     out, draw, finished = tmp_path / "out", random.Random(most), {}
-    kills = starts = 0
+    kills = starts = gone_on = 0
     while kills < most:
         starts += 1
         assert starts < 3 * most, "the job ends before it is killed often enough"
         if out.exists() and done(out) == 12:  # begin another of the same
             check_it_is_whole(out, whole)
+            gone_on += rows_gone_on_with(out)
             out, finished = tmp_path / f"out{starts}", {}
         process = Forked(tmp_path / "said", *argv(prompts, out, tiny_folder))
         wait_for_work(process, out)
+        if kills % 2:  # the other kills meet prompts and first tokens
+            wait_for_tokens(process, out, kills)
         time.sleep(draw.uniform(0, 0.3))
         if process.alive:
             kills += 1
@@ -44,12 +48,23 @@ def test_kills_at_random_moments_lose_nothing_and_change_nothing(prompts, tiny_f
     process = Forked(tmp_path / "said", *argv(prompts, out, tiny_folder))
     assert process.wait() == 1, process.stderr
     check_it_is_whole(out, whole)
+    assert gone_on + rows_gone_on_with(out), "every half-written text was begun anew"
+
+
+def rows_gone_on_with(out):
+    return sum(row.record["goes_on_after"] > 0 for row in Ledger(out).rows("done"))
 
 
 def wait_for_work(process, out):
     """Most of a start is imports and reading weights; kills shall meet rows."""
     while process.alive and not list(out.rglob(f"*{PART}")):
         time.sleep(0.005)
+
+
+def wait_for_tokens(process, out, tokens):
+    """Some row has a state with so many."""
+    while process.alive and not any(how_far(out, number) >= tokens for number in range(13)):
+        time.sleep(0.002)
 
 
 def test_a_kill_while_the_job_is_planned_leaves_nothing_half_done(prompts, tiny_folder, tmp_path, whole):
@@ -81,10 +96,14 @@ def test_a_signal_writes_the_parts_marks_the_rows_and_the_job_goes_on(
     assert interrupted and not ledger.rows("running") and not ledger.processes()
     for row in interrupted:
         part = (out / f"{row.output}{PART}").read_text()
-        assert len(part.encode()) > 0 or row.end["output_tokens"] == 0
+        assert len(part.encode()) > 0 or row.end["output_tokens"] < 4  # less than a character
         assert (whole / row.output).read_text().startswith(part)
+    for row in interrupted:
+        assert how_far(out, row.number) == row.end["output_tokens"]
     assert Forked(tmp_path / "said", *argv(prompts, out, tiny_folder)).wait() == 1
     check_it_is_whole(out, whole)
+    for row in interrupted:
+        assert Ledger(out).row(row.number).record["goes_on_after"] == row.end["output_tokens"]
 
 
 def test_a_second_ctrl_c_ends_at_once_and_the_ledger_is_sound(prompts, tiny_folder, tmp_path, whole):
@@ -120,6 +139,7 @@ def test_rows_of_a_helper_that_died_are_run_by_the_one_that_lives(prompts, tiny_
     second = Forked(tmp_path / "second", *argv(prompts, out, tiny_folder, "--join"))
     while second.alive and " begins" not in second.stderr:
         time.sleep(0.005)
+    wait_for_tokens(first, out, 5)
     first.kill()
     assert second.wait() == 1, second.stderr
     check_it_is_whole(out, whole)

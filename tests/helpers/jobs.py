@@ -27,7 +27,7 @@ def argv(prompts, out, tiny_folder, *more):
     return [
         "batch", prompts, "-o", out, "--model", tiny_folder, "--ignore-eos", "--max-new-tokens", TOKENS,
         "--temperature", 1, "--budget", 48, "--recent", 16, "--interval", 8, "--scorer", "random",
-        "--lanes", 4, *more,
+        "--lanes", 4, "--checkpoint-every", 0.05, *more,
     ]  # fmt: skip
 
 
@@ -50,6 +50,7 @@ def texts(out):
 
 def check_it_is_whole(out, whole):
     assert texts(out) == texts(whole) and len(texts(whole)) == 12
+    assert not list(out.rglob("*.state*"))
     assert not list(out.rglob(f"*{PART}")) and not list((out / ".scope").glob("[0-9a-f]*.lock"))
     ledger = Ledger(out)
     assert ledger.sound() and not ledger.processes()
