@@ -15,9 +15,9 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 from scope_cli.commands.generate import check_memory
 from scope_cli.engine import fit
 from scope_cli.engine.run_plan import RunPlan, make_plan
-from scope_cli.engine.step import EagerStep
 from scope_cli.errors import ModelError
 from scope_cli.models.model import open_model
+from scope_cli.models.native_step import NativeStep
 from scope_cli.settings.load import load_profile
 from scope_cli.settings.schema import ModelSettings
 from tests.helpers.forked import Piped
@@ -557,7 +557,7 @@ def test_memory_that_ends_in_the_middle_is_a_sentence_and_keeps_the_text(
     generate, tmp_path, monkeypatch, error
 ):
     whole, out = generate(PROMPT).stdout, tmp_path / "out.txt"
-    step, steps = EagerStep.__call__, []
+    step, steps = NativeStep.__call__, []
 
     def ends(self, ids):
         steps.append(ids)
@@ -565,7 +565,7 @@ def test_memory_that_ends_in_the_middle_is_a_sentence_and_keeps_the_text(
             raise error
         return step(self, ids)
 
-    monkeypatch.setattr(EagerStep, "__call__", ends)
+    monkeypatch.setattr(NativeStep, "__call__", ends)
     result = generate(PROMPT, "--output", out)
     assert result.code == 1 and "Traceback" not in result.stderr
     (told,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
@@ -578,9 +578,9 @@ def test_memory_that_ends_in_the_middle_is_a_sentence_and_keeps_the_text(
 
 def test_a_bug_in_the_middle_keeps_the_text_and_the_record_says_failed(generate, tmp_path, monkeypatch):
     monkeypatch.setenv("SCOPE_CACHE", str(tmp_path))
-    step, steps = EagerStep.__call__, iter(range(20))
+    step, steps = NativeStep.__call__, iter(range(20))
     monkeypatch.setattr(
-        EagerStep, "__call__", lambda self, ids: step(self, ids) if next(steps, None) is not None else 1 / 0
+        NativeStep, "__call__", lambda self, ids: step(self, ids) if next(steps, None) is not None else 1 / 0
     )
     result = generate(PROMPT, "--output", tmp_path / "out.txt")
     assert result.code == 1 and "error: unexpected ZeroDivisionError" in result.stderr
