@@ -34,7 +34,7 @@ from scope_cli.settings.load import LoadedProfile, load_profile
 from scope_cli.settings.schema import SamplingSettings
 
 PROMPT, BUDGET, STEPS = 1000, 512, 64
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_weight_int4pack_mm_for_cpu")
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "scope::product")
 ATTENTION = ("aten::_scaled_dot_product_flash_attention_for_cpu",)
 
 

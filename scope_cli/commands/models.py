@@ -111,7 +111,12 @@ def pull(name: Name) -> None:
     """Fetch or convert a model, so that later starts need no network and no time."""
     from scope_cli.models.registry import find
 
-    found = find(name, say=_say).ready()
+    found = find(name, say=_say)
+    if found.gguf_file is not None:  # in the form in which it will be used
+        from scope_cli.models.model import open_model
+        from scope_cli.settings.schema import ModelSettings
+
+        open_model(ModelSettings(name=name), say=_say).prepare()
     _say(f"{name} is ready: {found.source}, {found.path}")
 
 
@@ -170,7 +175,8 @@ def show(
         "chat_template": opened.tokenizer.chat_template is not None,
     }
     if opened.folder.pending:
-        facts["conversion_bytes"] = opened.folder.pending.gguf.disk_bytes
+        packs = opened.load_in in ("int4", "int8")
+        facts["conversion_bytes"] = opened.weight_bytes if packs else opened.folder.gguf.disk_bytes
     if as_json:
         print(json.dumps(facts, indent=2, allow_nan=False))
         return

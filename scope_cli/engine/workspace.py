@@ -8,8 +8,6 @@ from math import prod
 
 from scope_cli.cache.shape import MEMO_BYTES
 from scope_cli.engine.plan import LanePlan, chunk_of
-from scope_cli.models.choices import has_amx
-from scope_cli.models.formats import UNPACKED_FROM
 from scope_cli.models.shapes import ModelShape
 from scope_cli.models.target import Target
 
@@ -35,8 +33,7 @@ def workspace(target: Target, plan: LanePlan, chunk: int) -> Workspace:
     last = plan.prompt_tokens % chunk or chunk  # tokens of the last chunk
 
     def reading(tokens: int) -> int:
-        unpacking = unpacking_bytes(shape) if target.packed and tokens >= UNPACKED_FROM else 0
-        return reading_bytes(shape, plan, tokens, dtype_bytes, unpacking)
+        return reading_bytes(shape, plan, tokens, dtype_bytes)
 
     prefill = staged + reading(chunk)
     if staged and target.device == "cpu":  # pages come as the stage is filled; the last chunk may be short
@@ -48,22 +45,19 @@ def workspace(target: Target, plan: LanePlan, chunk: int) -> Workspace:
     return Workspace(prefill, own + writing_bytes(shape, plan, dtype_bytes))
 
 
-def reading_bytes(
-    shape: ModelShape, plan: LanePlan, tokens: int, dtype_bytes: int, unpacking: int = 0
-) -> int:
+def reading_bytes(shape: ModelShape, plan: LanePlan, tokens: int, dtype_bytes: int) -> int:
     """One chunk of `tokens` on its way through the layer that needs most, the prompt's last chunk.
 
     Alive all the time: the embedded tokens, the residual stream, what the layer got from its norm, cosines
     and sines. Beside them the largest of three: the feed-forward layer's wide tensors (the gate's activation,
-    the other half, their product); attention's (queries before and after their rotation and halfway, the
-    same of keys, values, the output, a mask over everything read so far as bool and as numbers); and what a
-    prefill method computes when it is shown a chunk.
+    the other half, their product; packed products round less); attention's (queries before and after their
+    rotation and halfway, the same of keys, values, the output, a mask over everything read so far as bool and
+    as numbers); and what a prefill method computes when it is shown a chunk.
     """
     prompt = plan.prompt_tokens
     layer = max(shape.geometry.layers, key=lambda one: one.heads * one.head_dim)
     stream = 3 * tokens * shape.geometry.hidden + 2 * tokens * layer.head_dim
     wide = dtype_bytes * tokens * shape.intermediate
-    feed_forward = max(3 * wide, 2 * wide + unpacking if unpacking else 0)
     queries, keys = tokens * layer.heads * layer.head_dim, tokens * layer.kv_heads * layer.head_dim
     attention = 4 * queries + 4 * keys
     mask = tokens * prompt * (1 + dtype_bytes)
@@ -71,12 +65,7 @@ def reading_bytes(
     if plan.prompt.staged:
         numbers = plan.prompt.method.observing(layer, tokens, prompt)
         observing = dtype_bytes * 2 * (queries + keys) + max(4, dtype_bytes) * numbers
-    return dtype_bytes * stream + max(feed_forward, dtype_bytes * attention + mask, observing)
-
-
-def unpacking_bytes(shape: ModelShape) -> int:
-    """A packed matrix on its way to numbers: its codes, their values and the transposed copy."""
-    return 3 * shape.largest_matrix * (2 if has_amx() else 4)
+    return dtype_bytes * stream + max(3 * wide, dtype_bytes * attention + mask, observing)
 
 
 def settling_bytes(shape: ModelShape, plan: LanePlan, dtype_bytes: int) -> int:

@@ -35,7 +35,7 @@ def dtype_of(name: str, device: str, stored: str | None, load_in: str | None = N
     """The dtype of cache and computation; that of plain weights, too.
 
     auto: the checkpoint's own, `stored`, on a GPU; on a CPU float32, with AMX bfloat16 where eight `lanes` or
-    more were asked for. Packed weights compute in bfloat16 anyway and keep float32 beside them.
+    more were asked for. Packed weights have float32 beside them.
     """
     if name != "auto":
         return name

@@ -6,14 +6,17 @@ from collections.abc import Iterable
 from math import prod
 from typing import Literal
 
+from scope_cli.native import layout
+from scope_cli.native.layout import Kind
+
 Bits = Literal[4, 8]
 Shape = tuple[int, ...]
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 BITS: dict[str, Bits] = {"int4": 4, "int8": 8}  # packed, for a CPU
-BLOCK = 32  # weights that share a scale and a minimum
-ROWS = 64  # of a matrix that the kernel takes together; a matrix that they do not divide stays plain
-UNPACKED_FROM = 128  # rows of input from which multiplying with the unpacked weight is faster
+KINDS: dict[Bits, Kind] = {4: Kind.INT4, 8: Kind.INT8}
+HEAD_KIND = Kind.INT8  # of lm_head, whose error goes straight into the logits, and of the tokens' table
+FEWEST_ROWS = 64  # a matrix of fewer stays plain: it takes little, and may be what chooses experts
 BITSANDBYTES = {"8bit": 1.0, "4bit": 0.5625}  # bytes a weight; 4bit: half a byte, and a float32 scale for 64
 UNQUANTISED = {"F64", "F32", "F16", "BF16"}  # types of GGUF
 FOUR_BITS = {"Q4_0", "Q4_1", "Q4_K"}  # int4 changes less than 1 in 100 of them (models/gguf/test_packing.py)
@@ -22,7 +25,8 @@ FOUR_BITS = {"Q4_0", "Q4_1", "Q4_K"}  # int4 changes less than 1 in 100 of them 
 def packed_form(quantised: str | None) -> str | None:
     """How a CPU holds what came from a GGUF file whose layers have these types ("Q4_K, Q6_K"); None: plain.
 
-    int4 loses nothing but the rounding of scales of a file that is 4 bits throughout; int8 holds the others.
+    int4 loses nothing of a file that is 4 bits throughout, but for the rounding of Q4_K's scales; int8 holds
+    the others.
     """
     types = set(quantised.split(", ")) if quantised else set()
     if types <= UNQUANTISED:
@@ -31,18 +35,8 @@ def packed_form(quantised: str | None) -> str | None:
 
 
 def packs(shape: Shape) -> bool:
-    """Whether a matrix, [out, in], can be packed."""
-    return len(shape) == 2 and not shape[0] % ROWS and not shape[1] % BLOCK
-
-
-def linear_bytes(weights: int, bits: int) -> int:
-    """A packed matrix: its codes, and a scale and a zero of each block, for every 4 bits."""
-    return bits // 4 * (weights // 2 + weights // BLOCK * 4)
-
-
-def table_bytes(weights: int) -> int:
-    """A packed embedding: codes of 8 bits, and a scale of each block."""
-    return weights + weights // BLOCK * 2
+    """Whether a matrix, [out, in], is packed."""
+    return len(shape) == 2 and shape[0] >= FEWEST_ROWS
 
 
 def plain_bytes(shapes: Iterable[tuple[str, Shape]], dtype_bytes: float, load_in: str | None = None) -> int:
@@ -60,25 +54,23 @@ def plain_bytes(shapes: Iterable[tuple[str, Shape]], dtype_bytes: float, load_in
 def packed_bytes(
     shapes: Iterable[tuple[str, Shape]], dtype_bytes: int, bits: Bits, scales_embedding: bool
 ) -> int:
-    """Bytes of these weights once their linear layers are packed; without lm_head, the table is the head.
+    """Bytes of these weights once they are packed; without lm_head, the table is the head.
 
-    A head, and a table that is the head as well, have 8 bits; the table is kept beside it, 8 bits as well
-    where it is a plain one.
+    A table that is scaled is a class of its own, and stays plain.
     """
     weights = dict(shapes)
     tied = not any("lm_head" in name for name in weights)
     total = 0
     for name, shape in weights.items():
-        count = prod(shape)
         table = "embed_tokens" in name
         if packs(shape) and is_linear(name, shape):
-            total += linear_bytes(count, bits)
-        elif packs(shape) and ("lm_head" in name or (table and tied)):
-            total += linear_bytes(count, 8)  # the head
-            if table:
-                total += dtype_bytes * count if scales_embedding else table_bytes(count)
+            total += layout.packed_bytes(KINDS[bits], *shape)
+        elif packs(shape) and ("lm_head" in name or (table and (tied or not scales_embedding))):
+            total += layout.packed_bytes(HEAD_KIND, *shape)
+            if table and scales_embedding:
+                total += dtype_bytes * prod(shape)
         else:
-            total += dtype_bytes * count
+            total += dtype_bytes * prod(shape)
     return total
 
 

@@ -30,7 +30,7 @@ from scope_cli.machine.threads import set_threads
 from scope_cli.models.chat import Chat, Message
 from scope_cli.models.choices import dtype_of, load_in_of
 from scope_cli.models.ends import named_ends
-from scope_cli.models.folder import check_folder, read_json, stored_shapes
+from scope_cli.models.folder import check_folder, read_json
 from scope_cli.models.formats import BITS, Bits, plain_bytes
 from scope_cli.models.lean import (
     AutoModelForCausalLM,
@@ -40,12 +40,14 @@ from scope_cli.models.lean import (
 )
 from scope_cli.models.packed import pack, packed_bytes
 from scope_cli.models.packed_file import PackedFile
+from scope_cli.models.packing import entries_of, make_packed, packed_file
 from scope_cli.models.random_weights import random_model
 from scope_cli.models.registry import ModelFolder, Say, find, hushed
 from scope_cli.models.sampling import sampling_of
 from scope_cli.models.shapes import ModelShape
 from scope_cli.models.stops import Stops, stops_of
 from scope_cli.models.target import Target
+from scope_cli.native.library import why_not
 from scope_cli.policies.rope import fix_length
 from scope_cli.settings.schema import ModelSettings, PromptSettings, SamplingSettings
 
@@ -68,17 +70,17 @@ def open_model(
     folder = find(settings.name, offline, say)
     local = {"local_files_only": True, "trust_remote_code": False}
     with reading(folder):
-        if not folder.random and not folder.pending:
+        if not folder.random and not folder.pending and folder.has_plain:
             check_folder(folder.path, settings.name)
         with hushed():
             if folder.pending:
-                config = folder.pending.gguf.transformers_config()
+                config = folder.gguf.transformers_config()
             else:
                 config = AutoConfig.from_pretrained(folder.path, **local)
             geometry = geometry_of(config, settings.context, settings.name)
             refuse_class(config)
             if folder.pending:
-                tokenizer = folder.pending.gguf.transformers_tokenizer
+                tokenizer = folder.gguf.transformers_tokenizer
             else:
                 with _stdout_kept():
                     tokenizer = AutoTokenizer.from_pretrained(folder.path, **local)
@@ -87,9 +89,12 @@ def open_model(
         dtype = getattr(torch, dtype_of(settings.dtype, str(device), stored_dtype(config), load_in, lanes))
         if device.type == "cpu":
             set_threads(settings.threads)
-        there = None
-        if load_in in BITS and not folder.random and not folder.pending:
-            there = PackedFile.of(folder.path, BITS[load_in], dtype).weight_bytes
+        there, loading = None, 0
+        if load_in in BITS and not folder.random:
+            if not folder.pending:
+                there = packed_file(folder, BITS[load_in], dtype).weight_bytes
+            if not there and entries_of(folder, skeleton(config, dtype), BITS[load_in]) is None:
+                loading = weight_bytes(folder, config, dtype)
         opened = OpenedModel(
             name=settings.name,
             folder=folder,
@@ -100,7 +105,7 @@ def open_model(
             dtype=dtype,
             weight_bytes=there or weight_bytes(folder, config, dtype, load_in),
             load_in=load_in,
-            loading_bytes=weight_bytes(folder, config, dtype) if load_in in BITS and not there else 0,
+            loading_bytes=loading,
             say=say,
         )
         if not folder.pending:
@@ -226,8 +231,7 @@ def weight_bytes(
         return packed_bytes(skeleton(config, dtype), BITS[load_in])
     if folder.random:
         return sum(weight.nbytes for weight in skeleton(config, dtype).parameters())
-    shapes = folder.pending.gguf.shapes.items() if folder.pending else stored_shapes(folder.path)
-    return plain_bytes(shapes, dtype.itemsize, load_in)
+    return plain_bytes(folder.shapes.items(), dtype.itemsize, load_in)
 
 
 def inner_width(text: PreTrainedConfig) -> int:
@@ -334,13 +338,15 @@ class OpenedModel:
             if bits is not None:
                 pack(model.requires_grad_(False), bits)
             return self._ready(model, asked)
-        folder = self.folder.ready()
-        packed = None if bits is None else PackedFile.of(folder.path, bits, self.dtype)
-        if packed is not None and packed.weight_bytes is not None:
-            model = skeleton(self.config, self.dtype, attention)
-            loss = packed.loss
+        packed = self.prepare()
+        for _ in range(2):  # a file that turns out to be damaged is made anew, once
+            if packed is None or packed.weight_bytes is None:
+                break
+            model, loss = skeleton(self.config, self.dtype, attention), packed.loss
             if packed.load_into(model):
                 return replace(self, loss=loss)._ready(model, asked)
+            packed = self.prepare()
+        folder = self.folder.ready()
         options: dict[str, Any] = {}
         if self.load_in and bits is None:
             options["quantization_config"] = self._quantisation()
@@ -365,6 +371,26 @@ class OpenedModel:
         loaded = replace(self, loss=loss)._ready(model, asked)
         packed.save(model, loss)
         return loaded
+
+    def prepare(self) -> PackedFile | None:
+        """Make on the disk what `load` reads, as far as it can be made of the model's own files.
+
+        Returns where the packed weights are, or will be; None: plain ones are used. Raises ModelError.
+        """
+        bits: Bits | None = BITS.get(self.load_in or "")
+        if bits is None:
+            self.folder.ready()
+            return None
+        if reason := why_not():
+            self.say(f"note: products with packed weights are slow on this machine: {reason}")
+        folder = self.folder.prepared()
+        packed = packed_file(folder, bits, self.dtype)
+        if packed.weight_bytes is None:
+            if entries := entries_of(folder, skeleton(self.config, self.dtype), bits):
+                make_packed(folder, packed, entries)
+            else:
+                folder.ready()
+        return packed
 
     def _ready(self, model: PreTrainedModel, asked: str | None) -> "LoadedModel":
         model.eval().requires_grad_(False)
@@ -418,10 +444,8 @@ class OpenedModel:
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """By name, from the headers of the files; of random weights, from the modules."""
-        if self.folder.pending:
-            return dict(self.folder.pending.gguf.shapes)
         if not self.folder.random:
-            return dict(stored_shapes(self.folder.path))
+            return self.folder.shapes
         return {
             name: tuple(weight.shape) for name, weight in skeleton(self.config, self.dtype).named_parameters()
         }

@@ -1,15 +1,15 @@
-"""A packed model in, a file of its weights out, which the next start maps into memory.
+"""A packed model's weights in, a file out that the next start maps into memory: it reads pages and no more.
 
-The file lies beside a model that we converted, else in our cache folder. It is written whole or not at all.
-With whatever is wrong with it (cut off, changed, of other weights, of another version or kind of CPU) it is
-as if it were not there.
+The file lies beside a model that we converted, else in our cache folder, and a note beside it says of what
+it was made and how it looked when it was whole. A file that does not fit its note is as if it were not there;
+one that was copied or touched is read and compared once.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,16 @@ import torch
 import transformers
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from scope_cli.files import cache_folder, replacing_by_name, sweep
+from scope_cli.files import cache_folder, replace_file, sweep
 from scope_cli.models.formats import Bits
 from scope_cli.models.lean import PreTrainedModel
-from scope_cli.models.packed import kernel_order, pack
+from scope_cli.models.packed import pack
 from scope_cli.models.registry import SOURCE_FILE
+from scope_cli.models.tensor_file import Entry, Progress, write
 
-VERSION = 1  # of what is written here, and of what packed.py makes of a weight
+VERSION = 2  # of what is written here, and of what packing makes of a weight
 
 
 @dataclass(frozen=True)
@@ -38,39 +38,55 @@ class PackedFile:
     key: str  # of everything that the content depends on
 
     @classmethod
-    def of(cls, folder: Path, bits: Bits, dtype: torch.dtype) -> "PackedFile":
+    def of(
+        cls, folder: Path, bits: Bits, dtype: torch.dtype, sources: Sequence[Path] | None = None
+    ) -> "PackedFile":
+        """`sources`: the GGUF files that the weights come from; else they lie in the folder."""
         own = folder
         if not (folder / SOURCE_FILE).is_file():  # not of our making: nothing is put there
             own = cache_folder() / "packed" / sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-        return cls(own / f"packed-int{bits}-{order_name()}.safetensors", bits, _key(folder, bits, dtype))
+        if sources is None:
+            sources = [file for file in folder.glob("*.safetensors*") if not file.name.startswith("packed-")]
+        return cls(own / f"packed-int{bits}.safetensors", bits, _key(folder, bits, dtype, sources))
+
+    @property
+    def note(self) -> Path:
+        return self.path.with_suffix(".json")
 
     @property
     def weight_bytes(self) -> int | None:
         """Of all weights; None where there is no file that fits."""
-        header = self._header()
-        if header is None:
-            return None
-        return sum(end - start for start, end in (entry["data_offsets"] for entry in header.values()))
+        said = self._said()
+        return None if said is None else int(said["weight_bytes"])
 
     @property
     def loss(self) -> float | None:
         """What packing changed in the weights, as `pack` measured it."""
-        header = self._header(metadata=True)
-        return None if header is None else float(header["__metadata__"]["loss"])
+        said = self._said()
+        return None if said is None else float(said["loss"])
 
     def load_into(self, model: PreTrainedModel) -> bool:
-        """Give a model on the meta device the weights of the file; False where that cannot be."""
-        if self._header() is None:
+        """Give a model on the meta device the weights of the file; False where that cannot be.
+
+        Then its note is gone, and the file is made anew.
+        """
+        if self._load_into(model):
+            return True
+        with suppress(OSError):
+            self.note.unlink(missing_ok=True)
+        return False
+
+    def _load_into(self, model: PreTrainedModel) -> bool:
+        if not self._is_whole():
             return False
         try:
             with safe_open(self.path, "pt") as file:
-                said = file.metadata()["sha256"]
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
-        except (OSError, SafetensorError, KeyError, TypeError):
+        except (OSError, SafetensorError):
             return False
         pack(model, self.bits)
-        wanted = dict(_weights(model))
-        if _kinds(wanted) != _kinds(tensors) or _digest(tensors) != said:
+        wanted = dict(weights_of(model))
+        if _kinds(wanted) != _kinds(tensors):
             return False
         found: dict[int, Tensor] = {
             id(weight): nn.Parameter(tensors[name], requires_grad=False)
@@ -85,69 +101,70 @@ class PackedFile:
 
     def save(self, model: PreTrainedModel, loss: float) -> None:
         """For the next start, which packs again where nothing can be written."""
-        tensors = {name: weight.detach().contiguous() for name, weight in _weights(model)}
-        with suppress(OSError, SafetensorError, Timeout):
+        entries = [Entry.of(name, weight.detach()) for name, weight in weights_of(model)]
+        with suppress(OSError, Timeout):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # whoever finds another process at it leaves it to that one
             with FileLock(self.path.with_name(".packed.lock"), timeout=0):
-                sweep(self.path.parent)
-                with replacing_by_name(self.path) as partial:
-                    save_file(tensors, partial, self._about(tensors, loss))
+                self.write(entries, loss=loss)
 
-    def _about(self, tensors: dict[str, Tensor], loss: float) -> dict[str, str]:
-        return {"key": self.key, "loss": repr(loss), "sha256": _digest(tensors)}
+    def write(
+        self, entries: Sequence[Entry], progress: Progress | None = None, loss: float | None = None
+    ) -> None:
+        """File and note; the lock is the caller's. `loss`: else what the entries' packing said it was."""
+        sweep(self.path.parent)
+        self.note.unlink(missing_ok=True)
+        change = write(self.path, entries, self.key, progress)
+        weight_bytes = sum(entry.bytes for entry in entries)
+        self._write_note({"weight_bytes": weight_bytes, "loss": change.loss if loss is None else loss})
 
-    def _header(self, metadata: bool = False) -> dict[str, Any] | None:
-        """What the file holds by its own words, if it is whole and was made of these weights."""
+    def _write_note(self, more: dict[str, Any]) -> None:
+        with self.path.open("rb") as file:
+            digest = file_digest(file, "sha256").hexdigest()
+        said = more | {"key": self.key, "sha256": digest, **_looks(self.path)}
+        replace_file(self.note, json.dumps(said, allow_nan=False))
+
+    def _said(self) -> dict[str, Any] | None:
+        """The note, if it is about this model and the file has the size that it says."""
         try:
+            said = json.loads(self.note.read_text(encoding="utf-8"))
+            fits = said["key"] == self.key and said["size"] == self.path.stat().st_size
+            fits = fits and said["loss"] >= 0 and said["weight_bytes"] >= 0
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return said if fits else None
+
+    def _is_whole(self) -> bool:
+        """As it was left; else its content is compared, and how it looks now is noted."""
+        said = self._said()
+        try:
+            if said is None or said["mtime_ns"] == self.path.stat().st_mtime_ns:
+                return said is not None
             with self.path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                size = self.path.stat().st_size
-                if length > size:
-                    return None
-                header = json.loads(file.read(length))
-            about = header.pop("__metadata__")
-            if about["key"] != self.key or not float(about["loss"]) >= 0:
-                return None
-            end = max(entry["data_offsets"][1] for entry in header.values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
-        if 8 + length + end != size:
-            return None
-        return header | {"__metadata__": about} if metadata else header
+                if file_digest(file, "sha256").hexdigest() != said["sha256"]:
+                    return False
+        except (OSError, KeyError):
+            return False
+        with suppress(OSError):
+            replace_file(self.note, json.dumps(said | _looks(self.path), allow_nan=False))
+        return True
 
 
-def order_name() -> str:
-    """Of the kinds of CPU that share a file."""
-    order = kernel_order()
-    if order is None:
-        return "unknown"
-    return f"{order.rows}-neighbours" if order.neighbours else str(order.rows)
+def _looks(path: Path) -> dict[str, int]:
+    stat = path.stat()
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def _key(folder: Path, bits: Bits, dtype: torch.dtype) -> str:
+def _key(folder: Path, bits: Bits, dtype: torch.dtype, sources: Sequence[Path]) -> str:
     """Weights are known again by name, size and time: to read them all is what the file is there to avoid."""
-    weights = [
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted(folder.glob("*.safetensors*"))
-        if not path.name.startswith("packed-")
-    ]
+    seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(sources)]
     config = sha256((folder / "config.json").read_bytes()).hexdigest()
-    parts = [
-        VERSION,
-        bits,
-        str(dtype),
-        kernel_order(),
-        torch.__version__,
-        transformers.__version__,
-        config,
-        weights,
-    ]
+    parts = [VERSION, bits, str(dtype), transformers.__version__, config, seen]
     return sha256(repr(parts).encode()).hexdigest()
 
 
-def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, tied ones once, and what packed layers hold."""
+def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and what packed layers hold, tied ones once."""
     yield from model.named_parameters()
     persistent = set(model.state_dict(keep_vars=True))
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in persistent)
@@ -155,11 +172,3 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _kinds(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    """Of all bytes, in the order of the names."""
-    digest = sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

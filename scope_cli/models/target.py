@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scope_cli.models.formats import BITS, DTYPE_BYTES
+from scope_cli.models.formats import DTYPE_BYTES
 from scope_cli.models.shapes import ModelShape
 
 
@@ -26,7 +26,3 @@ class Target:
     @property
     def dtype_bytes(self) -> int:
         return DTYPE_BYTES[self.dtype]
-
-    @property
-    def packed(self) -> bool:
-        return self.load_in in BITS

@@ -16,7 +16,7 @@ from torch import Tensor
 from scope_cli.errors import first_line
 from scope_cli.files import cache_folder
 from scope_cli.native.build import BuildError, library_file
-from scope_cli.native.weights import BLOCK, Kind, packed_shape
+from scope_cli.native.layout import BLOCK, Kind, packed_shape
 
 SWITCH = "SCOPE_NATIVE"
 INSTRUCTIONS = ("plain", "avx2", "avx512")

@@ -1,28 +1,14 @@
 """Rows of a matrix in, groups of 8 rows in blocks of 32 columns out, as products.h has them."""
 
 from collections.abc import Iterator
-from enum import IntEnum
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-GROUP, BLOCK = 8, 32  # rows that lie together, columns that share a scale
+from scope_cli.native.layout import BLOCK, GROUP, Kind, packed_shape
+
 AT_ONCE = 1 << 20  # weights that are packed at once: what bounds the memory that packing takes
-
-
-class Kind(IntEnum):
-    """How a matrix is held; the numbers are those of products.h."""
-
-    INT4 = 0
-    INT8 = 1
-    BFLOAT16 = 2
-    FLOAT32 = 3
-
-    @property
-    def block_bytes(self) -> int:
-        """Of 32 columns of 8 rows: codes, then scales and minima in float16."""
-        return {Kind.INT4: 160, Kind.INT8: 272, Kind.BFLOAT16: 512, Kind.FLOAT32: 1024}[self]
 
 
 class Codes(NamedTuple):
@@ -36,16 +22,6 @@ class Codes(NamedTuple):
     minimum: Tensor | None  # float16 [rows, blocks]
 
 
-def packed_shape(kind: Kind, rows: int, columns: int) -> tuple[int, int, int]:
-    """[groups, blocks, bytes of a block]"""
-    return -(-rows // GROUP), -(-columns // BLOCK), kind.block_bytes
-
-
-def packed_bytes(kind: Kind, rows: int, columns: int) -> int:
-    groups, blocks, block = packed_shape(kind, rows, columns)
-    return groups * blocks * block
-
-
 def stretches(rows: int, columns: int) -> Iterator[tuple[int, int]]:
     """(first, last) of as many rows as are packed at once: whole groups, but for the last."""
     at_once = max(1, AT_ONCE // (columns * GROUP)) * GROUP
@@ -55,31 +31,71 @@ def stretches(rows: int, columns: int) -> Iterator[tuple[int, int]]:
 
 def pack(weight: Tensor, kind: Kind) -> Tensor:
     """weight: [rows, columns], any dtype of floats; to uint8 [groups, blocks, bytes of a block]"""
+    return pack_measured(weight, kind)[0]
+
+
+class Change(NamedTuple):
+    """What rounding did to weights."""
+
+    changed: float = 0.0  # sum of the squares of the change
+    total: float = 0.0  # sum of the squares of the weights
+
+    def __add__(self, other: "Change") -> "Change":  # type: ignore[override]
+        return Change(self.changed + other.changed, self.total + other.total)
+
+    @property
+    def loss(self) -> float:
+        """The root mean square of the change, as a share of the weights'."""
+        return (self.changed / self.total) ** 0.5 if self.total else 0.0
+
+
+def pack_measured(weight: Tensor, kind: Kind, measure: bool = False) -> tuple[Tensor, Change]:
+    """The packed matrix, and what that changed, if it is to be measured."""
     rows, columns = weight.shape
     packed = torch.empty(packed_shape(kind, rows, columns), dtype=torch.uint8, device=weight.device)
-    if not weight.is_meta:
-        for first, last in stretches(rows, columns):
-            packed[first // GROUP : -(-last // GROUP)] = pack_rows(weight[first:last], kind)
-    return packed
+    change = Change()
+    if weight.is_meta:
+        return packed, change
+    for first, last in stretches(rows, columns):
+        some = weight[first:last]
+        own = pack_rows(some, kind)
+        packed[first // GROUP : -(-last // GROUP)] = own
+        if measure:
+            change += change_of(some, own, kind)
+    return packed, change
+
+
+def change_of(rows: Tensor, packed: Tensor, kind: Kind) -> Change:
+    """What packing changed in these rows, [rows, columns]."""
+    return _change(rows.float(), unpack(packed, kind, *rows.shape))
+
+
+def change_from(rows: Codes, meant: Tensor) -> Change:
+    """How far codes are from what they were made of, [rows, blocks, BLOCK]."""
+    return _change(meant, numbers_of(rows))
+
+
+def _change(before: Tensor, after: Tensor) -> Change:
+    return Change(float((after - before).square().sum()), float(before.square().sum()))
 
 
 def pack_rows(rows: Tensor, kind: Kind) -> Tensor:
     """A few rows, [rows, columns]."""
-    filled = _filled(rows)
+    blocks = in_blocks(rows)
     if kind is Kind.INT4:
-        return join(round_to_4(filled), kind)
+        return join(round_to_4(blocks), kind)
     if kind is Kind.INT8:
-        return join(round_to_8(filled), kind)
+        return join(round_to_8(blocks), kind)
     dtype = torch.bfloat16 if kind is Kind.BFLOAT16 else torch.float32
-    numbers = filled.to(dtype).unflatten(0, (-1, GROUP))  # [groups, GROUP, blocks, BLOCK]
+    numbers = blocks.to(dtype).unflatten(0, (-1, GROUP))  # [groups, GROUP, blocks, BLOCK]
     return numbers.permute(0, 2, 3, 1).contiguous().view(torch.uint8).flatten(2)
 
 
-def _filled(rows: Tensor) -> Tensor:
-    """[rows, columns] to [whole groups of rows, blocks, BLOCK], with zeros."""
+def in_blocks(rows: Tensor, of_rows: int = GROUP) -> Tensor:
+    """[rows, columns] to [rows, blocks, BLOCK], filled up with zeros: the rows to a multiple of `of_rows`."""
     count, columns = rows.shape
-    if count % GROUP or columns % BLOCK:
-        rows = torch.nn.functional.pad(rows, (0, -columns % BLOCK, 0, -count % GROUP))
+    if count % of_rows or columns % BLOCK:
+        rows = torch.nn.functional.pad(rows, (0, -columns % BLOCK, 0, -count % of_rows))
     return rows.unflatten(1, (-1, BLOCK))
 
 
@@ -129,15 +145,24 @@ def split(packed: Tensor, kind: Kind) -> Codes:
     return Codes((codes ^ 128).view(torch.int8), scales[0], None)
 
 
+def numbers_of(rows: Codes) -> Tensor:
+    """float32 [rows, blocks, BLOCK]"""
+    numbers = rows.codes.float() * rows.scale.float().unsqueeze(2)
+    return numbers if rows.minimum is None else numbers + rows.minimum.float().unsqueeze(2)
+
+
 def unpack(packed: Tensor, kind: Kind, rows: int, columns: int) -> Tensor:
     """float32 [rows, columns]"""
-    if kind in (Kind.INT4, Kind.INT8):
-        codes, scale, minimum = split(packed, kind)
-        numbers = codes.float() * scale.float().unsqueeze(2)
-        if minimum is not None:
-            numbers += minimum.float().unsqueeze(2)
+    if kind.has_codes:
+        numbers = numbers_of(split(packed, kind))
     else:
         dtype = torch.bfloat16 if kind is Kind.BFLOAT16 else torch.float32
         columns_first = packed.contiguous().view(dtype).unflatten(2, (BLOCK, GROUP))
         numbers = columns_first.permute(0, 3, 1, 2).flatten(0, 1).float()
     return numbers.flatten(1)[:rows, :columns]
+
+
+def unpack_rows(packed: Tensor, kind: Kind, columns: int, ids: Tensor) -> Tensor:
+    """Rows `ids`, int64 [count], as float32 [count, columns]; for a machine without the library."""
+    groups = unpack(packed[ids // GROUP], kind, len(ids) * GROUP, columns)
+    return groups.unflatten(0, (-1, GROUP))[torch.arange(len(ids)), ids % GROUP]

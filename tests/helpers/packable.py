@@ -14,4 +14,5 @@ CONFIGS = {
     "odd": LlamaConfig(**{**SIZES, "vocab_size": 100, "intermediate_size": 72}, tie_word_embeddings=True),
     "scaled embedding": Gemma3TextConfig(**SIZES),
     "bias": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    "few rows": LlamaConfig(**{**SIZES, "num_key_value_heads": 1}, tie_word_embeddings=True),
 }

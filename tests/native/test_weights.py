@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from scope_cli.native import weights
-from scope_cli.native.weights import Kind, join, pack, packed_bytes, split, unpack
+from scope_cli.native.layout import Kind, packed_bytes
+from scope_cli.native.weights import join, pack, split, unpack, unpack_rows
 
 SHAPES = [(64, 64), (37, 70), (3, 5), (8, 32)]
 
@@ -59,3 +60,10 @@ def test_a_matrix_is_packed_in_stretches_and_has_the_bytes_that_are_said(kind, m
     assert torch.equal(pack(weight, kind), whole) and whole.nbytes == packed_bytes(kind, 100, 70)
     on_meta = pack(weight.to("meta"), kind)
     assert on_meta.is_meta and on_meta.shape == whole.shape
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_single_rows_are_those_of_the_whole(kind):
+    packed = pack(matrix(37, 70), kind)
+    ids = torch.tensor([36, 0, 8, 8, 15])
+    assert torch.equal(unpack_rows(packed, kind, 70, ids), unpack(packed, kind, 37, 70)[ids])

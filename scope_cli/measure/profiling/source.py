@@ -65,7 +65,7 @@ def source_of(name: str, config: Path | None = None) -> Source:
         raise ModelError(
             str(error), f"{error.hint}; --config FILE plans from a config.json alone".removeprefix("; ")
         ) from error
-    gguf = folder.pending.gguf if folder.pending else None
+    gguf = folder.gguf if folder.pending else None
     return Source(name, folder.path / "config.json", folder.quantised, gguf=gguf)
 
 

@@ -32,7 +32,7 @@ class GgufModel:
 
     @property
     def disk_bytes(self) -> int:
-        """What the weights will take on disk."""
+        """What the weights take on disk where they are not packed."""
         return weights.file_bytes(self.header, self.described)
 
     def transformers_config(self) -> "PreTrainedConfig":
@@ -49,13 +49,12 @@ class GgufModel:
         """Made once: a vocabulary of 128,000 takes seconds."""
         return tokenizer.tokenizer_of(self.header)
 
-    def write(self, folder: Path, progress: weights.Progress) -> None:
-        """Config, tokenizer and weights, as save_pretrained would write them."""
+    def write_about(self, folder: Path) -> None:
+        """Config and tokenizer, as save_pretrained would write them."""
         ids = {key: self.config[key] for key in decoder.IDS if self.config[key] is not None}
         for name, said in (("config.json", self.config), ("generation_config.json", ids)):
             (folder / name).write_text(json.dumps(said, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         self.transformers_tokenizer.save_pretrained(folder)
-        weights.write(self.header, self.described, folder / "model.safetensors", progress)
 
 
 def open_gguf(path: Path) -> GgufModel:

@@ -1,12 +1,10 @@
-"""Tensors of GGUF files in, a safetensors file out: one piece at a time, in the file's own precision.
+"""Tensors of GGUF files in, numbers out: one piece at a time, in the file's own precision.
 
 What is stored as F32, F16 or BF16 stays so; everything else becomes float32, which holds it without loss.
 """
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import prod
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,54 +16,38 @@ from scope_cli.models.gguf.header import Header, Tensor
 PIECE = 1 << 20  # weights that are in memory at once, of a tensor whose rows keep their order
 PLAIN = {"F32": ("F32", "<f4"), "F16": ("F16", "<f2"), "BF16": ("BF16", "<u2")}  # in safetensors, in numpy
 
-Progress = Callable[[int, int], None]  # bytes written, of how many
-
 
 def file_bytes(header: Header, described: Described) -> int:
-    """What `write` will write, but for the JSON in front."""
+    """What a plain file of the weights takes, but for the JSON in front."""
     return sum(_bytes(header, weight) for weight in described.weights)
 
 
-def write(header: Header, described: Described, file: Path, progress: Progress) -> None:
-    """The model's weights as one safetensors file."""
-    weights = sorted(described.weights, key=lambda weight: _dtype(header, weight) != "F32")  # 4 bytes first
-    total, start = file_bytes(header, described), 0
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    for weight in weights:
-        end = start + _bytes(header, weight)
-        entries[weight.name] = {
-            "dtype": _dtype(header, weight),
-            "shape": list(weight.shape),
-            "data_offsets": [start, end],
-        }
-        start = end
-    front = json.dumps(entries, allow_nan=False, separators=(",", ":")).encode()
-    front += b" " * (-len(front) % 8)
-    with file.open("wb") as output:
-        output.write(len(front).to_bytes(8, "little") + front)
-        written = 0
-        for weight in weights:
-            for piece in _pieces(header, weight):
-                output.write(piece.data)
-                written += piece.nbytes
-                progress(written, total)
-    assert written == total, "a tensor has another size than its shape says"
+def float_pieces(header: Header, weight: Weight) -> Iterator[NDArray[np.float32]]:
+    """The weight's numbers in the order of its shape, in float32."""
+    kind = dtype_of(header, weight)
+    for piece in pieces(header, weight):
+        yield _from_bfloat16(piece) if kind == "BF16" else piece.astype(np.float32, copy=False)
 
 
-def _dtype(header: Header, weight: Weight) -> str:
+def _from_bfloat16(bits: NDArray[Any]) -> NDArray[np.float32]:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def dtype_of(header: Header, weight: Weight) -> str:
+    """In which a weight is written: F32, F16 or BF16."""
     kinds = {header.tensors[source].kind.name for source in weight.sources}
     stays = len(kinds) == 1 and weight.form is not Form.OFFSET  # one less may need more digits
     return PLAIN.get(kinds.pop(), ("F32", ""))[0] if stays else "F32"
 
 
 def _bytes(header: Header, weight: Weight) -> int:
-    return prod(weight.shape) * (4 if _dtype(header, weight) == "F32" else 2)
+    return prod(weight.shape) * (4 if dtype_of(header, weight) == "F32" else 2)
 
 
-def _pieces(header: Header, weight: Weight) -> Iterator[NDArray[Any]]:
+def pieces(header: Header, weight: Weight) -> Iterator[NDArray[Any]]:
     """The weight's numbers in the order of its shape."""
     tensors = [header.tensors[source] for source in weight.sources]
-    plain = _dtype(header, weight) != "F32"
+    plain = dtype_of(header, weight) != "F32"
     if weight.form is Form.TRANSPOSED:
         columns = np.concatenate(list(_rows(tensors[0], 0, _row_count(tensors[0]), plain)))
         yield np.ascontiguousarray(columns.T)
@@ -113,14 +95,19 @@ def _numbers(
     file: BinaryIO, kind: str, rows: int, columns: int, count_bytes: int, plain: bool
 ) -> NDArray[Any]:
     data = np.frombuffer(file.read(count_bytes), np.uint8)
+    if plain:
+        return data.view(PLAIN[kind][1]).reshape(rows, columns)
+    return numbers(data.reshape(rows, -1), kind, columns)
+
+
+def numbers(raw: NDArray[np.uint8], kind: str, columns: int) -> NDArray[np.float32]:
+    """raw: [rows, bytes of a row] of that type to float32 [rows, columns]"""
+    if kind == "BF16":
+        return _from_bfloat16(np.ascontiguousarray(raw).view("<u2"))
     if kind in PLAIN:
-        numbers = data.view(PLAIN[kind][1]).reshape(rows, columns)
-        if plain or kind == "F32":
-            return numbers
-        if kind == "F16":
-            return numbers.astype(np.float32)
+        return np.ascontiguousarray(raw).view(PLAIN[kind][1]).astype(np.float32, copy=False)
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
     with np.errstate(all="ignore"):  # a scale that is no number is told where its weights are used
-        return dequantize(data.reshape(rows, -1), GGMLQuantizationType[kind]).reshape(rows, columns)
+        return dequantize(raw, GGMLQuantizationType[kind]).reshape(len(raw), columns)

@@ -82,7 +82,7 @@ def same_as_the_gguf_package(path):
     reader = GGUFReader(path)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, 1)
     theirs = {tensor.name: tensor for tensor in reader.tensors}
-    converted = load_file(find(str(path)).path / "model.safetensors")
+    converted = load_file(find(str(path)).ready().path / "model.safetensors")
     for name, values in converted.items():
         stem, _, suffix = name.rpartition(".")
         tensor = theirs.pop(f"{names.get_name(stem)}.{suffix}")

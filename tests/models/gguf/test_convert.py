@@ -43,7 +43,7 @@ def test_a_file_is_converted_once_without_loss(tmp_path, capfd):
     assert all(torch.equal(source[name], tensor) for name, tensor in model.state_dict().items())
     tokenizer = AutoTokenizer.from_pretrained(found.path)
     assert tokenizer("hi<|im_end|>")["input_ids"] == [260, 259]
-    assert (found.name, found.source) == (str(file), "GGUF file tiny.gguf (dequantised)")
+    assert (found.name, found.source) == (str(file), "GGUF file tiny.gguf")
     assert found.quantised == "F32"
     assert find(str(file.parent)).path == found.path and not find(str(file)).pending
     assert len(told) == 1 and "converting tiny.gguf to safetensors, once: " in told[0]
@@ -239,14 +239,14 @@ def test_a_file_that_changed_is_converted_anew(tmp_path):
     assert torch.equal(weights["model.norm.weight"], other.source.state_dict()["model.norm.weight"])
 
 
-def test_an_interrupted_conversion_leaves_nothing_and_the_next_one_works(tmp_path, cache, monkeypatch):
+def test_an_interrupted_conversion_is_no_model_and_the_next_one_works(tmp_path, monkeypatch):
     path = write(tmp_path / "tiny.gguf").path
     rows = "scope_cli.models.gguf.weights._rows"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(rows, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         find(str(path)).ready()
-    assert not [file for file in cache.rglob("*") if file.is_file() and file.suffix != ".lock"]
-    assert find(str(path)).ready().path.is_dir()
+    assert not find(str(path)).has_plain
+    assert find(str(path)).ready().has_plain and load(path)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ import sys
 from pathlib import Path
 import gguf.quants  # what is imported is no part of the conversion
 from scope_cli.models.gguf.convert import open_gguf
-from scope_cli.models.gguf.weights import write
+from scope_cli.models.gguf.packing import write_plain
 
 def field(name):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -334,7 +334,7 @@ def field(name):
 model = open_gguf(Path(sys.argv[1]))
 before = field("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
-write(model.header, model.described, Path(sys.argv[2]), lambda done, total: None)
+write_plain(model, Path(sys.argv[2]), lambda done, total: None)
 print(field("VmHWM") - before)
 """
 
