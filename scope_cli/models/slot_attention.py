@@ -96,7 +96,7 @@ def units(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _part(  # type: ignore[no-untyped-def]
     query, keys, values, bias, key_scales, value_scales, value_groups, sums, tops,
     scale, slots, blocks,
@@ -183,7 +183,7 @@ def _part(  # type: ignore[no-untyped-def]
     tl.store(tops + (place * 2 + 1) * GROUP + rows, total, mask=is_row)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _merge(  # type: ignore[no-untyped-def]
     sums, tops, out, parts,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,

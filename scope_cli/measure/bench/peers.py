@@ -108,7 +108,7 @@ class TransformersPeer:
         """Between the first token, which pays for setting out, and `count` further ones."""
         stamps: list[float] = []
 
-        class Stamp(StoppingCriteria):
+        class Stamp(StoppingCriteria):  # type: ignore[misc]
             def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
                 stamps.append(perf_counter())
                 return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
