@@ -168,8 +168,8 @@ def model_to_name(source: "Source", typed: str) -> tuple[str, str]:
     """What `model.name` of a profile for that model is, and a remark where that is a guess."""
     import json
 
+    from scope_cli.models.folder import stored_shapes
     from scope_cli.models.registry import HUB_NAME
-    from scope_cli.models.shapes import stored_shapes
 
     if not source.from_config:
         path = Path(typed).expanduser()

@@ -27,7 +27,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from scope_cli.errors import ModelError, ScopeError, first_line
 from scope_cli.geometry import Geometry, LayerGeometry, context_of, with_context
 from scope_cli.machine.threads import set_threads
-from scope_cli.models.chat import Chat, Message
+from scope_cli.models.chat import Chat
 from scope_cli.models.choices import dtype_of, load_in_of
 from scope_cli.models.ends import named_ends
 from scope_cli.models.folder import check_folder, read_json
@@ -38,6 +38,7 @@ from scope_cli.models.lean import (
     PreTrainedModel,
     without_compiler,
 )
+from scope_cli.models.messages import Message
 from scope_cli.models.packed import pack, packed_bytes
 from scope_cli.models.packed_file import PackedFile
 from scope_cli.models.packing import entries_of, make_packed, packed_file
