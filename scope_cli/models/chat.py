@@ -6,12 +6,13 @@ Texts are other people's: the name of a control token in them (`<|im_end|>`) sta
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from scope_cli.errors import UsageError
@@ -95,15 +96,36 @@ class Chat:
     @cached_property
     def special(self) -> re.Pattern[str]:
         """The names of the tokens that no output shows."""
-        return any_of(
-            token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special
-        )
+        return self._names_of(token for token in self._added() if token.special)
 
     @cached_property
     def control(self) -> re.Pattern[str]:
         """Those, and the names of the added tokens that the template writes."""
-        added = self.tokenizer.added_tokens_decoder.values()
-        return any_of(token.content for token in added if token.special or token.content in self._template)
+        return self._names_of(one for one in self._added() if one.special or one.content in self._template)
+
+    def _added(self) -> list[AddedToken]:
+        return list(self.tokenizer.added_tokens_decoder.values())
+
+    def _names_of(self, tokens: Iterable[AddedToken]) -> re.Pattern[str]:
+        """The names; in any case, where a text's letters become small ones before tokens are looked for."""
+        exact, folded = list[str](), list[str]()
+        for token in tokens:
+            (folded if token.normalized and self._lowercases else exact).append(token.content)
+        pattern = any_of(exact).pattern
+        return re.compile(f"{pattern}|(?i:{any_of(folded).pattern})") if folded else re.compile(pattern)
+
+    @cached_property
+    def _lowercases(self) -> bool:
+        normalizer = self.tokenizer.backend_tokenizer.normalizer
+        return normalizer is not None and normalizer.normalize_str("A").strip() == "a"
+
+    def id_of(self, name: str) -> int | None:
+        """The token that a name in a text stands for."""
+        ids = {token.content: number for number, token in self.tokenizer.added_tokens_decoder.items()}
+        found = ids.get(name)
+        if found is None:
+            found = next((number for known, number in ids.items() if known.lower() == name.lower()), None)
+        return found
 
     @cached_property
     def turn_ends(self) -> tuple[int, ...]:

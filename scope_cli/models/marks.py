@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
@@ -84,7 +84,7 @@ class Marks:
 
     def _as_text(self, name: str) -> list[int]:
         """Ids of a control token's name, which are not the token."""
-        token = self._tokenizer.convert_tokens_to_ids(name)
+        token = self._chat.id_of(name)
         for pieces in ([name], list(name)):
             ids = [number for piece in pieces for number in self._without_added(piece)]
             if token not in ids:
@@ -106,7 +106,7 @@ class Marks:
         return [token.id for piece in pieces for token in backend.model.tokenize(piece)]
 
 
-def any_of(names: Iterator[str]) -> re.Pattern[str]:
+def any_of(names: Iterable[str]) -> re.Pattern[str]:
     """Finds the longest name at a place. There may be thousands: what begins alike is looked at once."""
     known = sorted({name for name in names if name.strip()})
     return re.compile(_alternatives(known) if known else "(?!)")

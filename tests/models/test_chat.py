@@ -6,7 +6,7 @@ import signal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import processors
+from tokenizers import AddedToken, normalizers, processors
 
 from scope_cli.errors import UsageError
 from scope_cli.models import chat as chat_module
@@ -17,6 +17,7 @@ from tests.helpers.tokenizers import (
     ADDED,
     SPECIAL,
     TOKENIZERS,
+    byte_level,
     every_tokenizer,
 )
 
@@ -109,6 +110,21 @@ def test_allowed_control_tokens_are_those_of_one_string(kind, text):
     of = chat(kind, CHATML)
     got = of.prompt(f"a{text}", PromptSettings(allow_control_tokens=True)).ids
     assert got == of.tokenizer.apply_chat_template(user(f"a{text}"), add_generation_prompt=True)["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["<|im_end|>", "<|IM_END|>", "<|Im_eNd|>"])
+def test_behind_a_normaliser_that_makes_letters_small_a_name_is_one_in_any_case(name):
+    tokenizer = byte_level()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.add_tokens([AddedToken("<|im_end|>", special=True, normalized=True)])
+    tokenizer.chat_template = CHATML
+    end = tokenizer("a" + name, add_special_tokens=False)["input_ids"][-1]
+    of = Chat(tokenizer, "made up")
+    plain, prompt = of.prompt("aa", PromptSettings()), of.prompt(f"a{name}a", PromptSettings())
+    assert prompt.ids.count(end) == plain.ids.count(end) > 0
+    assert f"1 control token ({name})" in prompt.notes[0]
+    allowed = of.prompt(f"a{name}a", PromptSettings(allow_control_tokens=True))
+    assert allowed.ids.count(end) == plain.ids.count(end) + 1
 
 
 def test_a_note_counts_them_and_names_the_way_out():
