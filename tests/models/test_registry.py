@@ -14,11 +14,13 @@ import pytest
 from scope_cli.errors import ModelError
 from scope_cli.models import registry
 from scope_cli.models.registry import find, listed
+from tests.helpers import hub
 from tests.helpers.hub import REVISION, write_model
 from tests.helpers.patience import PATIENCE_S
 
 NAME = "smollm2-135m"
 HUB_NAME = registry.EMBEDDED[NAME].hub
+network = hub.network  # a fixture, of every test here
 
 
 @pytest.fixture
