@@ -35,7 +35,8 @@ def draw(file: Path = PICTURE) -> None:
         x, y = points[-1]
         axes.annotate(label, (x, y), xytext=(-16, 6), textcoords="offset points", ha="right", fontsize=12)
         for number, (x, y) in enumerate(points):
-            beside = (9, -4) if number else (-6, 10 if name == "chosen" else -18)
+            below = (9, -4) if number else (-6, -18)
+            beside = (-7, 10) if name == "chosen" and number < 2 else (9, -4) if name == "chosen" else below
             axes.annotate(f"{y:.0f}", (x, y), xytext=beside, textcoords="offset points", fontsize=11)
     axes.set_xlim(0, 8600)
     axes.set_ylim(0, 100)

@@ -1,5 +1,6 @@
 """scope generate: prompts in, their texts streamed to the terminal and to files."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -391,7 +392,10 @@ def load(
     own sampling where nobody said another, and what that is."""
     from scope_cli.engine.run import Work, new_work
     from scope_cli.engine.run_plan import RunPlan
+    from scope_cli.files import cache_folder
     from scope_cli.models.model import open_model
+    from scope_cli.native.build import will_build
+    from scope_cli.native.library import SWITCH, library
     from scope_cli.units import as_bytes
 
     profile = settings.profile
@@ -414,6 +418,9 @@ def load(
     ]
     plan = RunPlan.of(profile, [work.plan for work in works], opened.device.type, side_by_side)
     check_memory(opened, plan)
+    if opened.device.type == "cpu" and os.environ.get(SWITCH) != "off" and will_build(cache_folder()):
+        phases.begin("building the native step with this machine's C++ compiler, once")
+        library()
     form = f" as {opened.load_in}" if opened.load_in else ""
     phases.begin(f"reading the weights, {as_bytes(opened.weight_bytes)}{form}")
     return opened.load(), works, plan.shape, settings, from_model

@@ -34,9 +34,16 @@ class BuildError(Exception):
     """No library, and why: one line."""
 
 
+def will_build(cache: Path) -> bool:
+    """Would `library_file` begin to compile? It takes some seconds, on a busy machine minutes."""
+    name = _name()
+    there = (FOLDER / name).is_file() or (cache / "native" / _cpu_kind() / name).is_file()
+    return not there and next(compilers(), None) is not None
+
+
 def library_file(cache: Path) -> Path:
     """The library of exactly these sources, built now where there is none. Raises BuildError."""
-    name = f"libscope-{platform.machine()}-{_digest()}.so"
+    name = _name()
     if (brought := FOLDER / name).is_file():
         return brought
     folder = cache / "native" / _cpu_kind()
@@ -124,6 +131,10 @@ def sources() -> list[Path]:
     """What this kind of machine compiles."""
     files = sorted(FOLDER.glob("*.cpp"))
     return [f for f in files if platform.machine() in X86 or not f.stem.endswith(tuple(FLAGS_OF))]
+
+
+def _name() -> str:
+    return f"libscope-{platform.machine()}-{_digest()}.so"
 
 
 def _digest() -> str:

@@ -48,6 +48,19 @@ def test_it_is_built_once_and_again_when_a_file_changes(sources, tmp_path):
     )
 
 
+def test_building_is_foreseen(sources, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    assert build.will_build(cache)
+    built = library_file(cache)
+    assert not build.will_build(cache)
+    assert build.will_build(tmp_path / "nowhere")
+    (sources / built.name).write_bytes(built.read_bytes())
+    assert not build.will_build(tmp_path / "nowhere"), "it lies beside the package"
+    (sources / built.name).unlink()
+    monkeypatch.setattr(build, "compilers", lambda: iter(()))
+    assert not build.will_build(tmp_path / "nowhere"), "nothing can build it"
+
+
 def test_one_beside_the_package_needs_no_compiler_and_no_cache(sources, tmp_path, monkeypatch):
     built = library_file(tmp_path / "cache")
     (sources / built.name).write_bytes(built.read_bytes())
