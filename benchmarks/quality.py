@@ -23,11 +23,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import claims
 import torch
 
 from scope_cli.engine.run import versions
 from scope_cli.machine.description import machine
-from scope_cli.measure.evaluate import claims
 from scope_cli.measure.evaluate.fidelity import KnownText, Reference, measure
 from scope_cli.measure.evaluate.loops import repetition
 from scope_cli.measure.evaluate.probes import KINDS, Probe, make_probe
@@ -175,7 +175,7 @@ def main() -> None:
         row = job.run()
         if job.key in ROWS[job.part].done():
             continue  # another process was faster
-        ROWS[job.part].add(row | {"versions": versions(), "hardware": machine(model().device)})
+        ROWS[job.part].add(slim(row | {"versions": versions(), "hardware": machine(model().device)}))
         spent += job.core_s
         left = (planned - spent) * (time.perf_counter() - started) / spent
         took = time.process_time() - before
@@ -184,6 +184,19 @@ def main() -> None:
             file=sys.stderr,
             flush=True,
         )
+
+
+def slim(row: Any, digits: int = 6) -> Any:
+    """What the tables and plots are made of: no texts, the interval alone of a profile, rounded numbers."""
+    if isinstance(row, float):
+        return float(f"{row:.{digits}g}")
+    if isinstance(row, list):
+        return [slim(one, digits) for one in row]
+    if not isinstance(row, dict):
+        return row
+    if "decode" in row and "model" in row:  # a profile: what produced the row stands in this file
+        return {"decode": {"interval": row["decode"]["interval"]}}
+    return {key: slim(one, digits) for key, one in row.items() if key not in ("by_layer",)}
 
 
 def missing(large: bool) -> Iterator[Job]:
@@ -417,7 +430,6 @@ def loop_job(name: str, budget: int | None, keys: dict[str, Any], seed: int) -> 
                 "held_mean": written.bytes.held_mean,
                 "held_peak": written.bytes.held_peak,
                 "evictions": written.evictions,
-                "text": written.text,
             }
             for written in sorted(
                 write_all(model(), settings, dict(enumerate(prompts))), key=lambda written: written.prompt

@@ -129,19 +129,9 @@ def test_an_unknown_peer_is_told():
     assert (result.returncode, result.stdout) == (2, "") and "llamacpp|kvpress" in result.stderr
 
 
-def test_the_page_of_scale_is_fresh_and_near_the_formula():
-    scale = load("scale")
-    page = scale.page()
-    assert (ROOT / "docs" / "results" / "scale.md").read_text() == page, (
-        "python benchmarks/scale.py > docs/results/scale.md"
-    )
-    for model, (layers, _, kv_heads, head_dim, *_) in scale.MODELS.items():
-        token = 2 * layers * kv_heads * head_dim * 2
-        kv = token * (scale.PROMPT + 1025)
-        assert kv < scale.lane_bytes(model, 2**20, 1024) < 1.03 * kv
-        kv = token * (scale.PROMPT + 2**17)
-        assert kv < scale.lane_bytes(model, 2**17, None) < 1.03 * kv
-    lane = scale.lane_bytes("8B", 2**20, 1024)
-    fitting = scale.lanes_on(80, 16e9, lane)
-    assert fitting * lane + 16e9 + scale.WORKSPACE <= 80e9 < (fitting + 1) * lane + 16e9 + scale.WORKSPACE
-    assert scale.lanes_on(24, 23e9, lane) == 0
+def test_rows_keep_what_tables_are_made_of(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    profile = {"model": {}, "decode": {"interval": 16, "budget": 64}}
+    row = {"profile": profile, "kl": [0.123456789, None], "lags": [{"lag": 1, "by_layer": [0.5]}]}
+    slim = {"profile": {"decode": {"interval": 16}}, "kl": [0.123457, None], "lags": [{"lag": 1}]}
+    assert load("quality").slim(row) == slim
