@@ -10,7 +10,8 @@ import typer
 from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
 from scope_cli.commands.evaluate.shared import check_writable
-from scope_cli.commands.generate import about_of, check_memory, prompts_of, read_into, tell
+from scope_cli.commands.generate import about_of, check_memory
+from scope_cli.commands.io import prompts_of, read_into, tell
 from scope_cli.console.phases import Phases
 from scope_cli.console.safe import printable
 from scope_cli.console.signals import Interruption

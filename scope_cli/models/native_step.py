@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.layers import SlotLayer
 from scope_cli.models.decoders import Decoder, LayerParts, NotInTable, Product, decoder_of
+from scope_cli.native.layout import GROUP, Kind
 from scope_cli.native.library import Library, Weight
 from scope_cli.native.tables import Layer, Linear, Model, Rotation, Slots, address, addresses
-from scope_cli.native.weights import GROUP, Kind
 
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}  # as slots.h numbers them
 PLAIN = 16  # SCOPE_PLAIN of step.h
