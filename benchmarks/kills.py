@@ -4,8 +4,8 @@
 
 A tiny random model writes with `scope generate` (greedy, sampled, compiled, three texts in two lanes) and
 `scope batch` (lanes; a second process that joins; Ray, where it is installed). Each is killed again and again
-until it has ended, then the bytes are compared. Prints a row for each; exit code 1 where a byte differs, a text
-is missing or a state file is left behind.
+until it has ended, then the bytes are compared. Prints a row for each; exit code 1 where a byte
+differs, a text is missing or a state file is left behind.
 """
 
 import argparse
