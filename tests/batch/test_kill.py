@@ -15,6 +15,7 @@ from scope_cli.batch.states import how_far
 from scope_cli.cache.cache import ScopeCache
 from tests.helpers.forked import Forked
 from tests.helpers.jobs import argv, check_it_is_whole, texts
+from tests.helpers.patience import until
 
 
 def done(out):
@@ -123,9 +124,12 @@ def test_two_processes_share_the_rows_and_a_third_without_join_is_told(prompts, 
     out = tmp_path / "out"
     first = Forked(tmp_path / "first", *argv(prompts, out, tiny_folder))
     wait_for_work(first, out)
-    second = Forked(tmp_path / "second", *argv(prompts, out, tiny_folder, "--join"))
+    first.send_signal(signal.SIGSTOP)  # else it may be through before the others have started
     third = Forked(tmp_path / "third", *argv(prompts, out, tiny_folder))
     assert third.wait() == 3 and "--join" in third.stderr
+    second = Forked(tmp_path / "second", *argv(prompts, out, tiny_folder, "--join"))
+    until(lambda: " begins" in second.stderr, "a row of the second")
+    first.send_signal(signal.SIGCONT)
     assert {first.wait(), second.wait()} <= {0, 1}
     check_it_is_whole(out, whole)
     assert {row.attempts for row in Ledger(out).rows("done")} == {1}

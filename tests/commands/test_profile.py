@@ -4,11 +4,14 @@ import csv
 import io
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from scope_cli.machine import memory
+from scope_cli.settings.load import load_profile
 from tests.helpers.configs import GEMMA3_27B, LLAMA_8B
 from tests.helpers.forked import Piped
 
@@ -258,11 +261,21 @@ def test_anonymous_memory_and_mapped_files_are_told_apart(measured):
     assert re.search(r"loaded and warm .* MiB\n *mapped files beside it .* MiB", stderr)
 
 
-def test_an_uncompiled_measurement_of_what_would_be_compiled_is_told(scope, tiny_folder):
-    argv = ["--model", tiny_folder, "--budget", 16, "--prompt-tokens", 5, "--max-new-tokens", 12]
-    result = scope("profile", *argv, "--set", "model.compile=on")
-    assert "note: the step was measured uncompiled" in result.stderr
-    assert "note:" not in scope("profile", *argv).stderr, "12 tokens are not compiled by themselves"
+@pytest.mark.parametrize(
+    ("wish", "device", "tokens", "told"),
+    [
+        ("on", "cuda", 12, True),
+        ("on", "cpu", 12, False),
+        ("auto", "cuda", 12, False),
+        ("auto", "cuda", 5000, True),
+    ],
+)
+def test_an_uncompiled_measurement_of_what_would_be_compiled_is_told(wish, device, tokens, told):
+    from scope_cli.measure.profiling.watch import compile_note
+
+    profile = load_profile("default", {"model.compile": wish}).profile
+    notes = compile_note(profile, SimpleNamespace(max_new_tokens=tokens), torch.device(device))
+    assert [note.startswith("the step was measured uncompiled") for note in notes] == [True] * told
 
 
 def test_measured_kv_bytes_are_planned_to_the_byte(measured):

@@ -161,7 +161,7 @@ def result_table(results: list[Result], width: int | None = None) -> str:
 
 def _against(result: Result, key: str, measured: float) -> str:
     error = result.errors().get(key)
-    if error is None:
+    if error is None or not measured:  # a small peak may lie within what the process held already
         return as_bytes(measured)
     planned = measured / (1 + error / 100)
     return f"{as_bytes(measured)} ({as_bytes(planned)}) {error:+.1f}%"
