@@ -27,7 +27,7 @@ test-avx2: .venv/installed  ## the tests that compute, as a CPU without AVX-512 
 test-long: .venv/installed  ## what takes minutes: thousands of tokens of the embedded model
 	$(BIN)/pytest -q -m "long and not gpu"
 
-coverage: .venv/installed  ## the lines that no test of cache, engine and policies runs; takes twice as long
+coverage: .venv/installed  ## the lines that no test runs, without those that only other processes run
 	OMP_NUM_THREADS=1 $(BIN)/coverage run --source scope_cli -m pytest -q tests
 	$(BIN)/coverage report --skip-covered --show-missing
 
