@@ -13,7 +13,7 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anybody imports triton
 if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # before anybody imports the compiler, which reads it once
-    # What is compiled for one kind of CPU must not be found by another, as in step.keep_compiled_code.
+    # What is compiled for one kind of CPU must not be found by another, as in machine/setup.py.
     kind = torch.backends.cpu.get_cpu_capability().lower().replace(" ", "-")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"scope-tests-compiled-{kind}")
 

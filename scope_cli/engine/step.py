@@ -4,7 +4,6 @@ Plain; or every decoder layer through one compiled graph; or, on a GPU, that cap
 and an eviction read and write the cache's buffers alone, whose shapes and addresses never change.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, cast
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scope_cli.cache.cache import ScopeCache
-from scope_cli.files import cache_folder
+from scope_cli.machine.setup import allow_graphs, keep_compiled_code
 from scope_cli.models.attention import decoder_layers
 from scope_cli.models.decoders import NotInTable
 from scope_cli.models.lean import PreTrainedModel
@@ -21,7 +20,7 @@ from scope_cli.models.native_step import NativeStep
 from scope_cli.native.library import library
 from scope_cli.policies.view import LaneFacts
 
-MOST_GRAPHS = 64  # per function; torch gives up after 8, which layers of several sizes exceed
+MOST_GRAPHS = 64  # per function
 WARM_UPS = 3  # runs before a capture, as CUDA graphs want them
 
 Tell = Callable[[str], None]
@@ -77,7 +76,7 @@ class CompiledStep:
         self.works = True
         self.layers = decoder_layers(model)
         keep_compiled_code()
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+        allow_graphs(MOST_GRAPHS)
         self._compiled = [
             torch.compile(layer._call_impl, backend=telling_inductor, fullgraph=True, dynamic=False)
             for layer in self.layers
@@ -141,16 +140,6 @@ def first_line(error: Exception) -> str:
     while isinstance(inner := getattr(error, "inner_exception", None), Exception):
         error = inner
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def keep_compiled_code() -> None:
-    """Compiled code stays for the next run, in our own cache folder unless the user names another one.
-
-    A folder for each kind of CPU: code that was made for AVX-512 is taken where only AVX2 may be used, and
-    gave numbers that are none (torch 2.13).
-    """
-    kind = torch.backends.cpu.get_cpu_capability().lower().replace(" ", "-")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled" / kind))
 
 
 class GraphStep:

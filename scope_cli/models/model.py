@@ -4,7 +4,6 @@
 plan a run. `OpenedModel.load` then reads the weights.
 """
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from scope_cli.errors import ModelError, ScopeError, first_line
 from scope_cli.geometry import Geometry, LayerGeometry, context_of, with_context
-from scope_cli.machine.threads import set_threads
+from scope_cli.machine.setup import quieten_bitsandbytes, set_threads
 from scope_cli.models.chat import Chat
 from scope_cli.models.choices import dtype_of, load_in_of
 from scope_cli.models.ends import named_ends
@@ -421,7 +420,7 @@ class OpenedModel:
                 raise ModelError(f"the weights of {self.name} {said}, {found[0]} first", hint)
 
     def _quantisation(self) -> BitsAndBytesConfig:
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 8bit warns in every layer of every step
+        quieten_bitsandbytes()
         try:
             import bitsandbytes  # noqa: F401
         except Exception as error:  # not there, or its library does not fit this machine

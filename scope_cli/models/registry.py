@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from scope_cli import __version__
 from scope_cli.errors import ModelError, first_line
 from scope_cli.files import cache_folder
+from scope_cli.machine.setup import go_offline
 from scope_cli.models.catalogue import KNOWN, hub_name
 from scope_cli.models.folder import PICKLES, refuse_adapters, stored_shapes, weight_files
 from scope_cli.models.random_weights import PREFIX, random_folder
@@ -159,7 +160,7 @@ def find(name: str, offline: bool = False, say: Say = lambda line: None) -> Mode
     Raises ModelError with everything that was tried.
     """
     if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, when it is imported
+        go_offline()
     path = Path(name).expanduser()
     if name.startswith(PREFIX):
         return ModelFolder(name, random_folder(name, _models_folder()), "random weights", random=True)

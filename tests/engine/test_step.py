@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from scope_cli.engine import step
 from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run import Run
 from scope_cli.engine.step import EagerStep, GraphStep
 from scope_cli.events import Token
+from scope_cli.machine import setup
 from scope_cli.machine.memory import PeakMeter
 from scope_cli.models.attention import attention_of, decoder_layers
 from scope_cli.models.choices import compiles
@@ -169,7 +169,7 @@ def test_compiled_code_is_kept_for_one_kind_of_cpu(monkeypatch, tmp_path, kind):
     monkeypatch.setenv("SCOPE_CACHE", str(tmp_path))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: kind)
-    step.keep_compiled_code()
+    setup.keep_compiled_code()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(
         tmp_path / "compiled" / kind.lower().replace(" ", "-")
     )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scope_cli.machine.threads import set_threads, usable_cores
+from scope_cli.machine.setup import set_threads, usable_cores
 
 
 @pytest.fixture(autouse=True)
