@@ -8,7 +8,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA
 .PHONY: run test test-fast test-avx2 test-long check coverage slow format docs docs-site wheel clean
 
 run: .venv/installed  ## set everything up and write a text that is longer than its budget of 128 tokens
-	$(BIN)/scope generate --prompt-file examples/prompts/bread.txt --budget 128 --seed 1
+	$(BIN)/scope generate --prompt-file examples/prompts/bread.txt --budget 128 --seed 8
 
 test: .venv/installed check  ## set everything up, then lint, types and tests
 
