@@ -18,7 +18,7 @@ FLOORS = [
     {"errors", "units", "names", "utf8", "events"},
     {"files", "geometry"},
     {"console", "machine"},
-    {"policies"},
+    {"policies", "formats"},
     {"settings"},
     {"cache"},
     {"native"},
