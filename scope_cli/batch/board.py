@@ -78,8 +78,8 @@ class LogBoard:
 class LiveBoard(LogBoard):
     """The whole job and each lane, drawn anew a few times a second; what ends badly is printed above."""
 
-    def __init__(self, console: Console, ledger: Ledger, token_bytes: int) -> None:
-        """token_bytes: keys and values of one token in the layers under the policy"""
+    def __init__(self, console: Console, ledger: Ledger, token_bytes: tuple[int, int]) -> None:
+        """token_bytes: key and value of one token in the layers under the policy, here and in a full cache"""
         super().__init__(console, ledger)
         self._token_bytes = token_bytes
         self._live = Live(console=console, auto_refresh=False, transient=True)
@@ -116,7 +116,7 @@ class LiveBoard(LogBoard):
         return Group(bar, line, lanes, *more)
 
 
-def lane_cells(running: Running, token_bytes: int) -> Iterator[Text]:
+def lane_cells(running: Running, token_bytes: tuple[int, int]) -> Iterator[Text]:
     """Name, tokens, rate, memory held."""
     yield Text(shortened(printable(running.row.id)), no_wrap=True)
     if running.first_token is None:

@@ -52,10 +52,10 @@ class Running:
             self.held = schedule.after(written, self.held)
         self.tokens = n
 
-    def bytes(self, token_bytes: int) -> tuple[int, int]:
+    def bytes(self, token_bytes: tuple[int, int]) -> tuple[int, int]:
         """Keys and values that it holds now, and that a full cache would hold."""
-        held, full = self.read_bytes
-        return held + (self.held - self.base) * token_bytes, full + self.tokens * token_bytes
+        (held, full), (held_token, full_token) = self.read_bytes, token_bytes
+        return held + (self.held - self.base) * held_token, full + self.tokens * full_token
 
     @property
     def base(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from scope_cli.cache.shape import CacheShape
 from scope_cli.engine.plan import LanePlan
 from scope_cli.engine.workspace import workspace
+from scope_cli.formats.base import SlotFormat
 from scope_cli.geometry import Geometry
 from scope_cli.models.target import Target
 
@@ -35,7 +36,7 @@ class Demand:
     @classmethod
     def of(cls, number: int, plan: LanePlan, target: Target, chunk: int) -> "Demand":
         """chunk: `prefill.chunk`"""
-        staged = plan.prompt.staging_bytes(target.shape.geometry, target.dtype_bytes)
+        staged = plan.prompt.staging_bytes(target.shape.geometry, target.dtype_bytes, plan.shape.form)
         work = workspace(target, plan, chunk)
         return cls(
             number,
@@ -82,7 +83,8 @@ class Group:
 
     @classmethod
     def of(cls, plan: dict[str, Any]) -> "Group":
-        shape = CacheShape(**{**plan["shape"], "prompt_slots": tuple(plan["shape"]["prompt_slots"])})
+        told = {**plan["shape"], "prompt_slots": tuple(plan["shape"]["prompt_slots"])}
+        shape = CacheShape(**{**told, "form": SlotFormat(**told.get("form", {}))})
         return cls(**{**plan, "shape": shape})
 
 

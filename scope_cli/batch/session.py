@@ -51,6 +51,7 @@ from scope_cli.errors import (
     is_out_of_memory,
 )
 from scope_cli.files import sweep
+from scope_cli.formats.base import PLAIN
 from scope_cli.models.registry import find
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.units import as_bytes, counted
@@ -400,8 +401,9 @@ def make_board(options: Options, start: Start) -> LogBoard:
     console, geometry = Console(stderr=True), start.opened.geometry
     if not console.is_terminal or options.quiet:
         return LogBoard(console, start.ledger, options.log_every, options.quiet)
-    governed = replace(geometry, layers=tuple(layer for layer in geometry.layers if layer.kind == "full"))
-    return LiveBoard(console, start.ledger, governed.token_bytes(start.opened.dtype.itemsize))
+    form, itemsize = start.job.settings.profile.cache.form, start.opened.dtype.itemsize
+    held, full = (one.policy_token_bytes(geometry, itemsize) for one in (form, PLAIN))
+    return LiveBoard(console, start.ledger, (held, full))
 
 
 def dry_run(options: Options, job: JobSettings, opened: "OpenedModel", inputs: Iterator[Input]) -> int:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from scope_cli.cache.lanes import TOTALS, LaneCount
-from scope_cli.cache.layers import FREE, Chunk, LayerAttention, SlotLayer, put
+from scope_cli.cache.layers import FREE, Chunk, LayerAttention, SlotLayer
 from scope_cli.cache.policy_layer import PolicyLayer
 from scope_cli.cache.readings import Readings
 from scope_cli.cache.shape import STEP, CacheShape
+from scope_cli.cache.store import put
 from scope_cli.cache.window_layer import WindowLayer
 from scope_cli.events import Audit, Reading
 from scope_cli.geometry import Geometry
@@ -57,6 +58,7 @@ class ScopeCache:
         self.layers: list[SlotLayer] = [
             kinds[layer.kind](self, index, layer) for index, layer in enumerate(geometry.layers)
         ]
+        self.space = self._new_space()
         self.next_position = torch.zeros(shape.lanes, dtype=torch.int64, device=device)
         self.held = torch.zeros(shape.lanes, dtype=torch.int64, device=device)
         self.running = torch.zeros(shape.lanes, dtype=torch.int64, device=device)  # 1 where a step counts
@@ -69,6 +71,14 @@ class ScopeCache:
         self.fixed_reads = False  # a compiled step reads one of a few lengths
         self.readings = Readings(self)
         self.past_totals = dict.fromkeys(TOTALS, 0)  # of the prompts whose lanes have been given to others
+
+    def _new_space(self) -> Tensor | None:
+        """[lanes, numbers]: where packed slots are unpacked, one layer after the other; no lane's state."""
+        size = self.shape.space(self.geometry)
+        return torch.empty(self.shape.lanes, size, dtype=self.dtype, device=self.device) if size else None
+
+    def space_of(self, lane: int) -> Tensor | None:
+        return None if self.space is None else self.space[lane : lane + 1]
 
     @property
     def runs(self) -> Tensor:
@@ -210,6 +220,7 @@ class ScopeCache:
             fitting.queries = layer.queries
             fitting.reset(0)
             self.layers[layer.index] = fitting
+        self.space = self._new_space()
         self.fitted += 1
         self.__dict__.pop("alike", None)
         self.readings = Readings(self)

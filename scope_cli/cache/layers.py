@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from scope_cli.cache.exact import ExactTokens
 from scope_cli.cache.shape import whole_steps
+from scope_cli.cache.store import SlotStore, put
 from scope_cli.geometry import LayerGeometry
 
 if TYPE_CHECKING:
@@ -59,20 +61,13 @@ def causal_mask(chunk: Chunk, device: torch.device) -> Any:
     return torch.ones(chunk.tokens, chunk.end, dtype=torch.bool, device=device).tril(chunk.start)
 
 
-def put(into: Tensor, at: tuple[Any, ...], new: Tensor, runs: Tensor) -> None:
-    """`into[at] = new` in the lanes that run; the others write back what stands there.
-
-    runs: bool, [lanes, 1, ...]. Not scatter_, for which a compiled step would copy the whole buffer.
-    """
-    into[at] = torch.where(runs, new, into[at])
-
-
 class SlotLayer:
     """The buffers of one attention layer.
 
-    keys, values: [lanes, kv_heads, slots, head_dim]
+    store: keys and values, [lanes, kv_heads, slots, ...] in their formats
+    exact: the newest tokens as they are, where slots are packed and some are wanted so
     positions: [lanes, kv_heads, slots], FREE where nothing is held
-    bias: [lanes, kv_heads, 1, slots], 0 where a token is held, else -inf
+    bias: [lanes, kv_heads, 1, slots], 0 where attention is to see a token, else -inf
     most_held: tokens; the slots are as many in whole steps, and those beyond stay free
     """
 
@@ -85,32 +80,63 @@ class SlotLayer:
         self.read_slots = slots  # the prefix of the slots that a step reads
         self.head_numbers = torch.arange(geometry.kv_heads, device=cache.device).unsqueeze(0)
         self.received: Tensor | None = None  # [kv_heads, tokens], attention that the prompt got so far
-        like: dict[str, Any] = {"dtype": cache.dtype, "device": cache.device}
         head = (cache.shape.lanes, geometry.kv_heads)
-        # Zeros, because a NaN would spread through a mask.
-        self.keys = torch.zeros(*head, slots, geometry.head_dim, **like)
-        self.values = torch.zeros(*head, slots, geometry.head_dim, **like)
+        self.store = SlotStore(cache.shape.form, head, slots, geometry.head_dim, cache.dtype, cache.device)
         self.positions = torch.full((*head, slots), FREE, dtype=torch.int32, device=cache.device)
-        self.bias = torch.full((*head, 1, slots), -INF, **like)
+        self.bias = torch.full((*head, 1, slots), -INF, dtype=cache.dtype, device=cache.device)
+
+        exact = cache.shape.exact_of(index, geometry)
+        self.exact = ExactTokens(self, exact) if exact else None
+
+    @property
+    def keys(self) -> Tensor:
+        """Their numbers, as they are stored: [lanes, kv_heads, slots, ...]."""
+        return self.store.keys[0]
+
+    @property
+    def values(self) -> Tensor:
+        return self.store.values[0]
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"keys": self.keys, "values": self.values, "positions": self.positions, "bias": self.bias}
+        own = {**self.store.tensors(), "positions": self.positions, "bias": self.bias}
+        return {**own, **self.exact.tensors()} if self.exact else own
 
     def reset(self, lane: int) -> None:
         self.positions[lane] = FREE
         self.bias[lane] = -INF
+        if self.exact:
+            self.exact.reset(lane)
 
     def wipe(self, lane: int) -> None:
         """Zeros again, after numbers that were none."""
-        self.keys[lane] = self.values[lane] = 0
+        for part in self.store.parts:
+            part[lane] = 0
+        if self.exact:
+            self.exact.wipe(lane)
 
     def read(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """Store a chunk of a prompt; what its queries see: keys, values, mask."""
+        """Store a chunk of a prompt; what its queries, turned as the keys are, see: keys, values, mask."""
         raise NotImplementedError
 
-    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Store a token per lane, [lanes, kv_heads, 1, head_dim]; what its query sees: keys, values, bias."""
+    def write(self, keys: Tensor, values: Tensor) -> None:
+        """Store a token per lane, [lanes, kv_heads, 1, head_dim]."""
         raise NotImplementedError
+
+    def seen(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What a step's queries, turned as the keys are, see: keys, values, bias.
+
+        A prefix of the slots, and what is exact. Where slots are packed they are unpacked into the space that
+        all layers share; a compiled step makes its own.
+        """
+        used, exact = self.read_slots, self.exact
+        into = None if torch.compiler.is_compiling() else self.cache.space
+        at = (slice(None), slice(None), slice(used))
+        keys, values = self.store.turned(at, into, exact.tokens if exact else 0)
+        bias = self.bias[..., :used]
+        if exact is None:
+            return keys, values, bias
+        keys[:, :, used:], values[:, :, used:] = exact.keys, exact.values
+        return keys, values, torch.cat([bias, exact.bias], -1)
 
     def remember(self, queries: Tensor, chunk: Chunk | None) -> None:
         """Keep what a scorer will want to know about these queries, [lanes, heads, tokens, head_dim]."""
@@ -147,15 +173,16 @@ class SlotLayer:
         else:
             self.read_slots = min(self.slots, whole_steps(used, self.cache.read_step))
 
-    def _fill(self, slot: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _fill(self, slot: Tensor, keys: Tensor, values: Tensor) -> None:
         """Put each lane's current token into `slot`, [lanes, kv_heads]; lanes that only ride along write
         nothing."""
         at = (self.cache.rows, self.head_numbers, slot)
         runs = self.cache.runs.unsqueeze(1)
-        put(self.keys, at, keys[:, :, 0], runs.unsqueeze(2))
-        put(self.values, at, values[:, :, 0], runs.unsqueeze(2))
+        keys, values = self.store.turn(keys[:, :, 0], values[:, :, 0])
+        if self.exact:
+            self.exact.write(keys, values, slot)
+        self.store.put(at, keys, values, runs)
         now = self.cache.next_position.to(torch.int32).unsqueeze(1)
         put(self.positions, at, now, runs)
-        put(self.bias.squeeze(2), at, torch.zeros_like(slot, dtype=self.bias.dtype), runs)
-        used = self.read_slots
-        return self.keys[:, :, :used], self.values[:, :, :used], self.bias[..., :used]
+        veiled = torch.full_like(slot, -INF if self.exact else 0, dtype=self.bias.dtype)
+        put(self.bias.squeeze(2), at, veiled, runs)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from scope_cli.cache.layers import FREE, INF, Chunk, SlotLayer, causal_mask, put
+from scope_cli.cache.layers import FREE, INF, Chunk, SlotLayer, causal_mask
+from scope_cli.cache.store import Parts, put
 from scope_cli.geometry import LayerGeometry
 from scope_cli.policies.view import LaneFacts, SlotView
 
@@ -65,42 +66,40 @@ class PolicyLayer(SlotLayer):
             return self._feed(chunk, keys, values)
         assert chunk.end <= (self.first_evictable or self.most_held), "a longer prompt than was planned"
         lane, new = chunk.lane, slice(chunk.start, chunk.end)
-        self.keys[lane, :, new] = keys[0]
-        self.values[lane, :, new] = values[0]
+        self.store.set((lane, slice(None), new), self.store.pack(keys[0], values[0]))
         self.positions[lane, :, new] = torch.arange(chunk.start, chunk.end, device=keys.device)
         self.bias[lane, :, :, new] = 0
         seen = (slice(lane, lane + 1), slice(None), slice(chunk.end))
-        return self.keys[seen], self.values[seen], causal_mask(chunk, keys.device)
+        return *self.store.turned(seen, self.cache.space_of(lane)), causal_mask(chunk, keys.device)
 
-    def place(self, lane: int, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+    def place(self, lane: int, parts: Parts, positions: Tensor) -> None:
         """Hold what was kept of a prompt, in the first slots.
 
-        keys, values: [kv_heads, kept, head_dim]; positions: [kv_heads, kept], FREE where a head keeps fewer
+        parts: packed, [kv_heads, kept, ...]; positions: [kv_heads, kept], FREE where a head keeps fewer
         """
         kept = slice(positions.shape[1])
-        self.keys[lane, :, kept] = keys
-        self.values[lane, :, kept] = values
+        self.store.set((lane, slice(None), kept), parts)
         self.positions[lane, :, kept] = positions
-        self.bias[lane, :, 0, kept] = torch.zeros_like(positions, dtype=keys.dtype).masked_fill(
+        self.bias[lane, :, 0, kept] = torch.zeros_like(positions, dtype=self.bias.dtype).masked_fill(
             positions == FREE, -INF
         )
 
-    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def write(self, keys: Tensor, values: Tensor) -> None:
         nth = self.cache.held.unsqueeze(1)
         slot = self.vacant[self.cache.rows, self.head_numbers, nth].long()
         for memo in self.memos.values():
             at = (self.cache.rows, self.head_numbers, slot)
             put(memo, at, torch.zeros_like(slot, dtype=memo.dtype), self.cache.runs.unsqueeze(1))
-        return self._fill(slot, keys, values)
+        self._fill(slot, keys, values)
 
     def _feed(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Store known output; every KV head has its own slots, so the mask is [1, heads, tokens, slots]."""
-        lane, head_dim = slice(chunk.lane, chunk.lane + 1), self.geometry.head_dim
+        lane = slice(chunk.lane, chunk.lane + 1)
         first = self.cache.count(chunk.lane).held
         slots = self.vacant[lane, :, first : first + chunk.tokens].long()
-        into = slots.unsqueeze(-1).expand(-1, -1, -1, head_dim)
-        self.keys[lane].scatter_(2, into, keys)
-        self.values[lane].scatter_(2, into, values)
+        at = (chunk.lane, self.head_numbers.T, slots[0])
+        new_keys, new_values = self.store.turn(keys[0], values[0])
+        self.store.set(at, self.store.pack_turned(new_keys, new_values))
         new = torch.arange(chunk.start, chunk.end, dtype=torch.int32, device=keys.device)
         self.positions[lane].scatter_(2, slots, new.expand_as(slots))
         self.bias[lane].scatter_(
@@ -108,10 +107,17 @@ class PolicyLayer(SlotLayer):
         )
         for memo in self.memos.values():
             memo[lane].scatter_(2, slots, 0)
+        group = self.geometry.heads // self.geometry.kv_heads
+        keys, values = self.store.turned((lane,), self.cache.space_of(chunk.lane))
+        if (exact := self.exact) is not None:
+            packed, as_they_are = exact.seen(chunk, self.cache.count(chunk.lane).prompt)
+            keys = torch.cat([keys, exact.keys[lane], new_keys.unsqueeze(0)], 2)
+            values = torch.cat([values, exact.values[lane], new_values.unsqueeze(0)], 2)
+            exact.write_chunk(chunk, new_keys, new_values, slots[0])
+            return keys, values, torch.cat([packed, as_they_are], -1).unsqueeze(0).repeat_interleave(group, 1)
         held = self.positions[lane].unsqueeze(2)  # [1, kv_heads, 1, slots]
         seen = (held >= 0) & (held <= new.view(1, 1, -1, 1))
-        group = self.geometry.heads // self.geometry.kv_heads
-        return self.keys[lane], self.values[lane], seen.repeat_interleave(group, 1)
+        return keys, values, seen.repeat_interleave(group, 1)
 
     def remember(self, queries: Tensor, chunk: Chunk | None) -> None:
         if chunk is None:
@@ -161,12 +167,13 @@ class PolicyLayer(SlotLayer):
         """
         cache = self.cache
         used = self.read_slots if cache.shape.lanes == 1 else self.slots
+        seen = (slice(None), slice(None), slice(used))
         protected = None if cache.policy.protect_prompt else cache.policy.sinks
         return SlotView(
             layer_number=lambda: self.index,
             scale=self.scale,
-            keys=self.keys[:, :, :used],
-            values=self.values[:, :, :used],
+            keys=lambda: self.store.plain_keys(seen),
+            values=lambda: self.store.plain_values(seen),
             positions=self.positions[:, :, :used],
             queries=self.queries,
             query_positions=cache.query_positions,

@@ -38,7 +38,7 @@ class Readings:
         return round(mean(by_layer)) if by_layer else 0
 
     def _slot_bytes(self, layer: SlotLayer) -> int:
-        return layer.geometry.slot_bytes(self.cache.dtype.itemsize)
+        return self.cache.shape.slot_bytes(layer.geometry, self.cache.dtype.itemsize)
 
     @cached_property
     def _lane_sizes(self) -> tuple[int, int, int]:
@@ -74,7 +74,7 @@ class Readings:
         for index, count in counts:
             seen = count.prompt + count.written
             held_bytes += self.held_bytes(count) + self.window_bytes(seen)
-            full_bytes += seen * self._token_bytes + self.window_bytes(seen)
+            full_bytes += self._full_bytes(seen)
             if self.cache.policy.protect_prompt:
                 kept_prompt += count.prompt if count.kept is None else self._mean_kept(count.kept)
                 kept_generated += count.held
@@ -115,13 +115,14 @@ class Readings:
         reading = self.of(lane)
         chosen = slice(None) if lane is None else slice(lane, lane + 1)
         buffers = sum(tensor[chosen].nbytes for tensor in self.cache.tensors().values())
+        if self.cache.space is not None:
+            buffers += self.cache.space[chosen].nbytes
         if buffers != reading.allocated_bytes:
             problems.append(f"buffers take {buffers} bytes, the reading says {reading.allocated_bytes}")
+        shape, itemsize = self.cache.shape, self.cache.dtype.itemsize
         live = sum(
             int((layer.positions[chosen] >= 0).sum())
-            * 2
-            * layer.geometry.head_dim
-            * self.cache.dtype.itemsize
+            * shape.form.token_bytes(layer.geometry.head_dim, itemsize)
             for layer in self.cache.layers
         )
         if live != reading.held_bytes:
@@ -194,10 +195,22 @@ class Readings:
 
     def window_bytes(self, seen: int) -> int:
         return sum(
-            min(seen, layer.most_held) * layer.geometry.slot_bytes(self.cache.dtype.itemsize)
+            min(seen, layer.most_held) * self._slot_bytes(layer)
             for layer in self.cache.layers
             if isinstance(layer, WindowLayer)
         )
+
+    def _full_bytes(self, seen: int) -> int:
+        """What a plain cache that evicts nothing holds after so many tokens, its windows bounded."""
+        return sum(
+            (min(seen, layer.most_held) if isinstance(layer, WindowLayer) else seen) * bytes_of_a_token
+            for layer, bytes_of_a_token in zip(self.cache.layers, self._plain_bytes, strict=True)
+        )
+
+    @cached_property
+    def _plain_bytes(self) -> list[int]:
+        """Key and value of one token in each layer, as the model computed them."""
+        return [layer.geometry.slot_bytes(self.cache.dtype.itemsize) for layer in self.cache.layers]
 
     @cached_property
     def _token_bytes(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+from scope_cli.formats.base import PLAIN, SlotFormat
 from scope_cli.geometry import Geometry, LayerGeometry
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class CacheShape:
     context: int  # prompt and output tokens at most: a sliding window never needs more slots
     ring: int = 1  # queries remembered per lane and layer
     memos: int = 0  # float32 values beside each slot of a policy layer
+    form: SlotFormat = PLAIN  # in which keys and values lie
+    exact: int = 0  # newest generated tokens that are also held as they are, none of which is evicted
     beyond: bool = False  # RoPE's factors are those for texts longer than the geometry's `switch`
 
     def layer_slots(self, index: int, layer: LayerGeometry) -> int:
@@ -55,7 +58,29 @@ class CacheShape:
         if layer.kind == "full":
             ring = self.ring * layer.heads * layer.head_dim * dtype_bytes
             per_head += self.memos * slots * MEMO_BYTES
-        return self.lanes * (slots * layer.slot_bytes(dtype_bytes) + layer.kv_heads * per_head + ring)
+        exact = self.exact_of(index, layer)  # keys, values, bias, slots
+        per_head += exact * (2 * layer.head_dim * dtype_bytes + dtype_bytes + POSITION_BYTES)
+        return self.lanes * (slots * self.slot_bytes(layer, dtype_bytes) + layer.kv_heads * per_head + ring)
+
+    def exact_of(self, index: int, layer: LayerGeometry) -> int:
+        """Tokens of a layer that are also held as they are."""
+        return min(self.exact, self.most_held(index, layer)) if self.form.packs else 0
+
+    def slot_bytes(self, layer: LayerGeometry, dtype_bytes: int) -> int:
+        """Key and value of one token in a layer, all KV heads, scales included."""
+        return self.form.slot_bytes(layer, dtype_bytes)
+
+    def space(self, geometry: Geometry) -> int:
+        """Numbers into which the keys and values of one lane of the largest layer are unpacked."""
+        if not self.form.packs:
+            return 0
+        return max(
+            2
+            * layer.kv_heads
+            * layer.head_dim
+            * (self.layer_slots(index, layer) + self.exact_of(index, layer))
+            for index, layer in enumerate(geometry.layers)
+        )
 
     def cache_bytes(self, geometry: Geometry, dtype_bytes: int) -> int:
         """What a ScopeCache of this shape allocates, to the byte."""
@@ -64,6 +89,7 @@ class CacheShape:
         return (
             counters
             + ring_positions
+            + self.lanes * self.space(geometry) * dtype_bytes
             + sum(self.layer_bytes(index, layer, dtype_bytes) for index, layer in enumerate(geometry.layers))
         )
 
@@ -93,12 +119,17 @@ class PromptPlan:
         wanted = [self.method.ring(self.window), *(wrapper.ring(self.window) for wrapper in self.wrappers)]
         return min(self.prompt_tokens, max(wanted))
 
-    def staging_bytes(self, geometry: Geometry, dtype_bytes: int) -> int:
+    def staged_form(self, form: SlotFormat) -> SlotFormat:
+        """In which formats a prompt is staged for a cache of `form`: a token is packed once."""
+        return PLAIN if any(wrapper.rewrites for wrapper in self.wrappers) else form
+
+    def staging_bytes(self, geometry: Geometry, dtype_bytes: int, form: SlotFormat = PLAIN) -> int:
         """Keys, values, last queries and sums of the whole prompt, until what stays is known."""
         if not self.staged:
             return 0
+        staged = self.staged_form(form)
         return sum(
-            self.prompt_tokens * layer.slot_bytes(dtype_bytes)
+            self.prompt_tokens * layer.kv_heads * staged.token_bytes(layer.head_dim, dtype_bytes)
             + self.ring * layer.heads * layer.head_dim * dtype_bytes
             + sum(prod(size) for size in self.method.memos(layer, self.prompt_tokens).values()) * MEMO_BYTES
             for layer in geometry.layers

@@ -13,13 +13,16 @@ from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.layers import FREE, Chunk, SlotLayer, causal_mask
 from scope_cli.cache.policy_layer import PolicyLayer
 from scope_cli.cache.shape import PromptPlan
+from scope_cli.cache.store import SlotStore
 from scope_cli.policies.prefills.base import PromptView, choose
 
 
 class StagedLayer:
     """One layer's whole prompt.
 
-    keys, values: [kv_heads, prompt, head_dim]; queries: [heads, up to ring, head_dim], the newest
+    store: keys and values, [kv_heads, prompt, ...], in the cache's formats, so that a token is packed once;
+        plain where a wrapper is going to rewrite them
+    queries: [heads, up to ring, head_dim], the newest
     """
 
     def __init__(self, cache: ScopeCache, layer: PolicyLayer, plan: PromptPlan, seed: int) -> None:
@@ -27,8 +30,9 @@ class StagedLayer:
         self.scale = layer.scale
         geometry = layer.geometry
         like: dict[str, Any] = {"dtype": cache.dtype, "device": cache.device}
-        self.keys = torch.empty(geometry.kv_heads, plan.prompt_tokens, geometry.head_dim, **like)
-        self.values = torch.empty_like(self.keys)
+        form = plan.staged_form(cache.shape.form)
+        size = (geometry.kv_heads,), plan.prompt_tokens, geometry.head_dim
+        self.store: SlotStore | None = SlotStore(form, *size, cache.dtype, cache.device)
         self.queries = torch.empty(geometry.heads, 0, geometry.head_dim, **like)
         sums = torch.promote_types(cache.dtype, torch.float32)
         self.memo = {
@@ -38,11 +42,10 @@ class StagedLayer:
 
     def read(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Store a chunk; what its queries see: keys, values, mask."""
-        self.keys[:, chunk.start : chunk.end] = keys[0]
-        self.values[:, chunk.start : chunk.end] = values[0]
-        seen = (slice(None), slice(chunk.end))
-        visible = causal_mask(chunk, keys.device)
-        return self.keys[seen].unsqueeze(0), self.values[seen].unsqueeze(0), visible
+        assert self.store is not None, "the prompt has been settled"
+        self.store.set((slice(None), slice(chunk.start, chunk.end)), self.store.pack(keys[0], values[0]))
+        seen_keys, seen_values = self.store.turned((slice(None), slice(chunk.end)))
+        return seen_keys.unsqueeze(0), seen_values.unsqueeze(0), causal_mask(chunk, keys.device)
 
     def remember(self, queries: Tensor, chunk: Chunk) -> None:
         """Queries of a chunk, [1, heads, tokens, head_dim]: for the method, and for the lane's own ring."""
@@ -61,10 +64,14 @@ class StagedLayer:
 
     def view(self, end: int) -> PromptView:
         """The first `end` tokens."""
+        assert self.store is not None, "the prompt has been settled"
+        store, seen = self.store, (slice(None), slice(end))
         return PromptView(
             layer=self.layer.index,
-            keys=self.keys[:, :end],
-            values=self.values[:, :end],
+            prompt=end,
+            kv_heads=self.layer.geometry.kv_heads,
+            read_keys=lambda: store.plain_keys(seen),
+            read_values=lambda: store.plain_values(seen),
             queries=self.queries,
             window=self.plan.window,
             scale=self.scale,
@@ -74,11 +81,10 @@ class StagedLayer:
         )
 
     def tensors(self) -> list[Tensor]:
-        return [self.keys, self.values, self.queries, *self.memo.values()]
+        return [*(self.store.parts if self.store else ()), self.queries, *self.memo.values()]
 
     def free(self) -> None:
-        self.keys = self.values = self.queries = self.keys.new_empty(0)
-        self.memo = {}
+        self.store, self.queries, self.memo = None, self.queries.new_empty(0), {}
 
 
 class Staging:
@@ -114,14 +120,15 @@ class Staging:
             cache.fit_prompt(self._by_layer(most))
         del views  # they would hold what is freed
         for staged, layer, mask, needed in zip(self.staged, cache.policy_layers, masks, most, strict=True):
+            staged.layer = layer  # where it was fitted, another one
             view = staged.view(plan.prompt_tokens)
             for wrapper in plan.wrappers:
                 wrapper.rewrite(view, mask)
-            copy_kept(view, mask, needed, layer, self.lane)
+            copy_kept(staged, mask, needed, self.lane)
             staged.free()
         cache.keep_prompt(self.lane, self._by_layer(budgets))
         copied = sum(
-            budget * layer.geometry.slot_bytes(cache.dtype.itemsize)
+            budget * cache.shape.slot_bytes(layer.geometry, cache.dtype.itemsize)
             for budget, layer in zip(budgets, cache.policy_layers, strict=True)
         )
         count = cache.count(self.lane)
@@ -136,7 +143,7 @@ class Staging:
     def _stay(self, view: PromptView, budget: int) -> Tensor:
         """Which tokens of a layer stay, a mask [kv_heads, prompt]."""
         if budget == view.prompt:
-            return torch.ones(view.kv_heads, view.prompt, dtype=torch.bool, device=view.keys.device)
+            return torch.ones(view.kv_heads, view.prompt, dtype=torch.bool, device=self.cache.device)
         scores = self.plan.method.score(view)
         for wrapper in self.plan.wrappers:
             mask = wrapper.choose(scores, budget, view.window)
@@ -145,9 +152,13 @@ class Staging:
         return choose(scores, budget, view.window)
 
 
-def copy_kept(view: PromptView, mask: Tensor, most: int, layer: PolicyLayer, lane: int) -> None:
-    """Copy the kept tokens of each head, in the order of the text, padded to `most`."""
+def copy_kept(staged: StagedLayer, mask: Tensor, most: int, lane: int) -> None:
+    """Copy the kept tokens of each head, packed as they are, in the order of the text, padded to `most`."""
+    store, into = staged.store, staged.layer.store
+    assert store is not None, "the prompt has been settled"
     positions = mask.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices[:, :most]
-    at = positions.unsqueeze(-1).expand(-1, -1, view.keys.shape[2])
+    parts = store.get((torch.arange(len(positions), device=mask.device).unsqueeze(1), positions))
+    if store.form != into.form:  # it was read plain, to be rewritten
+        parts = into.pack(*parts)
     free = torch.arange(most, device=mask.device) >= mask.sum(-1, keepdim=True)
-    layer.place(lane, view.keys.gather(1, at), view.values.gather(1, at), positions.masked_fill(free, FREE))
+    staged.layer.place(lane, parts, positions.masked_fill(free, FREE))

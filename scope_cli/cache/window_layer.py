@@ -15,18 +15,34 @@ class WindowLayer(SlotLayer):
         lane, window, device = chunk.lane, self.geometry.window, keys.device
         before = torch.arange(max(0, chunk.start - window + 1), chunk.start, device=device)
         past = before % self.most_held
-        seen_keys = torch.cat([self.keys[lane : lane + 1, :, past], keys], 2)
-        seen_values = torch.cat([self.values[lane : lane + 1, :, past], values], 2)
+        new_keys, new_values = self.store.turn(keys, values)
+        parts = self.store.pack_turned(new_keys, new_values)
+        old = self.store.get((slice(lane, lane + 1), slice(None), past))
+        seen_keys, seen_values = self.store.turned_parts(
+            [torch.cat(pair, 2) for pair in zip(old, parts, strict=True)]
+        )
         newest = torch.arange(chunk.start, chunk.end, device=device)
         distance = newest[:, None] - torch.cat([before, newest])[None]
         stays = newest[-self.most_held :]  # what a later token can still see
         slot = stays % self.most_held
-        self.keys[lane, :, slot] = keys[0, :, stays - chunk.start]
-        self.values[lane, :, slot] = values[0, :, stays - chunk.start]
+        kept = tuple(part[0, :, stays - chunk.start] for part in parts)
+        self.store.set((lane, slice(None), slot), kept)
         self.positions[lane, :, slot] = stays.to(torch.int32)
         self.bias[lane, :, :, slot] = 0
-        return seen_keys, seen_values, (distance >= 0) & (distance < window)
+        visible = (distance >= 0) & (distance < window)
+        if (exact := self.exact) is None or not chunk.known_output:
+            return seen_keys, seen_values, visible
+        prompt, most = self.cache.count(lane).prompt, exact.tokens
+        visible &= (distance >= most) | (newest[:, None] - distance < prompt)
+        here = torch.arange(max(prompt, chunk.start - most + 1), chunk.start, device=device)
+        seen_keys = torch.cat([seen_keys, exact.keys[lane : lane + 1, :, here % most], new_keys], 2)
+        seen_values = torch.cat([seen_values, exact.values[lane : lane + 1, :, here % most], new_values], 2)
+        near = newest[:, None] - torch.cat([here, newest])[None]
+        exact.write_chunk(
+            chunk, new_keys[0], new_values[0], (newest % self.most_held).expand(keys.shape[1], -1)
+        )
+        return seen_keys, seen_values, torch.cat([visible, (near >= 0) & (near < most)], 1)
 
-    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def write(self, keys: Tensor, values: Tensor) -> None:
         slot = (self.cache.next_position % self.most_held).unsqueeze(1).expand(-1, self.geometry.kv_heads)
-        return self._fill(slot, keys, values)
+        self._fill(slot, keys, values)

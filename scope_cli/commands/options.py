@@ -65,7 +65,7 @@ KeepCheckpoint = Annotated[
 VALUES = {  # of options, by their name; what is not here is named by its type
     "model": "NAME", "profile": "NAME", "strategy": "NAME", "scorer": "NAME", "prefill": "NAME",
     "dtype": "TYPE", "device": "DEVICE", "load_in": "FORM", "compile": "WHEN",
-    "thinking": "WHERE", "recent": "N", "interval": "N", "threads": "N", "lanes": "N",
+    "thinking": "WHERE", "kv": "FORM", "recent": "N", "interval": "N", "threads": "N", "lanes": "N",
     "prefill_budget": "N", "output_dir": "FOLDER", "metrics_address": "ADDRESS",
     "metrics_port": "PORT", "glob": "PATTERN", "memory": "SIZE",
 }  # fmt: skip
@@ -172,6 +172,7 @@ SETTINGS = {
     "budget": Setting("decode.budget", POLICY),
     "recent": Setting("decode.recent", POLICY),
     "interval": Setting("decode.interval", POLICY),
+    "kv": Setting("cache.kv", POLICY),
     "max_new_tokens": Setting("sampling.max_new_tokens", SAMPLING),
     "min_new_tokens": Setting("sampling.min_new_tokens", SAMPLING),
     "ignore_eos": Setting("sampling.ignore_eos", SAMPLING),

@@ -38,7 +38,7 @@ def typed_memory(text: str | None) -> int | None:
 
 
 @app.callback(invoke_without_command=True)
-@o.with_settings(*o.MEASURED, "scorer", "recent", "interval", "seed", "prefill", "prefill_budget")
+@o.with_settings(*o.MEASURED, "scorer", "recent", "interval", "kv", "seed", "prefill", "prefill_budget")
 def profile_command(
     context: typer.Context,
     prompt: Annotated[str | None, o.option("--prompt", panel=RUN, help="The prompt, a text.")] = None,

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from scope_cli.cache.shape import CacheShape, PromptPlan
 from scope_cli.errors import UsageError
+from scope_cli.formats.base import SlotFormat
 from scope_cli.geometry import Geometry
 from scope_cli.policies import plugins
 from scope_cli.policies.schedule import Schedule
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schedules import nothing_to_choose, schedule_of
-from scope_cli.settings.schema import PrefillSettings
+from scope_cli.settings.schema import CacheSettings, PrefillSettings, Profile
 
 if TYPE_CHECKING:
     from scope_cli.policies.prefills.base import Prefill
@@ -87,6 +88,7 @@ def plan_run(
         notes.append(
             f"a context of {geometry.context:,} tokens; the model was made for {geometry.made_for:,}"
         )
+    form = packable(profile.cache, geometry)
     prompt = plan_prompt(profile.prefill, geometry, prompt_tokens)
     notes += prompt_notes(profile.prefill, prompt)
     kept = max(prompt.kept, default=0) if geometry.policy_layers else prompt_tokens
@@ -112,6 +114,8 @@ def plan_run(
             context=prompt_tokens + planned,
             ring=ring,
             memos=memos,
+            form=form,
+            exact=exact_tokens(profile),
             beyond=beyond,
         ),
         prompt=prompt,
@@ -144,8 +148,26 @@ def shared_shape(plans: Sequence[LanePlan], lanes: int) -> CacheShape:
         context=max(plan.shape.context for plan in plans),
         ring=first.ring,
         memos=first.memos,
+        form=first.form,
+        exact=min(plan.shape.exact for plan in plans),
         beyond=first.beyond,
     )
+
+
+def packable(settings: CacheSettings, geometry: Geometry) -> SlotFormat:
+    """In which formats the slots lie. Raises UsageError where this model's heads cannot be packed so."""
+    for head_dim in {layer.head_dim for layer in geometry.layers}:
+        if (problem := settings.form.problem(head_dim)) is not None:
+            raise UsageError(
+                f"cache.values is {settings.sides[1]}: {problem}", "--kv int8 packs heads of any width"
+            )
+    return settings.form
+
+
+def exact_tokens(profile: Profile) -> int:
+    """None of them may be evicted: where something is, no more than `recent`."""
+    exact, decode = profile.cache.exact_tokens, profile.decode
+    return exact if decode.strategy == "full" else min(exact, decode.recent_tokens)
 
 
 def plan_prompt(settings: PrefillSettings, geometry: Geometry, prompt_tokens: int) -> PromptPlan:

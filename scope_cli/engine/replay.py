@@ -47,7 +47,7 @@ class PromptState:
         for layer, keys, values, queries in zip(
             cache.policy_layers, self.keys, self.values, self.queries, strict=True
         ):
-            layer.place(0, keys, values, positions)
+            layer.place(0, (keys, values), positions)
             layer.remember(queries, cache.chunk)
         cache.end_chunk()
         cache.start_decode(0)
@@ -92,6 +92,7 @@ def replay(
     plan = make_plan(settings, loaded.geometry, len(prompt_ids), ring)
     cache = new_cache(loaded, settings.profile, plan.starting_shape)
     whole = not plan.prompt.staged and cache.policy.protect_prompt and plan.shape.ring <= MOST_QUERIES
+    whole = whole and not plan.shape.form.packs  # whoever packs reads its own rounding, from the prompt on
     if state is not None and whole and state.ids == prompt_ids:
         state.put_into(cache, plan)
         yield state.logits, cache

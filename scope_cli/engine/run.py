@@ -17,8 +17,9 @@ from scope_cli.cache.shape import CacheShape
 from scope_cli.engine.decode import Admission, Lane, decode, raise_again
 from scope_cli.engine.plan import LanePlan
 from scope_cli.engine.prefill import read_prompt
-from scope_cli.engine.run_plan import RunPlan, make_plan, policy_of
+from scope_cli.engine.run_plan import RunPlan, make_plan, policy_in_words, policy_of
 from scope_cli.engine.sampling import Sampler
+from scope_cli.engine.slots_check import settled
 from scope_cli.engine.state import Keep, LaneState, go_on, state_of
 from scope_cli.engine.step import Tell, new_step, told_of_compiling
 from scope_cli.engine.text import TextStream
@@ -70,8 +71,15 @@ def generate(
     """
     plan = RunPlan.of(profile, [work.plan for work in works], loaded.device.type, shape=shape)
     notes = []
+    in_force, why_plain = settled_shape(loaded, profile, plan.shape)
+    notes += [why_plain] if why_plain else []
     if loaded.device.type == "cpu" and (why := loaded.why_not_native or why_not()) is not None:
         notes.append(f"the native step is not used, a token takes several times longer: {why}")
+    elif loaded.device.type == "cpu" and in_force.exact:
+        notes.append(
+            "the native step is not used, a token takes several times longer: it sees no exact tokens beside "
+            "packed slots; --set cache.exact=0 leaves them out"
+        )
     if loaded.device.type == "cuda" and KERNEL is None:
         notes.append(
             "Triton is not installed: attention takes PyTorch's kernel, several times slower for one text"
@@ -80,7 +88,7 @@ def generate(
         lanes=plan.shape.lanes,
         prompt_tokens=tuple(prompt.prompt_tokens for prompt in plan.prompts),
         max_new_tokens=max(prompt.max_new_tokens for prompt in plan.prompts),
-        policy=plan.policy,
+        policy=policy_in_words(profile, replace(plan.prompts[0], shape=in_force)),
         profile=profile.as_dict(),
         model=loaded.opened.describe(),
         versions=versions(),
@@ -300,6 +308,17 @@ def new_work(
 
 def new_cache(loaded: LoadedModel, profile: Profile, shape: CacheShape) -> ScopeCache:
     """An empty cache, and the model's RoPE as long as the texts in it."""
+    return _cache_of(loaded, profile, settled_shape(loaded, profile, shape)[0])
+
+
+def settled_shape(loaded: LoadedModel, profile: Profile, shape: CacheShape) -> tuple[CacheShape, str | None]:
+    """With what `auto` comes to for this model, and a note where that is plain slots."""
+    if "auto" not in profile.cache.sides:
+        return shape, None
+    return settled(loaded, shape, profile.cache.plain_form, lambda one: _cache_of(loaded, Profile(), one))
+
+
+def _cache_of(loaded: LoadedModel, profile: Profile, shape: CacheShape) -> ScopeCache:
     loaded.fix_length(shape.beyond)
     return ScopeCache(
         loaded.geometry,

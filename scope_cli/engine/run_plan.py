@@ -86,7 +86,7 @@ def policy_of(decode: DecodeSettings) -> Policy:
 
 def policy_in_words(profile: Profile, plan: LanePlan) -> str:
     decode, schedule = profile.decode, plan.schedule
-    kept = kept_in_words(profile, plan)
+    kept = kept_in_words(profile, plan) + slots_in_words(plan.shape)
     if decode.strategy == "full":
         return f"full: nothing is evicted{kept}"
     what = f"total budget {decode.total_budget}" if decode.total_budget else f"budget {decode.budget}"
@@ -99,6 +99,12 @@ def policy_in_words(profile: Profile, plan: LanePlan) -> str:
     every = "every token" if interval == 1 else f"every {interval} tokens"
     scorer = f"scorer {decode.scorer.name}"
     return f"{decode.strategy}, {what} ({schedule.recent} recent), {every}, {scorer}{prompt}{kept}"
+
+
+def slots_in_words(shape: CacheShape) -> str:
+    """In which formats slots lie, where they are not plain."""
+    exact = f" (the newest {shape.exact} exact)" if shape.exact else ""
+    return f", slots {shape.form}{exact}" if shape.form.packs else ""
 
 
 def kept_in_words(profile: Profile, plan: LanePlan) -> str:

@@ -29,7 +29,7 @@ def workspace(target: Target, plan: LanePlan, chunk: int) -> Workspace:
     """Of the lanes of `plan.shape`; chunk: `prefill.chunk`."""
     shape, dtype_bytes = target.shape, target.dtype_bytes
     chunk = min(plan.prompt_tokens, chunk_of(chunk, target.device))
-    staged = plan.prompt.staging_bytes(shape.geometry, dtype_bytes)
+    staged = plan.prompt.staging_bytes(shape.geometry, dtype_bytes, plan.shape.form)
     last = plan.prompt_tokens % chunk or chunk  # tokens of the last chunk
 
     def reading(tokens: int) -> int:
@@ -52,7 +52,9 @@ def reading_bytes(shape: ModelShape, plan: LanePlan, tokens: int, dtype_bytes: i
     and sines. Beside them the largest of three: the feed-forward layer's wide tensors (the gate's activation,
     the other half, their product; packed products round less); attention's (queries before and after their
     rotation and halfway, the same of keys, values, the output, a mask over everything read so far as bool and
-    as numbers); and what a prefill method computes when it is shown a chunk.
+    as numbers); and what a prefill method computes when it is shown a chunk. Where slots are
+    packed there are turned queries and outputs, a chunk's tokens on their way into numbers, and, where the prompt
+    is staged, one layer of it unpacked; a prompt that is not is unpacked into the cache's own space.
     """
     prompt = plan.prompt_tokens
     layer = max(shape.geometry.layers, key=lambda one: one.heads * one.head_dim)
@@ -61,11 +63,16 @@ def reading_bytes(shape: ModelShape, plan: LanePlan, tokens: int, dtype_bytes: i
     queries, keys = tokens * layer.heads * layer.head_dim, tokens * layer.kv_heads * layer.head_dim
     attention = 4 * queries + 4 * keys
     mask = tokens * prompt * (1 + dtype_bytes)
-    observing = 0
+    unpacked = 0
+    if plan.shape.form.packs:
+        attention += 2 * queries + 3 * keys
+        if plan.prompt.staged:
+            unpacked = prompt * layer.slot_bytes(dtype_bytes)
+    observing = unpacked
     if plan.prompt.staged:
         numbers = plan.prompt.method.observing(layer, tokens, prompt)
-        observing = dtype_bytes * 2 * (queries + keys) + max(4, dtype_bytes) * numbers
-    return dtype_bytes * stream + max(3 * wide, dtype_bytes * attention + mask, observing)
+        observing += dtype_bytes * 2 * (queries + keys) + max(4, dtype_bytes) * numbers
+    return dtype_bytes * stream + max(3 * wide, dtype_bytes * attention + mask + unpacked, observing)
 
 
 def settling_bytes(shape: ModelShape, plan: LanePlan, dtype_bytes: int) -> int:
@@ -74,8 +81,9 @@ def settling_bytes(shape: ModelShape, plan: LanePlan, dtype_bytes: int) -> int:
     layer = max(shape.geometry.layers, key=lambda one: one.slot_bytes(1))
     attention = 3 * layer.heads * plan.prompt.ring * plan.prompt_tokens * precise
     order = 3 * layer.kv_heads * plan.prompt_tokens * INDEX_BYTES
-    copied = layer.slot_bytes(dtype_bytes) * max(plan.prompt.kept, default=0)
-    return max(attention, order + copied) + layer.slot_bytes(precise) * plan.prompt_tokens // 2
+    copied = plan.shape.slot_bytes(layer, dtype_bytes) * max(plan.prompt.kept, default=0)
+    unpacked = layer.slot_bytes(dtype_bytes) * plan.prompt_tokens if plan.shape.form.packs else 0
+    return max(attention, order + copied) + layer.slot_bytes(precise) * plan.prompt_tokens // 2 + unpacked
 
 
 def writing_bytes(shape: ModelShape, plan: LanePlan, dtype_bytes: int) -> int:
@@ -88,6 +96,9 @@ def writing_bytes(shape: ModelShape, plan: LanePlan, dtype_bytes: int) -> int:
             slots = held.layer_slots(index, layer)
             scores = (2 * layer.heads * held.ring + 3 * layer.kv_heads) * slots * MEMO_BYTES
             order = 3 * layer.kv_heads * slots * INDEX_BYTES
-            keys = prod((slots, layer.kv_heads, layer.head_dim)) * 4 if dtype_bytes < 4 else 0  # in float32
+            one_side = prod((slots, layer.kv_heads, layer.head_dim))
+            keys = one_side * 4 if dtype_bytes < 4 else 0  # in float32
+            if held.form.packs:  # unpacked and turned back, of keys and then of values
+                keys += 3 * one_side * dtype_bytes
             evicting = max(evicting, scores + order + keys)
     return held.lanes * max(logits, evicting if plan.schedule.strategy != "full" else 0)

@@ -52,12 +52,14 @@ def attend(
         raise ModelError("models that scale their attention from call to call cannot be run")
     if scope_cache.chunk is not None:
         keys, values, visible = layer.read(scope_cache.chunk, key, value)
-        causal = visible is None
+        causal, store = visible is None, layer.store
+        asked = store.turned_queries(query)
         out = F.scaled_dot_product_attention(
-            query, keys, values, visible, is_causal=causal, scale=layer.scale, enable_gqa=True
+            asked, keys, values, visible, is_causal=causal, scale=layer.scale, enable_gqa=True
         )
+        out = store.turned_back(out)
         if layer.counts_received and not scope_cache.chunk.known_output:
-            layer.add_received(received(query[0], keys[0], scope_cache.chunk.start, layer.scale))
+            layer.add_received(received(asked[0], keys[0], scope_cache.chunk.start, layer.scale))
     else:
         return attend_step(layer, query, key, value), None
     layer.remember(query, scope_cache.chunk)
@@ -66,19 +68,21 @@ def attend(
 
 def attend_step(layer: "SlotLayer", query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """One token of each lane: write it, attend over everything held, remember the query."""
-    keys, values, bias = layer.write(key, value)
+    layer.write(key, value)
     lanes, heads, _tokens, head_dim = query.shape
-    grouped = query.view(lanes, keys.shape[1], -1, head_dim)  # a group shares its KV head
-    out = attend_slots(grouped, keys, values, bias, layer.scale)
+    grouped = query.view(lanes, key.shape[1], -1, head_dim)  # a group shares its KV head
+    store = layer.store
+    out = store.turned_back(attend_slots(store.turned_queries(grouped), layer))
     layer.remember(query, None)
     return out.view(lanes, heads, 1, head_dim).transpose(1, 2).contiguous()
 
 
-def attend_slots(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """One query of each head over a prefix of the slots; query: [lanes, kv_heads, group, head_dim]."""
-    if query.is_cuda and KERNEL is not None and query.dtype in KERNEL_DTYPES:
-        return KERNEL(query, keys, values, bias, scale)
-    return F.scaled_dot_product_attention(query, keys, values, bias, scale=scale)
+def attend_slots(query: Tensor, layer: "SlotLayer") -> Tensor:
+    """One turned query of each head over a prefix of the slots; query: [lanes, kv_heads, group, head_dim]."""
+    if query.is_cuda and KERNEL is not None and query.dtype in KERNEL_DTYPES and layer.store.keys_in_kernel:
+        return KERNEL(query, layer)
+    keys, values, bias = layer.seen()
+    return F.scaled_dot_product_attention(query, keys, values, bias, scale=layer.scale)
 
 
 def triton_kernel() -> Callable[..., Tensor] | None:
@@ -86,10 +90,10 @@ def triton_kernel() -> Callable[..., Tensor] | None:
     if not torch.cuda.is_available():
         return None
     try:
-        from scope_cli.models.slot_attention import attend_plain_slots
+        from scope_cli.models.slot_attention import attend_layer
     except ImportError:
         return None
-    return attend_plain_slots
+    return attend_layer
 
 
 def attend_bound(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -152,14 +152,13 @@ def functions_of(library: Library) -> Any:
 
 def _slots(layer: SlotLayer, tensors: dict[str, Tensor]) -> Slots:
     geometry, table = layer.geometry, Slots()
-    store = getattr(layer, "store", None)
     for side in ("key", "value"):
         numbers = tensors[f"{side}s"]
         scales = tensors.get(f"{side}_scales", tensors.get(f"{side}_groups"))
         setattr(table, f"{side}s", address(numbers))
         setattr(table, f"{side}_scales", address(scales))
         setattr(table, f"{side}_format", FORMATS[numbers.dtype])
-        setattr(table, f"turns_{side}s", bool(getattr(store, f"turns_{side}s", False)))
+        setattr(table, f"turns_{side}s", getattr(layer.store, f"turns_{side}s"))
     table.positions = address(tensors["positions"])
     table.kv_heads, table.head_dim = geometry.kv_heads, geometry.head_dim
     table.group, table.slots = geometry.heads // geometry.kv_heads, layer.slots
@@ -172,6 +171,8 @@ def _check(decoder: Decoder, cache: ScopeCache) -> None:
     dtype = str(cache.dtype).removeprefix("torch.")
     if cache.device.type != "cpu" or cache.dtype not in PLAIN_DTYPES:
         raise NotInTable(f"it has no slots in {dtype} on {cache.device.type}")
+    if any(layer.exact for layer in cache.layers):
+        raise NotInTable("it sees no exact tokens beside packed slots")
     sizes = {(layer.heads, layer.kv_heads, layer.head_dim) for layer in cache.geometry.layers}
     if len(sizes) != 1 or len(cache.layers) != len(decoder.layers):
         raise NotInTable("its layers are not of one size")

@@ -12,12 +12,15 @@ bits with a scale and a minimum per group of 32.
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from scope_cli.cache.layers import SlotLayer
 
 BLOCK = 64  # slots that a program looks at together
 PROGRAMS_PER_UNIT = 4  # programs to each multiprocessor, so that none waits for memory alone
@@ -41,7 +44,13 @@ class PackedSlots:
 
 
 def attend_slots(
-    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float, packed: PackedSlots | None = None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    scale: float,
+    packed: PackedSlots | None = None,
+    exact: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor:
     """softmax(scale * query @ keys^T + bias) @ values, for one query of each head.
 
@@ -49,37 +58,57 @@ def attend_slots(
     keys: [lanes, kv_heads, slots, head_dim], any strides but the last
     values: the same; with 4 bits [lanes, kv_heads, slots, head_dim / 2]
     bias: [lanes, kv_heads, 1, slots], 0 where a token is held, -inf where the slot is free
+    exact: keys, values and bias of plain tokens beside the packed slots, with the same axes
     returns [lanes, kv_heads, group, head_dim]; zeros where a lane holds nothing
     """
     packed = packed or PackedSlots()
     lanes, kv_heads, group, head_dim = query.shape
     slots = keys.shape[2]
-    parts, blocks = shared_out(lanes * kv_heads, slots, query.device)
     heads = lanes * kv_heads
-    sums = query.new_empty(heads, parts, group, head_dim, dtype=torch.float32)
-    tops = query.new_empty(heads, parts, 2, group, dtype=torch.float32)  # largest logit, sum of weights
+    parts, blocks = shared_out(heads, slots, query.device)
+    more, more_blocks = (0, 0) if exact is None else shared_out(heads, exact[0].shape[2], query.device)
+    sums = query.new_empty(heads, parts + more, group, head_dim, dtype=torch.float32)
+    tops = query.new_empty(
+        heads, parts + more, 2, group, dtype=torch.float32
+    )  # largest logit, sum of weights
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     key_scales, value_scales, value_groups = packed.key_scales, packed.value_scales, packed.value_groups
     width = max(SMALLEST_SIDE, triton.next_power_of_2(head_dim))
-    rows = max(SMALLEST_SIDE, triton.next_power_of_2(group))
-    _part[(heads, parts)](
+    if exact is not None:
+        _launch(query, *exact, None, None, None, sums, tops, scale, more, more_blocks, parts, parts + more)
+    _launch(
+        query, keys, values, bias, key_scales, value_scales, value_groups, sums, tops, scale,
+        parts, blocks, 0, parts + more,
+    )  # fmt: skip
+    _merge[(heads, group)](
+        sums, tops, out, parts + more,
+        GROUP=group, HEAD_DIM=head_dim, WIDTH=width, PARTS=triton.next_power_of_2(parts + more),
+    )  # fmt: skip
+    return out
+
+
+def _launch(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor,
+    key_scales: Tensor | None, value_scales: Tensor | None, value_groups: Tensor | None,
+    sums: Tensor, tops: Tensor, scale: float, parts: int, blocks: int, first: int, all_parts: int,
+) -> None:  # fmt: skip
+    """The stretches of some slots, as the parts from `first` on, of `all_parts`."""
+    lanes, kv_heads, group, head_dim = query.shape
+    _part[(lanes * kv_heads, parts)](
         query, keys, values, bias, key_scales, value_scales, value_groups, sums, tops,
-        scale * math.log2(math.e), slots, blocks,
+        scale * math.log2(math.e), keys.shape[2], blocks, first, all_parts,
         *query.stride()[:3], *keys.stride()[:3], *values.stride()[:3], *bias.stride()[:2], bias.stride(3),
         *(key_scales.stride()[:2] if key_scales is not None else (0, 0)),
         *(value_scales.stride()[:2] if value_scales is not None else (0, 0)),
         *(value_groups.stride()[:4] if value_groups is not None else (0, 0, 0, 0)),
-        KV_HEADS=kv_heads, GROUP=group, HEAD_DIM=head_dim, ROWS=rows, WIDTH=width, BLOCK=BLOCK,
+        KV_HEADS=kv_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK=BLOCK,
+        ROWS=max(SMALLEST_SIDE, triton.next_power_of_2(group)),
+        WIDTH=max(SMALLEST_SIDE, triton.next_power_of_2(head_dim)),
         KEY_BITS=16 if key_scales is None else 8,
         VALUE_BITS=4 if value_groups is not None else 16 if value_scales is None else 8,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
         num_warps=4, num_stages=2,
     )  # fmt: skip
-    _merge[(heads, group)](
-        sums, tops, out, parts,
-        GROUP=group, HEAD_DIM=head_dim, WIDTH=width, PARTS=triton.next_power_of_2(parts),
-    )  # fmt: skip
-    return out
 
 
 def shared_out(heads: int, slots: int, device: torch.device) -> tuple[int, int]:
@@ -99,7 +128,7 @@ def units(device: torch.device) -> int:
 @triton.jit  # type: ignore[untyped-decorator]
 def _part(  # type: ignore[no-untyped-def]
     query, keys, values, bias, key_scales, value_scales, value_groups, sums, tops,
-    scale, slots, blocks,
+    scale, slots, blocks, first, parts,
     q_lane, q_head, q_row, k_lane, k_head, k_slot, v_lane, v_head, v_slot, b_lane, b_head, b_slot,
     ks_lane, ks_head, vs_lane, vs_head, vg_lane, vg_head, vg_slot, vg_kind,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
@@ -107,7 +136,7 @@ def _part(  # type: ignore[no-untyped-def]
     KEY_BITS: tl.constexpr, VALUE_BITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A stretch of one head's slots: sums of weighted values, not yet divided, with their largest logit."""
-    head, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    head, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     lane, kv_head = head // KV_HEADS, head % KV_HEADS
     rows, columns, within = tl.arange(0, ROWS), tl.arange(0, WIDTH), tl.arange(0, BLOCK)
     is_row, is_column = rows < GROUP, columns < HEAD_DIM
@@ -173,7 +202,7 @@ def _part(  # type: ignore[no-untyped-def]
                     weights *= tl.load(value_scales + offset, mask=there, other=0.0).to(tl.float32)[None, :]
             summed = summed * shrink[:, None]
             summed += tl.dot(weights.to(asked.dtype), value, input_precision=PRECISION)
-    place = head * parts + part
+    place = head * parts + first + part
     tl.store(
         sums + (place * GROUP + rows[:, None]) * HEAD_DIM + columns[None, :],
         summed,
@@ -208,11 +237,30 @@ def _merge(  # type: ignore[no-untyped-def]
 
 
 @torch.library.custom_op("scope::attend_slots", mutates_args=())
-def attend_plain_slots(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """`attend_slots` of plain slots as one operation, which a compiled step calls as it is."""
-    return attend_slots(query, keys, values, bias, scale)
+def attend_in_one(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float,
+    key_scales: Tensor | None, value_scales: Tensor | None, value_groups: Tensor | None,
+    exact_keys: Tensor | None, exact_values: Tensor | None, exact_bias: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """`attend_slots` as one operation, which a compiled step calls as it is."""
+    packed = PackedSlots(key_scales, value_scales, value_groups)
+    exact = None
+    if exact_keys is not None and exact_values is not None and exact_bias is not None:
+        exact = exact_keys, exact_values, exact_bias
+    return attend_slots(query, keys, values, bias, scale, packed, exact)
 
 
-@attend_plain_slots.register_fake
-def _(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Any:
+@attend_in_one.register_fake
+def _(query: Tensor, *_: Any) -> Any:
     return torch.empty_like(query, memory_format=torch.contiguous_format)
+
+
+def attend_layer(query: Tensor, layer: "SlotLayer") -> Tensor:
+    """One query of each head over a layer's slots; query: [lanes, kv_heads, group, head_dim], turned."""
+    used, store, exact = layer.read_slots, layer.store, layer.exact
+    tensors = {name: part[:, :, :used] for name, part in store.tensors().items()}
+    return attend_in_one(
+        query, tensors["keys"], tensors["values"], layer.bias[..., :used], layer.scale,
+        tensors.get("key_scales"), tensors.get("value_scales"), tensors.get("value_groups"),
+        *((exact.keys, exact.values, exact.bias) if exact else (None, None, None)),
+    )  # fmt: skip

@@ -44,8 +44,8 @@ class SlotView:
         *,
         layer_number: Callable[[], int],
         scale: float,
-        keys: Tensor,
-        values: Tensor,
+        keys: Callable[[], Tensor],
+        values: Callable[[], Tensor],
         positions: Tensor,
         queries: Tensor,
         query_positions: Tensor,
@@ -66,7 +66,10 @@ class SlotView:
         ago: show how it was so many tokens ago, if nothing was evicted since
         """
         self._layer_number = layer_number
-        self.scale, self.keys, self.values, self.positions = scale, keys, values, positions
+        self._read_keys, self._read_values = keys, values
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+        self.scale, self.positions = scale, positions
         self.queries, self.query_positions = queries, query_positions
         self.seeds, self.inv_freq = seeds, inv_freq
         self._memos, self._output_weight = memos, output_weight
@@ -83,6 +86,28 @@ class SlotView:
         stays = self.is_prompt if protected is None else self.is_prompt & (self.positions < protected)
         self.is_candidate = self.is_held & ~self.is_recent & ~stays
         self.keep = self.is_candidate.sum(-1, keepdim=True) - facts.leaving
+
+    @property
+    def keys(self) -> Tensor:
+        """[lanes, kv_heads, slots, head_dim], unpacked when somebody asks"""
+        if self._keys is None:  # not functools.cached_property: a compiler does not look through its lock
+            self._keys = self._read_keys()
+        return self._keys
+
+    @keys.setter
+    def keys(self, keys: Tensor) -> None:
+        self._keys = keys
+
+    @property
+    def values(self) -> Tensor:
+        """[lanes, kv_heads, slots, head_dim]"""
+        if self._values is None:
+            self._values = self._read_values()
+        return self._values
+
+    @values.setter
+    def values(self, values: Tensor) -> None:
+        self._values = values
 
     @property
     def layer(self) -> int:
@@ -112,7 +137,7 @@ class SlotView:
         positions, at = self.query_positions.topk(window, -1)
         lanes, heads, _ring, head_dim = self.queries.shape
         queries = self.queries.gather(2, at.view(lanes, 1, window, 1).expand(-1, heads, -1, head_dim))
-        return self.precise(queries).unflatten(1, (self.keys.shape[1], -1)), positions
+        return self.precise(queries).unflatten(1, (self.positions.shape[1], -1)), positions
 
     def attention(
         self,
@@ -240,7 +265,7 @@ class SlotView:
     def output_weight(self) -> Tensor:
         """The layer's output projection by head, [heads, head_dim, hidden]."""
         assert self._output_weight is not None, "a cache whose policy weighs is told the weights"
-        return self._output_weight.T.unflatten(0, (-1, self.values.shape[-1]))
+        return self._output_weight.T.unflatten(0, (-1, self.queries.shape[-1]))
 
     # Chance
 

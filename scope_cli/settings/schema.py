@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue
+from pydantic_core import PydanticCustomError
 
+from scope_cli.formats.base import SlotFormat
 from scope_cli.policies import plugins
 from scope_cli.policies.schedule import Strategy
 from scope_cli.settings.values import (
@@ -20,6 +22,16 @@ from scope_cli.settings.values import (
 )
 
 MOST_THREADS = 64  # or four for each CPU, where that is more: libraries die of thousands
+KV = {
+    "plain": ("plain", "plain"),
+    "int8": ("int8", "int8"),
+    "k8v4": ("int8", "int4"),
+    "auto": ("auto", "auto"),
+}
+EXACT = 64  # tokens that stay as they are beside slots in 4 bits
+FOUR_BIT_KEYS = (
+    "keys in 4 bits change the text ten times as much as values in 4 bits: int8 is the least for keys"
+)
 COLDEST = 1e-6  # a lower temperature but 0: logits divided by it may leave float32
 
 
@@ -227,6 +239,54 @@ class DecodeSettings(Settings):
         return max(1, min(256, self.budget // 2, total // 2))
 
 
+def _no_four_bit_keys(value: Any) -> Any:
+    if value == "int4":
+        raise PydanticCustomError("four_bits", FOUR_BIT_KEYS)
+    return value
+
+
+class CacheSettings(Settings):
+    kv: Literal["plain", "int8", "k8v4", "auto"] = Field(
+        "plain",
+        description="how keys and values lie in their slots: plain, as the model computes them; int8, a "
+        "quarter of float32's bytes for next to no change; k8v4, keys in 8 bits and values in 4; auto: int8, "
+        "unless a passage read both ways shows that it moves this model by a KL of more than 0.005",
+    )
+    keys: Annotated[Literal["auto", "plain", "int8"], BeforeValidator(_no_four_bit_keys)] | None = Field(
+        None, description="the keys alone; null: what `kv` says"
+    )
+    values: Literal["auto", "plain", "int8", "int4"] | None = Field(
+        None, description="the values alone; null: what `kv` says"
+    )
+    exact: Literal["auto"] | Annotated[int, Field(ge=0, le=MOST)] = Field(
+        "auto",
+        description="newest generated tokens, at most `decode.recent`, that are also kept and used as they "
+        "are; auto: 64 where values lie in 4 bits, else none",
+    )
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """Of keys and values: plain, int8, int4 or auto."""
+        keys, values = KV[self.kv]
+        return self.keys or keys, self.values or values
+
+    @property
+    def form(self) -> SlotFormat:
+        """The formats; `auto` is int8."""
+        return SlotFormat(*("int8" if side == "auto" else side for side in self.sides))
+
+    @property
+    def plain_form(self) -> SlotFormat:
+        """The formats where int8 moves the model too far: `auto` is plain."""
+        return SlotFormat(*("plain" if side == "auto" else side for side in self.sides))
+
+    @property
+    def exact_tokens(self) -> int:
+        if self.exact == "auto":
+            return EXACT if "int4" in self.sides else 0
+        return self.exact if self.form.packs else 0
+
+
 class SamplingSettings(Settings):
     temperature: float = Field(0.0, ge=0, description="randomness; 0: always the most probable token")
     top_k: Annotated[Annotated[int, Field(ge=1, le=MOST)] | None, BeforeValidator(zero_is_off)] = Field(
@@ -279,10 +339,11 @@ class Profile(Settings):
     prompt: PromptSettings = PromptSettings()
     prefill: PrefillSettings = PrefillSettings()
     decode: DecodeSettings = DecodeSettings()
+    cache: CacheSettings = CacheSettings()
     sampling: SamplingSettings = SamplingSettings()
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        for key in ("model", "prompt", "prefill", "decode", "sampling"):
+        for key in ("model", "prompt", "prefill", "decode", "cache", "sampling"):
             for inner, text in getattr(self, key).problems():
                 yield f"{key}.{inner}", text
         for key, plugin, kind in (

@@ -68,9 +68,9 @@ def test_what_a_lane_holds_follows_its_schedule():
     one = running(0)
     one.read_bytes = 400, 400
     one.wrote(9)
-    assert one.bytes(10) == (400 + 5 * 10, 400 + 9 * 10)
+    assert one.bytes((10, 12)) == (400 + 5 * 10, 400 + 9 * 12)
     one.wrote(13)
-    assert one.bytes(10) == (400 + 5 * 10, 400 + 13 * 10)
+    assert one.bytes((10, 12)) == (400 + 5 * 10, 400 + 13 * 12)
 
 
 def test_a_log_tells_how_it_stands_at_its_interval(tmp_path, clock):
@@ -93,7 +93,7 @@ def test_the_live_board_has_a_line_per_lane_and_failures_stay_above(tmp_path, cl
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=COLUMNS, height=LINES, legacy_windows=False)
     ledger = fill(tmp_path)
-    board = LiveBoard(console, ledger, token_bytes=1024)
+    board = LiveBoard(console, ledger, token_bytes=(1024, 1024))
     one, two = running(0), running(1)
     board.began(one)
     board.began(two)
@@ -123,7 +123,7 @@ def test_the_live_board_has_a_line_per_lane_and_failures_stay_above(tmp_path, cl
 def test_more_lanes_than_lines_are_counted(tmp_path, clock):
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=COLUMNS, height=6)
-    board = LiveBoard(console, fill(tmp_path, 9), token_bytes=1)
+    board = LiveBoard(console, fill(tmp_path, 9), token_bytes=(1, 1))
     for number in range(9):
         clock.now += 1
         board.began(running(number))

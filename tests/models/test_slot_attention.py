@@ -5,7 +5,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from scope_cli.models.slot_attention import BLOCK, PackedSlots, attend_slots, shared_out
+from scope_cli.formats.base import SHORT
+from scope_cli.models.slot_attention import BLOCK, PackedSlots, attend_layer, attend_slots, shared_out
+from tests.cache.test_cache import loaded_tiny
+from tests.cache.test_packed_slots import cache_with, stepped
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -109,3 +112,53 @@ def test_packed_slots_are_what_their_numbers_stand_for(dtype, head_dim, value_bi
     wanted = plain(query, plain_keys, plain_values, bias, head_dim**-0.5)
     error = (out.double().cpu() - wanted).norm() / wanted.norm()
     assert error < TOLERANCE[dtype], error
+
+
+@pytest.mark.parametrize("value_bits", [16, 8, 4])
+@pytest.mark.parametrize(("lanes", "kv_heads", "group", "exact"), [(1, 2, 1, 64), (3, 2, 4, 5)])
+def test_exact_tokens_beside_packed_slots_are_seen_as_they_are(value_bits, lanes, kv_heads, group, exact):
+    dtype, head_dim = DTYPES[0], 64
+    query, keys, values, bias = slots_of(lanes, kv_heads, group, 300, head_dim, dtype)
+    _, exact_keys, exact_values, exact_bias = slots_of(lanes, kv_heads, group, 300, head_dim, dtype, seed=1)
+    beside = exact_keys[:, :, :exact], exact_values[:, :, :exact], exact_bias[..., :exact].clone()
+    beside[2][..., 0] = -torch.inf
+    beside[2][..., -1] = 0
+    packed = PackedSlots()
+    plain_keys, plain_values = keys, values
+    if value_bits < 16:
+        keys, key_scales, plain_keys = packed_8(keys)
+        packed = PackedSlots(key_scales)
+    if value_bits == 8:
+        values, value_scales, plain_values = packed_8(values)
+        packed = PackedSlots(key_scales, value_scales)
+    if value_bits == 4:
+        values, value_groups, plain_values = packed_4(values)
+        packed = PackedSlots(key_scales, value_groups=value_groups)
+    out = attend_slots(query, keys, values, bias, head_dim**-0.5, packed, beside)
+    both = [
+        torch.cat([one, other], axis)
+        for one, other, axis in (
+            (plain_keys, beside[0], 2),
+            (plain_values, beside[1], 2),
+            (bias, beside[2], 3),
+        )
+    ]
+    wanted = plain(query, *both, head_dim**-0.5)
+    error = (out.double().cpu() - wanted).norm() / wanted.norm()
+    assert error < TOLERANCE[dtype], error
+
+
+@pytest.mark.parametrize("kv", ["plain", "int8", "k8v4"])
+@pytest.mark.parametrize("exact", [0, 6])
+def test_the_kernel_reads_a_layer_as_sdpa_reads_it_unpacked(tmp_path, kv, exact):
+    """After evictions, with free slots and veiled ones."""
+    loaded = loaded_tiny(tmp_path, "llama-32", torch.float32)
+    cache, _ = cache_with(loaded, SHORT[kv], exact, tokens=41, budget=16, recent=8, interval=5)
+    stepped(loaded, cache, torch.randint(0, 256, (40,)))
+    assert cache.reading().evictions > 0
+    for layer in cache.layers:
+        layer_query = torch.randn(1, layer.geometry.kv_heads, 2, 32)
+        keys, values, bias = layer.seen()
+        sdpa = torch.nn.functional.scaled_dot_product_attention
+        wanted = sdpa(layer_query, keys, values, bias, scale=layer.scale)
+        torch.testing.assert_close(attend_layer(layer_query, layer), wanted, rtol=1e-4, atol=1e-4)

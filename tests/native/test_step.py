@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.shape import CacheShape
 from scope_cli.engine.step import EagerStep
+from scope_cli.formats.base import PLAIN, SHORT, SlotFormat
 from scope_cli.models import model as models_module
 from scope_cli.models.attention import ATTENTION, attention_of
 from scope_cli.models.decoders import ROWS, NotInTable, decoder_of
@@ -51,6 +52,8 @@ class Run:
     scorer: str = "window"
     dtype: torch.dtype = torch.float32
     room: int = 400  # of a prompt
+    form: SlotFormat = PLAIN
+    exact: int = 0
     cache: ScopeCache = field(init=False)
 
     @torch.no_grad()
@@ -64,6 +67,8 @@ class Run:
             context=2048,
             ring=16,
             memos=len(policy.scorer.memos),
+            form=self.form,
+            exact=self.exact,
         )
         told = attention_of(self.model, geometry, weighs=False)
         self.cache = ScopeCache(geometry, shape, policy, attention=told, dtype=self.dtype)
@@ -118,6 +123,28 @@ def same_state(ours: ScopeCache, theirs: ScopeCache) -> None:
         count and count.evicted_tokens for count in theirs.lanes
     ]
     assert not ours.audit().problems
+
+
+@pytest.mark.parametrize("kv", ["int8", "k8v4"])
+@pytest.mark.parametrize("row", ["llama", "gemma3_text", "qwen3", "phi3"])
+def test_packed_slots_are_written_and_read_as_the_cache_does(native, row, kv):
+    """A token is packed by either to the same numbers, but for one that lies on the edge between two."""
+    model = model_for(row)
+    if SHORT[kv].problem(geometry_of(model.config).layers[0].head_dim):
+        pytest.skip("heads that cannot be packed")
+    theirs, ours = (Run(model, [prompt_of(70, 0), prompt_of(81, 1)], form=SHORT[kv]) for _ in range(2))
+    expected = theirs.logits(EagerStep(model, theirs.cache))
+    assert distance(ours.logits(NativeStep(model, ours.cache, native.library)), expected) < 0.02
+    assert ours.cache.reading() == theirs.cache.reading() and not ours.cache.audit().problems
+    for layer, other in zip(ours.cache.layers, theirs.cache.layers, strict=True):
+        assert (layer.keys == other.keys).float().mean() > 0.9
+
+
+def test_exact_tokens_beside_packed_slots_are_not_in_its_table(native):
+    model = model_for("llama")
+    run = Run(model, [prompt_of(70, 0)], form=SHORT["int8"], exact=4)
+    with pytest.raises(NotInTable, match="exact"):
+        NativeStep(model, run.cache, native.library)
 
 
 @pytest.mark.parametrize("scorer", ["attention", "accumulated", "keydiff", "recency"])

@@ -17,6 +17,7 @@ from scope_cli.engine.replay import PromptState, read_once, replay
 from scope_cli.engine.run_plan import make_plan, policy_in_words
 from scope_cli.errors import UsageError
 from scope_cli.events import Reading
+from scope_cli.formats.base import PLAIN, SlotFormat
 from scope_cli.geometry import Geometry
 from scope_cli.machine.memory import free_bytes
 from scope_cli.measure.evaluate.statistics import BLOCK, Blocks, estimate, quantile
@@ -129,7 +130,7 @@ def measure(reference: Reference, settings: LoadedProfile, plan_tokens: int | No
     """Replay the text under a profile; its planned length is the text's, unless `plan_tokens` says more."""
     loaded, text = reference.loaded, reference.text
     settings = planned(settings, max(len(text.output_ids), plan_tokens or 0))
-    meter = ByteMeter(loaded.geometry, loaded.dtype.itemsize)
+    meter = ByteMeter(loaded.geometry, loaded.dtype.itemsize, settings.profile.cache.form)
     kl, same, nll = _compare(reference, meter.watch(_replay(reference, settings)))
     kl_blocks, same_blocks, nll_blocks = Blocks.of(kl), Blocks.of(same), Blocks.of(nll)
     reading = meter.reading
@@ -183,11 +184,10 @@ def _nll(logprobs: Tensor, ids: list[int]) -> Tensor:
 class ByteMeter:
     """Bytes at every token of a replay, although the replay feeds many tokens at once."""
 
-    def __init__(self, geometry: Geometry, dtype_bytes: int) -> None:
+    def __init__(self, geometry: Geometry, dtype_bytes: int, form: SlotFormat) -> None:
         # Between two evictions every policy layer gains one token at a time.
-        self._token_bytes = sum(
-            layer.slot_bytes(dtype_bytes) for layer in geometry.layers if layer.kind == "full"
-        )
+        self._token_bytes = form.policy_token_bytes(geometry, dtype_bytes)
+        self._full_token_bytes = PLAIN.policy_token_bytes(geometry, dtype_bytes)
         self._held = self._full = 0.0  # sums over the tokens
         self._tokens = 0
         self._peak = 0
@@ -204,9 +204,9 @@ class ByteMeter:
         """`tokens` were fed since the last reading; an eviction may have followed the last of them."""
         if self.reading is not None:
             held, full = self.reading.held_bytes, self.reading.full_bytes
-            between = sum(range(1, tokens)) * self._token_bytes
-            self._held += held * (tokens - 1) + between
-            self._full += full * (tokens - 1) + between
+            between = sum(range(1, tokens))
+            self._held += held * (tokens - 1) + between * self._token_bytes
+            self._full += full * (tokens - 1) + between * self._full_token_bytes
             self._peak = max(self._peak, held + tokens * self._token_bytes)
         self._held += reading.held_bytes
         self._full += reading.full_bytes

@@ -63,7 +63,7 @@ class AskedModel:
 
 def recall(asked: AskedModel, settings: LoadedProfile) -> Recalled:
     loaded, probe = asked.loaded, asked.probe
-    meter = ByteMeter(loaded.geometry, loaded.dtype.itemsize)
+    meter = ByteMeter(loaded.geometry, loaded.dtype.itemsize, settings.profile.cache.form)
     settings = planned(settings, len(probe.output_ids))
     wanted = [index for question in probe.questions for index in question.span]
     logprobs: dict[int, tuple[float, int]] = {}  # index in the output -> log-probability and rank

@@ -10,10 +10,11 @@ from scope_cli.engine.fit import Needs
 from scope_cli.engine.plan import LanePlan, shared_shape
 from scope_cli.engine.run_plan import RunPlan, make_plan
 from scope_cli.errors import UsageError
+from scope_cli.formats.base import PLAIN
 from scope_cli.models.shapes import ModelShape
 from scope_cli.models.target import Target
 from scope_cli.settings.load import LoadedProfile
-from scope_cli.settings.schema import DecodeSettings, Profile
+from scope_cli.settings.schema import CacheSettings, DecodeSettings, Profile
 
 RUNTIME_BYTES = {"cpu": 410 * 2**20, "cuda": 512 * 2**20, "mps": 512 * 2**20}
 """Interpreter and libraries before any weight: measured on a CPU, an assumption for the others' contexts."""
@@ -68,7 +69,7 @@ def footprint(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes
         runtime_bytes=RUNTIME_BYTES[target.device],
         lane_bytes=replace(plan.shape, lanes=1).cache_bytes(shape.geometry, target.dtype_bytes),
         cache_bytes=takes.cache,
-        staging_bytes=plan.prompt.staging_bytes(shape.geometry, target.dtype_bytes),
+        staging_bytes=plan.prompt.staging_bytes(shape.geometry, target.dtype_bytes, plan.shape.form),
         prefill_peak_bytes=takes.cache + takes.reading,
         decode_peak_bytes=takes.cache + takes.writing,
         held_peak_bytes=lanes * max(held),
@@ -90,9 +91,9 @@ def held_series(plan: LanePlan, profile: Profile, target: Target) -> list[int]:
     layers = target.shape.geometry.layers
     protect = profile.decode.protect_prompt
     policy = [(index, layer) for index, layer in enumerate(layers) if layer.kind == "full"]
-    token = sum(layer.slot_bytes(target.dtype_bytes) for _, layer in policy)
+    token = plan.shape.form.policy_token_bytes(target.shape.geometry, target.dtype_bytes)
     prompt = sum(
-        (plan.prompt.kept[index] if protect else 0) * layer.slot_bytes(target.dtype_bytes)
+        (plan.prompt.kept[index] if protect else 0) * plan.shape.slot_bytes(layer, target.dtype_bytes)
         for index, layer in policy
     )
     held = plan.schedule.held(plan.max_new_tokens - 1)
@@ -110,16 +111,15 @@ def held_by_token(settings: LoadedProfile, target: Target, prompt_tokens: int, l
 
 def full_series(plan: LanePlan, target: Target) -> list[int]:
     """What an uncompressed cache of one lane holds; sliding windows are bounded in it, too."""
-    token = sum(
-        layer.slot_bytes(target.dtype_bytes) for layer in target.shape.geometry.layers if layer.kind == "full"
-    )
+    plan = replace(plan, shape=replace(plan.shape, form=PLAIN))
+    token = PLAIN.policy_token_bytes(target.shape.geometry, target.dtype_bytes)
     seen = range(plan.prompt_tokens, plan.prompt_tokens + plan.max_new_tokens)
     return [tokens * token + window_bytes(plan, target, tokens) for tokens in seen]
 
 
 def window_bytes(plan: LanePlan, target: Target, seen: int) -> int:
     return sum(
-        min(seen, plan.shape.most_held(index, layer)) * layer.slot_bytes(target.dtype_bytes)
+        min(seen, plan.shape.most_held(index, layer)) * plan.shape.slot_bytes(layer, target.dtype_bytes)
         for index, layer in enumerate(target.shape.geometry.layers)
         if layer.kind == "window"
     )
@@ -142,10 +142,11 @@ def changed(settings: LoadedProfile, output: int | None = None, **decode: Any) -
 
 
 def full_cache(settings: LoadedProfile) -> LoadedProfile:
-    """The same run with nothing evicted."""
-    return changed(
+    """The same run with nothing evicted, and slots as the model computes them."""
+    full = changed(
         settings, strategy="full", interval="auto", protect_prompt=True, total_budget=None, sinks=0
     )
+    return replace(full, profile=full.profile.model_copy(update={"cache": CacheSettings()}))
 
 
 @dataclass(frozen=True)

@@ -65,12 +65,14 @@ def prefill(name: str) -> Callable[[type], type]:
 class PromptView:
     """One layer's prompt, in the order of the text: the index of a token is its position.
 
-    keys, values: [kv_heads, prompt, head_dim]; queries: [heads, remembered, head_dim], the newest, in order
+    queries: [heads, remembered, head_dim], the newest, in order
     """
 
     layer: int
-    keys: Tensor
-    values: Tensor
+    prompt: int  # its tokens
+    kv_heads: int
+    read_keys: Callable[[], Tensor]
+    read_values: Callable[[], Tensor]
     queries: Tensor
     window: int  # the last tokens, kept whatever their score
     scale: float  # of queries times keys, the model's own
@@ -85,12 +87,14 @@ class PromptView:
         return self.drawn_seed
 
     @property
-    def prompt(self) -> int:
-        return self.keys.shape[1]
+    def keys(self) -> Tensor:
+        """[kv_heads, prompt, head_dim]; where they are packed, every look unpacks them."""
+        return self.read_keys()
 
     @property
-    def kv_heads(self) -> int:
-        return self.keys.shape[0]
+    def values(self) -> Tensor:
+        """[kv_heads, prompt, head_dim]"""
+        return self.read_values()
 
     def attention(self, window: int) -> Tensor:
         """Attention probabilities of the last `window` queries, causal: [kv_heads, group, window, prompt]."""

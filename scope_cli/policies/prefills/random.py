@@ -25,7 +25,7 @@ class Random(Prefill):
         """A hash of seed, layer, KV head and position, as the scorer `random` has it."""
         import torch
 
-        device = view.keys.device
+        device = view.queries.device
         place = (view.layer << 40) + (torch.arange(view.kv_heads, device=device)[:, None] << 32)
         seed = torch.tensor(view.seed, device=device) * 0x5851F42D4C957F2D  # odd: no two seeds meet
         return uniform(seed + place + torch.arange(view.prompt, device=device))

@@ -22,5 +22,5 @@ class Streaming(Prefill):
     def score(self, view: PromptView) -> Tensor:
         import torch
 
-        positions = torch.arange(view.prompt, dtype=torch.float32, device=view.keys.device)
+        positions = torch.arange(view.prompt, dtype=torch.float32, device=view.queries.device)
         return (-positions).expand(view.kv_heads, -1)

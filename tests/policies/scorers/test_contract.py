@@ -79,6 +79,7 @@ def test_scores_stay_finite_at_the_edges(scorer, case):
 @every_form
 def test_scoring_is_pure(scorer):
     view = last_view(scorer)
+    assert view.keys.shape == view.values.shape  # they are read when somebody asks
     tensors = {**view._memos, **{name: x for name, x in vars(view).items() if isinstance(x, torch.Tensor)}}
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     first = built(scorer).score(view).clone()
@@ -90,6 +91,7 @@ def test_scoring_is_pure(scorer):
 def test_the_order_of_the_slots_does_not_matter(scorer):
     """Nor for what is written into the memos."""
     view, shuffled = last_view(scorer), last_view(scorer)
+    assert shuffled.keys.shape == shuffled.values.shape  # they are read when somebody asks
     order = torch.randperm(view.positions.shape[2], generator=torch.Generator().manual_seed(1))
     for name, tensor in vars(shuffled).items():
         if isinstance(tensor, torch.Tensor) and tensor.shape[:3] == view.positions.shape:
