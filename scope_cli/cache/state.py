@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from scope_cli.cache.cache import ScopeCache
 
 
-RINGS = ("queries", "query_positions")  # a position lies at its remainder, so that no other size will do
+EXACT = ("exact.keys", "exact.values", "exact.slots", "exact.bias")
+RINGS = ("queries", "query_positions", *EXACT)  # a position lies at its remainder: no other size will do
 
 
 class OtherShape(ScopeError):
