@@ -64,7 +64,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, width: int = 0) -> int:
         start, end = end, end + tensor.nbytes
         kind = DTYPES[str(tensor.dtype)]
         header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
-    head = json.dumps(header).encode()
+    head = json.dumps(header, allow_nan=False).encode()
     head += b" " * (-len(head) % 8)
     new = path.with_name(path.name + NEW)
     try:
@@ -136,8 +136,8 @@ def _head_of(path: Path) -> tuple[dict[str, Any], int, dict[str, Any], int]:
     The file is as long as that says.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with path.open("rb") as file:  # of this file alone: whoever writes may put another one in its place
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             begins = file.read(len(BEGIN)) == BEGIN or size <= 8
             if length > size and begins:

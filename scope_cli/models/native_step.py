@@ -78,6 +78,11 @@ class NativeStep:
         every[cache.runs] = logits
         return every
 
+    @property
+    def attention_s(self) -> float:
+        """Seconds of all steps so far that went into attention."""
+        return float(self._functions.scope_step_attention_s(self._made))
+
     def _table(self, planes: int) -> Model:
         decoder, model = self._decoder, Model()
         model.layers, model.rotations = self._layers, self._rotations
@@ -144,6 +149,8 @@ def functions_of(library: Library) -> Any:
     functions = library.functions
     functions.scope_step_new.restype = ctypes.c_void_p
     functions.scope_step_new.argtypes = [ctypes.c_void_p]
+    functions.scope_step_attention_s.restype = ctypes.c_double
+    functions.scope_step_attention_s.argtypes = [ctypes.c_void_p]
     functions.scope_step_free.argtypes = [ctypes.c_void_p]
     functions.scope_step_run.argtypes = [*[ctypes.c_void_p] * 6, ctypes.c_int32]
     functions.scope_step_free.restype = functions.scope_step_run.restype = None

@@ -79,7 +79,7 @@ def write(file: Path, entries: Sequence[Entry], key: str, progress: Progress | N
             if written - marked >= MARK_BYTES:
                 output.flush()
                 os.fsync(output.fileno())
-                replace_file(note, json.dumps([n, *change]))
+                replace_file(note, json.dumps([n, *change], allow_nan=False))
                 marked = written
     partial.replace(file)
     note.unlink(missing_ok=True)

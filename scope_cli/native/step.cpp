@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -62,6 +63,7 @@ struct scope_step {
     std::unique_ptr<std::atomic<int>[]> pieces_done;  // of each lane and KV head
     std::vector<Own> own;
     Team* team = nullptr;
+    double attention_s = 0;  // spent so far, as the first thread sees it
 
     explicit scope_step(const scope_model& model);
     void prepare(int threads);
@@ -224,6 +226,7 @@ long scope_step::slot_of(const scope_layer& layer, int row, int head) const {
 void scope_step::attend(const scope_layer& layer, Own& mine) {
     const scope_slots& slots = layer.slots;
     const int pieces = pieces_of(slots);
+    const auto began = std::chrono::steady_clock::now();
     team->share(rows * slots.kv_heads * pieces, [&](int at) {
         const int row = at / pieces / slots.kv_heads, head = at / pieces % slots.kv_heads, piece = at % pieces;
         attend_piece(layer, row, head, piece, mine);
@@ -233,6 +236,7 @@ void scope_step::attend(const scope_layer& layer, Own& mine) {
             finish_head(layer, row, head);
         }
     });
+    if (&mine == &own[0]) attention_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
     if (rounds) scope_round(attended.data(), heads_wide, rows, heads_wide, model.planes, mine.attended.data());
     const Rows x = {rows, model.planes, mine.attended.data(), attended.data(), heads_wide};
     const int groups = groups_of(layer.output.weight.rows), each = at_once(groups);
@@ -367,6 +371,7 @@ void scope_step::head(Own& mine, float* logits) {
 
 scope_step* scope_step_new(const scope_model* model) { return new scope_step(*model); }
 void scope_step_free(scope_step* step) { delete step; }
+double scope_step_attention_s(const scope_step* step) { return step->attention_s; }
 
 void scope_step_run(scope_step* step, const float* embedded, const int64_t* running, const int64_t* positions,
                     const int64_t* held, float* logits, int32_t threads) {

@@ -67,6 +67,9 @@ struct scope_step;
 scope_step* scope_step_new(const scope_model* model);
 void scope_step_free(scope_step* step);
 
+// Seconds of all its runs in which tokens were written and attention was computed.
+double scope_step_attention_s(const scope_step* step);
+
 // embedded: [lanes, hidden], the tokens' rows of the embedding, times whatever the model multiplies them by
 // running, positions, held: [lanes]; lanes that do not run are left alone
 // logits: [lanes that run, vocabulary], in the order of their lanes

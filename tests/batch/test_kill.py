@@ -140,10 +140,11 @@ def test_rows_of_a_helper_that_died_are_run_by_the_one_that_lives(prompts, tiny_
     out = tmp_path / "out"
     first = Forked(tmp_path / "first", *argv(prompts, out, tiny_folder))
     wait_for_work(first, out)
+    wait_for_tokens(first, out, 5)
+    first.send_signal(signal.SIGSTOP)  # it holds its rows, and does not end before the other has begun
     second = Forked(tmp_path / "second", *argv(prompts, out, tiny_folder, "--join"))
     while second.alive and " begins" not in second.stderr:
-        time.sleep(0.005)
-    wait_for_tokens(first, out, 5)
+        time.sleep(0.001)
     first.kill()
     assert second.wait() == 1, second.stderr
     check_it_is_whole(out, whole)

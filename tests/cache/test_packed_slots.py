@@ -16,17 +16,12 @@ from scope_cli.formats.hadamard import hadamard
 from scope_cli.policies.schedule import Schedule
 from scope_cli.settings.load import LoadedProfile, load_profile
 from scope_cli.settings.schema import CacheSettings
-from tests.cache.test_cache import loaded_tiny
-from tests.engine.test_decode import finish
-from tests.helpers import tiny
+from tests.helpers.caches import finish, loaded_tiny
+from tests.helpers.tiny import PACKED_FAMILIES, tiny_model
 
 PROMPT, STEPS = 21, 14
 FORMS = [*(form for name, form in SHORT.items() if name != "plain"), SlotFormat("int4", "int4"),
          SlotFormat("plain", "int8"), SlotFormat("int8", "plain")]  # fmt: skip
-for name in ("llama", "gemma3", "mistral-window", "qwen3"):  # heads that 4 bits can pack
-    config = tiny.FAMILIES[name].to_dict() | {"head_dim": 32}
-    tiny.FAMILIES[f"{name}-32"] = type(tiny.FAMILIES[name]).from_dict(config)
-PACKED_FAMILIES = [name for name in tiny.FAMILIES if name.endswith("-32")]
 
 
 def turn(x):
@@ -63,7 +58,7 @@ def all_at_once(form, exact, prompt):
 
 def expected(loaded, family, form, exact, ids, prompt):
     AttentionInterface.register("all_at_once", all_at_once(form, exact, prompt))
-    model = tiny.tiny_model(family, loaded.dtype, "all_at_once")
+    model = tiny_model(family, loaded.dtype, "all_at_once")
     for layer, geometry in zip(model.model.layers, loaded.geometry.layers, strict=True):
         layer.self_attn.scope_window = geometry.window
     with torch.no_grad():

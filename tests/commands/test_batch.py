@@ -586,7 +586,7 @@ def test_a_log_says_what_begins_what_ends_and_how_it_stands(tiny_folder, prompts
     assert "\x1b" not in log
     assert re.search(r"\d\d:\d\d:\d\d p3.txt: begins: 218 prompt tokens", log)
     assert re.search(r"p3.txt: done \(length\): 300 tokens in .*tokens/s", log)
-    assert re.search(r"\d of 5 done, \d running, [\d.]+ tokens/s, about .* left", log)
+    assert re.search(r"\d of 5 done, \d running, [\d.,]+ tokens/s, about .* left", log)
     assert re.search(r"memory: +planned .* MiB, peak .* MiB", log)
 
 

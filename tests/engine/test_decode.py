@@ -248,11 +248,13 @@ def test_what_ends_a_lane_is_told_by_what_came_first(eos, last, looping, stop_on
 @pytest.mark.parametrize(("device", "bytes_back"), [("cpu", 0), ("cuda", 16)])
 def test_from_a_gpu_an_id_and_its_probability_come_back(device, bytes_back):
     """int64 or float64, both; who computes on a CPU moves nothing."""
-    counts = {1: SimpleNamespace(host_bytes=100)}
-    cache = SimpleNamespace(device=torch.device(device), end_step=lambda: None, count=counts.get)
+    moved = []
+    cache = SimpleNamespace(
+        device=torch.device(device), end_step=lambda: None, count_transfer=lambda *of: moved.append(of)
+    )
     lane, ids = lane_of(0, 1, 9), torch.zeros(2, 1, dtype=torch.int64)
     lane.choose()
     logits = torch.randn(2, 9)
     step_on(lambda _ids: logits, cache, [lane], ids)
     assert ids.tolist() == [[0], [5]] and lane.logits.tolist() == logits[1:].tolist() and lane.fed == 1
-    assert counts[1].host_bytes == 100 + bytes_back
+    assert moved == ([(1, bytes_back)] if bytes_back else [])

@@ -37,12 +37,14 @@ def test_a_tied_table_is_read_once_as_lm_head():
     assert step_weight_bytes(plain) == sum(parameter.nbytes for parameter in plain.parameters()) + rotary
 
 
-def test_a_packed_model_reads_its_lm_head_and_a_row_of_its_table():
-    packed = model(tied=True)
-    pack(packed, 4)
-    tensors = [*packed.parameters(), *packed.buffers()]
+def test_a_packed_table_is_read_whole_where_lm_head_shares_it_and_else_by_groups_of_rows():
+    tied, plain = model(tied=True), model(tied=False)
     table = 128 * 64 + 128 * 2 * 2  # codes and scales
-    assert step_weight_bytes(packed) == sum(t.nbytes for t in tensors) - table + 64 + 2 * 2
+    group = 8 * (64 + 2 * 2)  # of rows, which lie together
+    for packed, unread in ((tied, 0), (plain, table - group)):
+        pack(packed, 4)
+        everything = sum(tensor.nbytes for tensor in {*packed.parameters(), *packed.buffers()})
+        assert step_weight_bytes(packed) == everything - unread
 
 
 def test_the_bandwidth_is_that_of_reading_a_buffer(monkeypatch):

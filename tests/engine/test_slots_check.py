@@ -8,8 +8,7 @@ from scope_cli.engine.plan import plan_run
 from scope_cli.engine.run import new_cache, settled_shape
 from scope_cli.formats.base import PLAIN, SHORT, SlotFormat
 from scope_cli.settings.load import load_profile
-from tests.cache.test_cache import loaded_tiny
-from tests.cache.test_packed_slots import PACKED_FAMILIES
+from tests.helpers.caches import loaded_tiny
 
 
 def shape_of(loaded, **keys):
@@ -31,7 +30,7 @@ def test_auto_is_int8_where_that_is_next_to_free(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("values", "otherwise"), [("auto", PLAIN), ("int4", SlotFormat("plain", "int4"))])
 def test_auto_is_plain_where_int8_moves_the_model(tmp_path, monkeypatch, values, otherwise):
-    loaded = loaded_tiny(tmp_path, PACKED_FAMILIES[0])
+    loaded = loaded_tiny(tmp_path, "llama-32")
     monkeypatch.setattr(slots_check, "MOST_KL", -1.0)
     profile, shape = shape_of(loaded, **{**AUTO, "cache.values": values})
     settled, note = settled_shape(loaded, profile, shape)

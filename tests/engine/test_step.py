@@ -10,33 +10,15 @@ from torch._dynamo.utils import counters
 from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run import Run
 from scope_cli.engine.step import EagerStep, GraphStep
-from scope_cli.events import Token
 from scope_cli.machine import setup
 from scope_cli.machine.memory import PeakMeter
 from scope_cli.models.attention import attention_of, decoder_layers
 from scope_cli.models.choices import compiles
 from scope_cli.policies.view import LaneFacts
-from tests.helpers.lanes import SCORERS, settings_of, work_of
+from tests.helpers.lanes import SCORERS, job_of, settings_of, texts_of, work_of
 
 LANES = 2
 FEW = ("attention", "accumulated", "lru", "rkv", "random", "tri")  # of each kind of memory and view one
-
-
-def job_of(loaded, chosen, works, compiled, told=None, lanes=LANES):
-    shape = shared_shape([work.plan for work in works], lanes)
-    meter = PeakMeter(loaded.device).start()
-    tell = (lambda line: None) if told is None else told.append
-    return Run(loaded, chosen.profile, shape, meter, compiled, tell)
-
-
-def texts_of(job, works, watch=lambda: None):
-    texts = {}
-    for event in job.run(works):
-        if isinstance(event, Token):
-            texts.setdefault(event.prompt, []).append((event.token_id, event.logprob))
-            watch()
-    job.peak.close()
-    return texts
 
 
 @pytest.mark.parametrize(("family", "interval"), [("llama", 2), ("gemma3", 2), ("llama", 1), ("llama", 8)])

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from scope_cli.engine.decode import decode
+from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run import Run, Work
 from scope_cli.engine.run_plan import make_plan
 from scope_cli.events import Finished, Token
@@ -83,3 +84,20 @@ def written(loaded, settings, works, shape, **decode_more):
     assert all(end.audit.passed for end in ends), [end.audit.problems for end in ends]
     assert len(ends) == len(works)
     return texts, events, job.cache
+
+
+def job_of(loaded, chosen, works, compiled, told=None, lanes=2):
+    shape = shared_shape([work.plan for work in works], lanes)
+    meter = PeakMeter(loaded.device).start()
+    tell = (lambda line: None) if told is None else told.append
+    return Run(loaded, chosen.profile, shape, meter, compiled, tell)
+
+
+def texts_of(job, works, watch=lambda: None):
+    texts = {}
+    for event in job.run(works):
+        if isinstance(event, Token):
+            texts.setdefault(event.prompt, []).append((event.token_id, event.logprob))
+            watch()
+    job.peak.close()
+    return texts

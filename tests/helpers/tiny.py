@@ -53,12 +53,18 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     ),
 }
 
+PACKED_FAMILIES = {  # whose heads 4 bits can pack
+    f"{name}-32": type(FAMILIES[name]).from_dict(FAMILIES[name].to_dict() | {"head_dim": 32})
+    for name in ("llama", "gemma3", "mistral-window", "qwen3")
+}
+
 
 def tiny_model(
     family: str = "llama", dtype: torch.dtype = torch.float64, attention: str = ATTENTION, seed: int = 0
 ) -> PreTrainedModel:
     """A random model with larger weights than usual, so that attention matters and tokens differ."""
-    config = type(FAMILIES[family]).from_dict({**FAMILIES[family].to_dict(), "initializer_range": 0.4})
+    of_family = (FAMILIES | PACKED_FAMILIES)[family]
+    config = type(of_family).from_dict({**of_family.to_dict(), "initializer_range": 0.4})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     return model.to(dtype).eval().requires_grad_(False)

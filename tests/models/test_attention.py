@@ -36,7 +36,9 @@ def held(tokens, scale=0.5):
     layer = SimpleNamespace(
         scale=scale,
         remembered=[],
-        write=lambda _key, _value: (keys, values, torch.zeros(1, 1, 1, tokens, dtype=torch.float64)),
+        write=lambda _key, _value: None,
+        seen=lambda: (keys, values, torch.zeros(1, 1, 1, tokens, dtype=torch.float64)),
+        store=SimpleNamespace(turned_queries=lambda query: query, turned_back=lambda out: out),
         remember=lambda query, chunk: layer.remembered.append((query, chunk)),
     )
     return SimpleNamespace(layers={3: layer}, chunk=None), keys[0, 0], values[0, 0]
@@ -78,6 +80,6 @@ def test_a_layer_that_was_told_no_slots_says_how_the_model_is_called():
 @pytest.mark.parametrize(("gpu", "triton"), [(False, True), (True, True), (True, False)])
 def test_a_step_has_its_own_kernel_where_there_are_a_gpu_and_triton(monkeypatch, gpu, triton):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    kernel = SimpleNamespace(attend_plain_slots=print) if triton else None  # None: it cannot be imported
+    kernel = SimpleNamespace(attend_layer=print) if triton else None  # None: it cannot be imported
     monkeypatch.setitem(sys.modules, "scope_cli.models.slot_attention", kernel)
     assert attention.triton_kernel() is (print if gpu and triton else None)

@@ -6,15 +6,16 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scope_cli.cache.cache import ScopeCache
+    from scope_cli.engine.run import Run
     from scope_cli.models.model import LoadedModel
 
 
 class Timer:
     """Seconds inside attention and inside the end of a step, where evictions happen.
 
-    On a CPU a clock around both functions, at every step. A GPU works on its own time: there every 16th step
-    waits for it before and after, and the shares of these steps are taken for all.
+    On a CPU a clock around both functions, at every step; the native step has one of its own. A GPU works on
+    its own time: there every 16th step waits for it before and after, and the shares of these steps are taken
+    for all.
     """
 
     EVERY = 16
@@ -32,11 +33,13 @@ class Timer:
         self.own: float | None = None
         AttentionInterface.register(ATTENTION, self._timed("attention", attend))
 
-    def watch(self, cache: ScopeCache) -> None:
-        cache.watched = self._timed("eviction", lambda end_step: end_step())
+    def watch(self, run: Run) -> None:
+        self.run = run
+        run.cache.watched = self._timed("eviction", lambda end_step: end_step())
 
     def start_decode(self) -> None:
         self.decoding = True
+        self.native_began = self._native_s()
         self.step_began = perf_counter()
 
     def own_at_start(self, own_s: float) -> float:
@@ -71,6 +74,12 @@ class Timer:
 
         return timed
 
+    def _native_s(self) -> float:
+        """Seconds in the native step's attention so far."""
+        from scope_cli.models.native_step import NativeStep
+
+        return self.run.step.attention_s if isinstance(self.run.step, NativeStep) else 0.0
+
     def _wait(self) -> None:
         import torch
 
@@ -84,5 +93,6 @@ class Timer:
 
         scale = decode_s / self.spent["step"] if self.waits and self.spent["step"] else 1.0
         attention, eviction = self.spent["attention"] * scale, self.spent["eviction"] * scale
+        attention += self._native_s() - self.native_began
         how = f"every {self.EVERY}th step, device synchronised" if self.waits else "a clock at every step"
         return Time(prefill_s, decode_s, attention, eviction, max(0.0, decode_s - attention - eviction), how)

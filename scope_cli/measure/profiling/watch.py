@@ -16,6 +16,7 @@ from scope_cli.measure.profiling.timer import Timer
 if TYPE_CHECKING:
     from scope_cli.cache.cache import ScopeCache
     from scope_cli.engine.plan import LanePlan
+    from scope_cli.engine.run import Run
     from scope_cli.events import Event
     from scope_cli.measure.profiling.result import Result
     from scope_cli.models.model import LoadedModel
@@ -60,9 +61,9 @@ class Watch:
         self.mapped = memory.mapped_bytes() if isinstance(self.gauge, memory.ProcessGauge) else 0
         self.gauge.reset()
 
-    def made(self, cache: ScopeCache) -> None:
-        self.cache = cache
-        self.timer.watch(cache)
+    def made(self, run: Run) -> None:
+        self.cache = run.cache
+        self.timer.watch(run)
 
     def receive(self, event: Event, say: Any) -> None:
         from scope_cli.events import Finished, PromptProgress, PromptRead, Token

@@ -89,7 +89,7 @@ def measure(job: Job, tell: Any) -> Result:
     watch.begin()
     plain = replace(RunPlan.of(settings.profile, [plan], opened.device.type), compiled=False)
     with Run.of(plain, loaded) as run:
-        watch.made(run.cache)
+        watch.made(run)
         for event in run.run([work]):
             watch.receive(event, lambda line, part: tell(progress=f"{job.label}: {line}", part=part))
     return watch.result(job.label, job.command, {**planned.as_dict(), **full})
