@@ -32,7 +32,7 @@ class StagedLayer:
         like: dict[str, Any] = {"dtype": cache.dtype, "device": cache.device}
         form = plan.staged_form(cache.shape.form)
         size = (geometry.kv_heads,), plan.prompt_tokens, geometry.head_dim
-        self.store: SlotStore | None = SlotStore(form, *size, cache.dtype, cache.device)
+        self.store: SlotStore | None = SlotStore(form, *size, cache.dtype, cache.device, zeros=False)
         self.queries = torch.empty(geometry.heads, 0, geometry.head_dim, **like)
         sums = torch.promote_types(cache.dtype, torch.float32)
         self.memo = {

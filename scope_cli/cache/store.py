@@ -41,7 +41,9 @@ class SlotStore:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        zeros: bool = True,
     ) -> None:
+        """zeros: a NaN in a free slot would spread through a mask; without, pages come as they are filled"""
         self.form, self.head_dim, self.dtype = form, head_dim, dtype
         self.packs = form.packs
         self.keys_in_kernel = form.keys != "int4"  # what slot_attention.py reads
@@ -52,7 +54,7 @@ class SlotStore:
         both = self.key_format == self.value_format  # then keys and values are packed, and put, together
         sides = [self.key_format] if both else [self.key_format, self.value_format]
         self.buffers = [
-            torch.zeros(  # zeros, because a NaN would spread through a mask
+            (torch.zeros if zeros else torch.empty)(
                 2 if both else 1, *heads, slots, *part.tail,
                 dtype=dtype if part.dtype is None else getattr(torch, part.dtype),
                 device=device,

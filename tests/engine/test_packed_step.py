@@ -36,8 +36,8 @@ def test_a_compiled_step_over_packed_slots_writes_what_a_plain_one_writes(
     assert not told, told
     assert job.cache.reading().evictions > 0 and job.cache.shape.exact == exact
     assert graphs[50] == graphs[-1] > 0, "recompiled on the way"
-    # Compiled code divides by the scale before it is rounded to float16, and so rounds some numbers to the other
-    # side: the texts stay close until a choice is a close one.
+    # Compiled code divides by the scale before it is rounded to float16, and so rounds some numbers to the
+    # other side: the texts stay close until a choice is a close one.
     for number, text in plain.items():
         pairs = list(zip(text, compiled[number], strict=True))
         alike = list(takewhile(lambda pair: pair[0][0] == pair[1][0], pairs))
