@@ -120,9 +120,13 @@ class Forbidden:
 
     def __init__(self, ids: tuple[int, ...], until: int, device: torch.device | str) -> None:
         """until: tokens, prompt and output, from which on they may be picked"""
-        self._ids, self._until = torch.tensor(ids, device=device), until
+        self._ids, self._until, self._device = ids, until, device
+        self._known: Tensor | None = None  # of the ids, those that the model has numbers for
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if input_ids.shape[-1] >= self._until:
             return scores
-        return scores.index_fill(-1, self._ids, -torch.inf)
+        if self._known is None:
+            there = [one for one in self._ids if one < scores.shape[-1]]  # a file may name others
+            self._known = torch.tensor(there, dtype=torch.int64, device=self._device)
+        return scores.index_fill(-1, self._known, -torch.inf)

@@ -158,3 +158,8 @@ def test_a_token_without_a_share_is_never_drawn():
     scores[0, [7, 31]] = 0.0
     lane = sampler(temperature=1.0)
     assert {int(lane.pick(scores, PROMPT)[0]) for _ in range(200)} == {7, 31}
+
+
+def test_an_end_that_the_model_has_no_number_for_is_no_error():
+    of = Sampler(SamplingSettings(temperature=0, ignore_eos=True), 2, (0, 151_329), "cpu", None)
+    assert picks(of, 1) == [1], "0 is forbidden, and 1 the next"
