@@ -70,7 +70,7 @@ def attend_step(layer: "SlotLayer", query: Tensor, key: Tensor, value: Tensor) -
     """One token of each lane: write it, attend over everything held, remember the query."""
     layer.write(key, value)
     lanes, heads, _tokens, head_dim = query.shape
-    grouped = query.view(lanes, key.shape[1], -1, head_dim)  # a group shares its KV head
+    grouped = query.view(lanes, layer.geometry.kv_heads, -1, head_dim)  # a group shares its KV head
     store = layer.store
     out = store.turned_back(attend_slots(store.turned_queries(grouped), layer))
     layer.remember(query, None)

@@ -36,6 +36,7 @@ def held(tokens, scale=0.5):
     layer = SimpleNamespace(
         scale=scale,
         remembered=[],
+        geometry=SimpleNamespace(kv_heads=1),
         write=lambda _key, _value: None,
         seen=lambda: (keys, values, torch.zeros(1, 1, 1, tokens, dtype=torch.float64)),
         store=SimpleNamespace(turned_queries=lambda query: query, turned_back=lambda out: out),
