@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit codes are listed in docs/reference/cli.md."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        asked = not {*HELP_NAMES}.isdisjoint(arguments)
+        asked = not {*HELP_NAMES}.isdisjoint(arguments[1:])  # of a command: the first page shows no option
         code = command(asked)(args=arguments, prog_name="scope", standalone_mode=False, obj=arguments) or 0
         if ctrl_c.seen:
             print("interrupted", file=sys.stderr)

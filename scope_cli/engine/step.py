@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from scope_cli import errors
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.machine.setup import allow_graphs, keep_compiled_code
 from scope_cli.models.attention import decoder_layers
@@ -92,7 +93,7 @@ class CompiledStep:
             raise
         except Exception as error:  # whatever a compiler may say
             self.works = False
-            self._tell(f"warning: the step cannot be compiled, going on without: {first_line(error)}")
+            self._tell(f"warning: the step cannot be compiled, going on without: {cause_of(error)}")
             return self._plain(ids)  # writes again what the other has written
 
     def _run(self, ids: Tensor) -> Tensor:
@@ -135,11 +136,11 @@ def told_of_compiling(busy: Tell) -> Iterator[None]:
         _compiling = before
 
 
-def first_line(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
     """What went wrong, in a line; of what a compiler's backend raised, not of the wrapping."""
     while isinstance(inner := getattr(error, "inner_exception", None), Exception):
         error = inner
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return errors.first_line(error)
 
 
 class GraphStep:
@@ -216,7 +217,7 @@ class GraphStep:
             graphs[key] = self._record(run)
         except RuntimeError as error:
             self._works = False
-            self._tell(f"warning: no CUDA graph can be made, going on without: {first_line(error)}")
+            self._tell(f"warning: no CUDA graph can be made, going on without: {cause_of(error)}")
 
 
 class CudaRecorder:

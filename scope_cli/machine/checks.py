@@ -8,8 +8,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +138,9 @@ def cache(folder: Path | None = None) -> Check:
 
 def reachable(name: str, url: str, todo: str) -> Check:
     """Does a server answer at all? Whatever its status is, it is there."""
+    import urllib.error
+    import urllib.request
+
     where = urlsplit(url).hostname or url  # never the whole: it may hold a password
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=NETWORK_TIMEOUT_S):

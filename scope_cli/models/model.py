@@ -5,7 +5,7 @@ plan a run. `OpenedModel.load` then reads the weights.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -37,7 +37,6 @@ from scope_cli.models.lean import (
     PreTrainedModel,
     without_compiler,
 )
-from scope_cli.models.messages import Message
 from scope_cli.models.packed import pack, packed_bytes
 from scope_cli.models.packed_file import PackedFile
 from scope_cli.models.packing import entries_of, make_packed, packed_file
@@ -282,15 +281,6 @@ class OpenedModel:
     def encode(self, prompt: str, settings: PromptSettings) -> list[int]:
         """Token ids of a prompt, in the model's chat template where it has one."""
         return self.chat.prompt(prompt, settings).ids
-
-    def encode_messages(
-        self,
-        messages: Sequence[Message],
-        settings: PromptSettings | None = None,
-        continue_final: bool = False,
-    ) -> list[int]:
-        """Token ids of a conversation, up to where the model answers or goes on with the last message."""
-        return self.chat.conversation(messages, settings or PromptSettings(), continue_final).ids
 
     def stops(self, sampling: SamplingSettings) -> Stops:
         """What ends an output besides the model itself. Raises UsageError for a stop that never comes."""

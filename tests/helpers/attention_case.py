@@ -1,13 +1,13 @@
 """Random slots for the native attention, and the same attention by the plain formula."""
 
+import ctypes
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from scope_cli.native.attention import attend
-from scope_cli.native.library import library
+from scope_cli.native.library import Library, library
 from scope_cli.native.tables import Slots, address
 
 FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
@@ -98,3 +98,37 @@ class Case:
         with_sink = torch.cat([logits, sinks.double()[None, :, :, None].expand(2, -1, -1, 1)], -1)
         weights = with_sink.softmax(-1).nan_to_num(0)[..., :-1]
         return weights @ self.values.means, weights
+
+
+def attend(
+    library: Library,
+    query: Tensor,
+    slots: Slots,
+    scale: float,
+    cap: float = 0.0,
+    sinks: Tensor | None = None,
+    probabilities: Tensor | None = None,
+) -> Tensor:
+    """softmax(scale * query @ keys^T) @ values over the slots that are not free.
+
+    query: float32 [lanes, kv_heads, group, head_dim]; cap: logits are capped to it by tanh, 0: not
+    sinks: float32 [kv_heads * group], logits that take their share and give no value
+    probabilities: float32 [lanes, kv_heads, group, slots], written where it is given
+    returns float32 [lanes, kv_heads, group, head_dim]; zeros where a head holds nothing
+    """
+    query = query.contiguous()
+    out = torch.empty_like(query)
+    function = library.functions.scope_attend
+    function.restype = None
+    function(
+        ctypes.byref(slots),
+        ctypes.c_int32(len(query)),
+        ctypes.c_void_p(address(query)),
+        ctypes.c_float(scale),
+        ctypes.c_float(cap),
+        ctypes.c_void_p(address(sinks)),
+        ctypes.c_void_p(address(probabilities)),
+        ctypes.c_void_p(address(out)),
+        ctypes.c_int32(torch.get_num_threads()),
+    )
+    return out

@@ -77,7 +77,7 @@ class Watch:
                 self.prefill_peak = self.gauge.peak() - self.baseline
                 memory.release_freed()
                 self.gauge.reset()
-                self.prompt_read, self.after_prompt = event, event.reading
+                self.after_prompt = event.reading
                 self.timer.start_decode()
             case Token():
                 self._token(event)

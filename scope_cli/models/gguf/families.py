@@ -39,12 +39,17 @@ def llama(model: Decoder) -> dict[str, Any]:
     return model.config("llama", "LlamaForCausalLM", hidden_act="silu", **biases, **more)
 
 
-def qwen2(model: Decoder) -> dict[str, Any]:
+def _llama_like(model: Decoder, **attention: Any) -> None:
+    """Norms before attention and before a gated MLP, whose layers differ in their attention alone."""
     model.around()
     model.layer_norms({"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"})
     for n in range(model.layers):
-        model.attention(n, bias=True)
+        model.attention(n, **attention)
         model.gated(n, model.inner)
+
+
+def qwen2(model: Decoder) -> dict[str, Any]:
+    _llama_like(model, bias=True)
     return model.config(
         "qwen2",
         "Qwen2ForCausalLM",
@@ -56,11 +61,7 @@ def qwen2(model: Decoder) -> dict[str, Any]:
 
 
 def qwen3(model: Decoder) -> dict[str, Any]:
-    model.around()
-    model.layer_norms({"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"})
-    for n in range(model.layers):
-        model.attention(n, norms="head")
-        model.gated(n, model.inner)
+    _llama_like(model, norms="head")
     return model.config(
         "qwen3",
         "Qwen3ForCausalLM",
@@ -293,11 +294,7 @@ def olmo2(model: Decoder) -> dict[str, Any]:
 
 def granite(model: Decoder) -> dict[str, Any]:
     fields = model.fields
-    model.around()
-    model.layer_norms({"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"})
-    for n in range(model.layers):
-        model.attention(n, halves=True)
-        model.gated(n, model.inner)
+    _llama_like(model, halves=True)
     return model.config(
         "granite",
         "GraniteForCausalLM",
@@ -312,11 +309,7 @@ def granite(model: Decoder) -> dict[str, Any]:
 
 
 def smollm3(model: Decoder) -> dict[str, Any]:
-    model.around()
-    model.layer_norms({"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"})
-    for n in range(model.layers):
-        model.attention(n, halves=True)
-        model.gated(n, model.inner)
+    _llama_like(model, halves=True)
     return model.config(
         "smollm3",
         "SmolLM3ForCausalLM",
