@@ -58,6 +58,8 @@ class RunPlan:
         notes = [note for plan in self.prompts for note in plan.notes]
         if self.compiled:
             notes.append(f"compiling the decode step first: {self.steps:,} steps are planned")
+        elif self.profile.model.compile == "on":
+            notes.append("model.compile=on has no effect: a step is compiled on a GPU alone")
         return tuple(notes)
 
     def needs(self, target: Target) -> Needs:

@@ -669,3 +669,19 @@ def test_notes_say_what_does_nothing_and_what_may_be_meant(generate, tmp_path, m
     for part in parts:
         assert sum(part in note for note in notes) == 1
     assert generate(*argv, "--quiet").stderr == ""
+
+
+def test_compiling_where_nothing_is_compiled_is_told(scope, tiny_folder):
+    argv = (
+        "generate",
+        "hi",
+        "--model",
+        tiny_folder,
+        "--device",
+        "cpu",
+        "--max-new-tokens",
+        2,
+        "--ignore-eos",
+    )
+    for wish, told in (("on", True), ("auto", False)):
+        assert ("model.compile=on has no effect" in scope(*argv, "--compile", wish).stderr) is told
