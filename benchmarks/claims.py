@@ -32,6 +32,7 @@ from scope_cli.commands.evaluate.shared import (
 )
 from scope_cli.commands.evaluate.texts import text_of_prompt
 from scope_cli.commands.io import read_text, tell
+from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.variants import Variant, variants
 from scope_cli.console.progress import Progress
 from scope_cli.console.tables import Table
@@ -214,7 +215,7 @@ def claims_command(
 
     python benchmarks/claims.py --prompt-file report.txt --tokens 2048
     """
-    common = o.overrides(**given)
+    common = overrides_of(**given)
     chosen = variants([], None, common, default=["default"])
     check_writable(output, plot, force)
     asked = read_text(prompt_file, "--prompt-file")

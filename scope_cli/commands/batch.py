@@ -9,6 +9,7 @@ import typer
 from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
 from scope_cli.commands.io import read_into, read_text, tell
+from scope_cli.commands.overrides import notes_on, overrides_of
 from scope_cli.console.safe import printable
 from scope_cli.errors import UsageError
 
@@ -136,7 +137,7 @@ def batch_command(
         if one and other:
             raise UsageError(f"{named} exclude each other")
     read_into(given, "system", system_file, "--system-file")
-    typed = o.overrides(**given)
+    typed = overrides_of(**given)
 
     from scope_cli.batch.inputs import Frame
     from scope_cli.batch.session import Options, run
@@ -145,7 +146,7 @@ def batch_command(
 
     settings = load_profile(profile, typed)
     nothing = nothing_to_choose(settings.profile.decode, settings.profile.sampling.max_new_tokens)
-    notes = [*o.notes_on(profile, settings), *([] if nothing is None else [nothing])]
+    notes = [*notes_on(profile, settings), *([] if nothing is None else [nothing])]
     for note in [] if quiet else notes:
         tell(f"note: {note}")
     check_model(settings.profile.model)

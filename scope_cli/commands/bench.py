@@ -12,6 +12,7 @@ from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
 from scope_cli.commands.evaluate.shared import check_writable
 from scope_cli.commands.io import no_word, prompts_of, read_text, tell
+from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.variants import changes, parsed
 from scope_cli.console.phases import loading
 from scope_cli.errors import UsageError
@@ -137,7 +138,7 @@ def bench_command(
     following = read_text(text, "--text") if text else content
     if not profile and not peer:
         profile, peer = ["slide=default", "full"], ["dynamic"]
-    common = o.overrides(**given)
+    common = overrides_of(**given)
     specs = contenders(profile, peer, common)
     names = [spec.name for spec in specs]
     if twice := [name for name in names if names.count(name) > 1]:

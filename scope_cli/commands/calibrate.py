@@ -9,6 +9,7 @@ from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
 from scope_cli.commands.evaluate.shared import check_writable
 from scope_cli.commands.io import read_text, tell
+from scope_cli.commands.overrides import overrides_of
 from scope_cli.console.phases import loading
 from scope_cli.errors import UsageError
 
@@ -28,7 +29,7 @@ def calibrate_command(
 
     from scope_cli.settings.load import load_profile
 
-    settings = load_profile(profile, o.overrides(**given)).profile.model
+    settings = load_profile(profile, overrides_of(**given)).profile.model
     check_model(settings)
 
     with loading(settings.name) as phases:

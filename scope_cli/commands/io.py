@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scope_cli import utf8
-from scope_cli.commands.options import Given, text_argument
+from scope_cli.commands.options import Given
+from scope_cli.commands.overrides import text_argument
 from scope_cli.console import tables
 from scope_cli.console.safe import printable
 from scope_cli.errors import UsageError

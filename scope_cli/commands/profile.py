@@ -8,6 +8,7 @@ import typer
 from scope_cli.commands import options as o
 from scope_cli.commands.io import read_text, tell
 from scope_cli.commands.measure import show_measured
+from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.plan import show_plan, width_of
 from scope_cli.errors import UsageError
 
@@ -124,7 +125,7 @@ def profile_command(
 
     for one in plot:
         check_plot(one)
-    overrides = o.overrides(**given, max_new_tokens=max_new_tokens)
+    overrides = overrides_of(**given, max_new_tokens=max_new_tokens)
     cases = side_by_side(profiles or ["default"], numbers(budgets), names(strategies), overrides)
 
     from rich.console import Console

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from scope_cli.commands import options as o
+from scope_cli.commands.overrides import overrides_of
 from scope_cli.console.safe import printable
 
 app = typer.Typer(help="The YAML files of settings: list, show, check.", no_args_is_help=True)
@@ -52,7 +53,7 @@ def show_command(
 
     from scope_cli.settings.load import load_profile
 
-    loaded = load_profile(name, o.overrides(**given))
+    loaded = load_profile(name, overrides_of(**given))
     print(yaml.safe_dump(loaded.profile.as_dict(), sort_keys=False, allow_unicode=True), end="")
 
 

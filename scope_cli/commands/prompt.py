@@ -10,8 +10,9 @@ import typer
 from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
 from scope_cli.commands.evaluate.shared import check_writable
-from scope_cli.commands.generate import about_of, check_memory
 from scope_cli.commands.io import prompts_of, read_into, tell
+from scope_cli.commands.outputs import about_of
+from scope_cli.commands.overrides import overrides_of
 from scope_cli.console.phases import Phases
 from scope_cli.console.safe import printable
 from scope_cli.console.signals import Interruption
@@ -64,7 +65,7 @@ def save_command(
 
     from scope_cli.settings.load import load_profile
 
-    typed = o.overrides(**given) | {"sampling.max_new_tokens": 1}
+    typed = overrides_of(**given) | {"sampling.max_new_tokens": 1}
     settings = load_profile(profile, typed)
     check_model(settings.profile.model)
     loaded, work = load(settings, asked[0].text, offline, Phases(quiet))
@@ -101,7 +102,7 @@ def load(settings: "LoadedProfile", text: str, offline: bool, phases: Phases) ->
         opened = open_model(settings.profile.model, offline, phases.say)
         prompt = opened.chat.prompt(text, settings.profile.prompt)
         work = new_work(settings, opened.geometry, prompt.ids, notes=prompt.notes)
-        check_memory(opened, RunPlan.of(settings.profile, [work.plan], opened.device.type))
+        RunPlan.of(settings.profile, [work.plan], opened.device.type).check_fits(opened)
         return opened.load(), work
     finally:
         phases.end()

@@ -10,15 +10,9 @@ import typer
 
 from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
-from scope_cli.commands.generate import (
-    Output,
-    Watch,
-    check_memory,
-    ending_of,
-    new_states,
-    open_sinks,
-    write,
-)
+from scope_cli.commands.live import MetricsAddress, MetricsPort, StatsFile, live_sinks
+from scope_cli.commands.outputs import Output, new_states, open_sinks
+from scope_cli.commands.write import Watch, ending_of, write
 from scope_cli.console.phases import Phases
 from scope_cli.console.safe import printable
 from scope_cli.errors import UsageError
@@ -50,9 +44,9 @@ def resume_command(
     ] = False,
     checkpoint_every: o.CheckpointEvery = None,
     keep_checkpoint: o.KeepCheckpoint = False,
-    stats_file: o.StatsFile = None,
-    metrics_port: o.MetricsPort = None,
-    metrics_address: o.MetricsAddress = None,
+    stats_file: StatsFile = None,
+    metrics_port: MetricsPort = None,
+    metrics_address: MetricsAddress = None,
     offline: o.Offline = False,
 ) -> None:
     """Go on with a text that was broken off: by Ctrl-C, a kill, a crash, a full disk.
@@ -75,7 +69,7 @@ def resume_command(
         one.check_size()
     states = new_states(outputs, checkpoint_every, keep_checkpoint)
     sinks = open_sinks(outputs, json, quiet, states, kept[0].facts["thinking"])
-    sinks += o.live_sinks(stats_file, metrics_port, metrics_address)
+    sinks += live_sinks(stats_file, metrics_port, metrics_address)
     with Every(*sinks) as everything:
         watch = Watch(everything, True, ending_of(json, quiet), states, quiet)
         phases = Phases(quiet)
@@ -235,7 +229,7 @@ def load(
         works = [work_of(settings, opened, one) for one in kept]
         shape = shape_of(kept[0], works, lanes)
         plans = [work.plan for work in works]
-        check_memory(opened, RunPlan.of(settings.profile, plans, opened.device.type, shape=shape))
+        RunPlan.of(settings.profile, plans, opened.device.type, shape=shape).check_fits(opened)
         phases.begin("reading the weights")
         loaded = opened.load()
     finally:

@@ -10,6 +10,7 @@ from scope_cli.commands.early import check_model
 from scope_cli.commands.evaluate.shared import check_writable
 from scope_cli.commands.evaluate.texts import text_of_file, text_of_prompt
 from scope_cli.commands.io import read_text, tell
+from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.variants import Variant
 from scope_cli.console.phases import loading
 from scope_cli.errors import UsageError
@@ -66,7 +67,7 @@ def tune_command(
     if not max_gap > 0:
         raise UsageError(f"--max-gap is {max_gap}, and has to be above 0", "0.02 nats is a small difference")
     check_writable(output, None, force)
-    common = o.overrides(**given)
+    common = overrides_of(**given)
 
     asked = read_text(prompt_file, "--prompt-file") if prompt_file else read_text(text or "-", "--text")
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from scope_cli.cache.shape import CacheShape
-from scope_cli.engine.fit import Needs, needs
+from scope_cli.engine.fit import Needs, check, needs
 from scope_cli.engine.plan import LanePlan, plan_run, shared_shape
 from scope_cli.geometry import Geometry
+from scope_cli.machine import memory
 from scope_cli.models.choices import compiles
 from scope_cli.models.target import Target
 from scope_cli.policies import plugins
 from scope_cli.policies.policy import Policy
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import DecodeSettings, Profile
+
+if TYPE_CHECKING:
+    from scope_cli.models.model import OpenedModel
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,11 @@ class RunPlan:
     def needs(self, target: Target) -> Needs:
         """Its bytes, on that device and with those weights."""
         return needs(target, self.prompts, self.shape.lanes, self.profile.prefill.chunk)
+
+    def check_fits(self, opened: OpenedModel) -> None:
+        """Raises ModelError, before any weight is read, where it does not fit what is free."""
+        needed, free = self.needs(opened.target), memory.free_bytes(opened.device)
+        check(opened.target, needed, self.shape.lanes, free, str(opened.device))
 
 
 def make_plan(settings: LoadedProfile, geometry: Geometry, prompt_tokens: int, ring: int = 1) -> LanePlan:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from scope_cli.commands.generate import check_memory
 from scope_cli.engine import fit
 from scope_cli.engine.run_plan import RunPlan, make_plan
 from scope_cli.errors import ModelError
@@ -264,10 +263,10 @@ def test_what_weights_take_before_they_are_packed_has_to_fit_too(tiny_folder, mo
     plan = RunPlan.of(settings.profile, [make_plan(settings, opened.geometry, 8)], "cpu")
     packed = replace(opened, weight_bytes=1000, loading_bytes=10**9)
     monkeypatch.setattr("scope_cli.machine.memory.free_bytes", lambda device: 10**9)
-    check_memory(packed, plan)
+    plan.check_fits(packed)
     monkeypatch.setattr("scope_cli.machine.memory.free_bytes", lambda device: 10**9 - 1)
     with pytest.raises(ModelError, match="while it is loaded"):
-        check_memory(packed, plan)
+        plan.check_fits(packed)
 
 
 def test_the_buffers_that_a_prompt_is_staged_in_have_to_fit_too(tiny_folder, monkeypatch):
@@ -282,10 +281,10 @@ def test_the_buffers_that_a_prompt_is_staged_in_have_to_fit_too(tiny_folder, mon
     assert takes.reading >= staged
     needed = opened.weight_bytes + plan.shape.cache_bytes(opened.geometry, 4) + takes.reading
     monkeypatch.setattr("scope_cli.machine.memory.free_bytes", lambda device: needed)
-    check_memory(opened, run)
+    run.check_fits(opened)
     monkeypatch.setattr("scope_cli.machine.memory.free_bytes", lambda device: needed - 1)
     with pytest.raises(ModelError, match="not enough memory"):
-        check_memory(opened, run)
+        run.check_fits(opened)
 
 
 def test_too_little_memory_is_told_before_loading(scope, tiny_folder, monkeypatch):

@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scope_cli.commands.options import overrides, told_idle
+from scope_cli.commands.overrides import overrides_of, told_idle
 from scope_cli.errors import ProfileError
 from scope_cli.settings.find import in_place_of_shipped, profile_names, shipped_folder
 from scope_cli.settings.load import check, load_profile
@@ -206,7 +206,7 @@ def test_a_message_names_what_was_typed(scope, argv, message):
 
 
 def test_a_plugin_keeps_its_options_wherever_they_stand():
-    typed = overrides(["decode.scorer.window=5"], scorer="window")
+    typed = overrides_of(["decode.scorer.window=5"], scorer="window")
     scorer = load_profile("default", typed).profile.decode.scorer
     assert (scorer.name, scorer.options) == ("window", {"window": 5})
 
@@ -225,12 +225,12 @@ def test_a_plugin_keeps_its_options_wherever_they_stand():
     ],
 )
 def test_what_was_typed_and_does_nothing_is_told(profile, typed, idle):
-    notes = told_idle(load_profile(profile, overrides([], **typed)))
+    notes = told_idle(load_profile(profile, overrides_of([], **typed)))
     assert [note.split(" has no effect: ")[0] for note in notes] == idle
 
 
 def test_a_budget_beside_a_total_budget_that_was_typed_as_well_is_right():
-    both = overrides(["decode.total_budget=100", "decode.protect_prompt=false"], budget=50, recent=10)
+    both = overrides_of(["decode.total_budget=100", "decode.protect_prompt=false"], budget=50, recent=10)
     assert told_idle(load_profile("default", both)) == []
 
 

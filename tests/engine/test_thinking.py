@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from scope_cli.commands import generate, options
+from scope_cli.commands import options, outputs
 from scope_cli.engine.thinking import Tags, Thinking
 from scope_cli.errors import UsageError
 from scope_cli.events import Failed, Token
@@ -101,7 +101,7 @@ def test_where_thoughts_go_is_one_of_three():
 def test_stdout_stderr_and_file(where, out, aside, file, tmp_path, capfd):
     path = tmp_path / "a.txt"
     started, *_ = _run([])
-    sinks = generate.open_sinks([generate.Output(path, "new", {})], False, True, None, where)
+    sinks = outputs.open_sinks([outputs.Output(path, "new", {})], False, True, None, where)
     for event in [started, *marked([BEGINS, 7, ENDS, 8])]:
         for sink in sinks:
             sink.receive(event)

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from scope_cli.commands.options import unescaped
+from scope_cli.commands.overrides import unescaped
 from scope_cli.errors import UsageError
 from scope_cli.models.stops import Stops, stops_of
 from scope_cli.settings.schema import SamplingSettings

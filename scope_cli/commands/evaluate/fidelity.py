@@ -20,6 +20,7 @@ from scope_cli.commands.evaluate.shared import (
 )
 from scope_cli.commands.evaluate.texts import read_run, text_of_file, text_of_prompt, text_of_run
 from scope_cli.commands.io import read_text, tell
+from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.variants import Budgets, Profiles, variants
 from scope_cli.errors import UsageError
 
@@ -61,7 +62,7 @@ def fidelity_command(
 
     scope evaluate fidelity --text book.txt -p default -p "default scorer=window" --budget 256,512
     """
-    common = o.overrides(**given)
+    common = overrides_of(**given)
     chosen = variants(profile, budgets, common, default=["default"])
     check_writable(output, plot, force)
     if [bool(text), run is not None, prompt_file is not None and run is None].count(True) != 1:

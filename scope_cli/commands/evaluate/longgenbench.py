@@ -20,6 +20,7 @@ from scope_cli.commands.evaluate.shared import (
     write,
 )
 from scope_cli.commands.io import read_text, tell
+from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.variants import Budgets, Profiles, variants
 from scope_cli.errors import UsageError
 
@@ -66,7 +67,7 @@ def longgenbench_command(
 
         scope evaluate longgenbench --data test.jsonl -k 30 -p full -p paper-4k-512 -o gsm8k.json
     """
-    common = o.overrides(**given)
+    common = overrides_of(**given)
     chosen = variants(profile, budgets, common, default=["full", "paper-4k-512"])
     check_writable(output, plot)
 

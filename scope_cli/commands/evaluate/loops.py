@@ -19,6 +19,7 @@ from scope_cli.commands.evaluate.shared import (
     start,
 )
 from scope_cli.commands.io import read_text, tell
+from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.variants import Budgets, Profiles, variants
 
 
@@ -44,7 +45,7 @@ def loops_command(
 
     scope evaluate loops -f story.txt --max-new-tokens 2000 -p full -p default --budget 128,512
     """
-    common = o.overrides(**given)
+    common = overrides_of(**given)
     chosen = variants(profile, budgets, common, default=["full", "default"])
     check_writable(output, plot, force)
     texts = [read_text(file, "--prompt-file") for file in prompt_file]

@@ -19,6 +19,7 @@ from scope_cli.commands.evaluate.shared import (
 )
 from scope_cli.commands.evaluate.texts import plain_ids
 from scope_cli.commands.io import tell
+from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.variants import Budgets, Profiles, variants
 from scope_cli.errors import UsageError
 
@@ -45,7 +46,7 @@ def recall_command(
 
     scope evaluate recall -p full -p default -p "default scorer=recency" --budget 256
     """
-    common = o.overrides(**given)
+    common = overrides_of(**given)
     chosen = variants(profile, budgets, common, default=["full", "default"])
     check_writable(output, plot, force)
 
