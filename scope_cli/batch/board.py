@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from scope_cli.batch.desk import Running
-from scope_cli.batch.ledger import Ledger, Row
+from scope_cli.batch.ledger import Ledger
 from scope_cli.batch.progress import Progress
+from scope_cli.batch.rows import Row
 from scope_cli.console.safe import printable
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio, counted
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from scope_cli.batch.groups import Group
-from scope_cli.batch.ledger import Ledger, Row
+from scope_cli.batch.ledger import Ledger
 from scope_cli.batch.reasons import in_words, reason_and_detail
 from scope_cli.batch.results import append_result
+from scope_cli.batch.rows import Row
 from scope_cli.batch.states import Keeper, RowStates
 from scope_cli.batch.work import Task, task_of
 from scope_cli.batch.writer import DiskError, OutputError, PartFile, publish, write_record

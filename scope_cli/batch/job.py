@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from scope_cli.batch.fit import Memory, choose_lanes
 from scope_cli.batch.groups import Demand, Group, Order, form_groups
 from scope_cli.batch.inputs import Frame, Input
-from scope_cli.batch.ledger import Ledger, Row
+from scope_cli.batch.ledger import Ledger
 from scope_cli.batch.outputs import PART, RECORD, OutputNames
 from scope_cli.batch.reasons import UNSTOPPABLE, in_words, reason_and_detail
+from scope_cli.batch.rows import Row
 from scope_cli.batch.work import encode, packed, seed_of, settings_of
 from scope_cli.batch.writer import OutputError, publish
 from scope_cli.console.safe import printable

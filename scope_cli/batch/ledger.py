@@ -1,225 +1,29 @@
 """OUT/scope.db: the job, every prompt and its state; what is committed here is true.
 
-SQLite in WAL mode, where the disk can do that. A row is `waiting`, `running`, `done`, `failed` or
-`interrupted`. Several processes may share a ledger: taking a row is one transaction. SQLite has no checksums,
-so what is kept as JSON carries one of its own: a byte that a disk has turned is noticed.
+A row is `waiting`, `running`, `done`, `failed` or `interrupted`. Several processes may share a ledger: taking
+a row is one transaction.
 """
 
-import json
-import re
-import sqlite3
 import time
-import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from collections.abc import Iterable
+from typing import Any
 
-import psutil
-
-from scope_cli.console.safe import as_json, printable
-from scope_cli.errors import ScopeError, UsageError
-
-State = Literal["waiting", "running", "done", "failed", "interrupted"]
-STATES: tuple[State, ...] = ("waiting", "running", "done", "failed", "interrupted")
-NAME = "scope.db"
-FORMAT = 1  # PRAGMA user_version
-DAMAGED = "what the ledger kept of it is damaged"
-DAMAGE = re.compile("malformed|no such|not a database|syntax")  # SQLite's words for a schema it cannot follow
-SEAL = re.compile("[0-9a-f]{8} ")  # a checksum before JSON
-BUSY_S = 60.0  # how long one process waits for another's transaction
-NETWORK = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "afs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs")
-TABLES = """
-CREATE TABLE IF NOT EXISTS job (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS processes (owner TEXT PRIMARY KEY, pid INTEGER, host TEXT, started_at REAL);
-CREATE TABLE IF NOT EXISTS groups (number INTEGER PRIMARY KEY, plan TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS rows (
-    number INTEGER PRIMARY KEY,      -- the order of the inputs
-    id TEXT NOT NULL UNIQUE,
-    source TEXT NOT NULL,
-    output TEXT NOT NULL UNIQUE,     -- below OUT
-    content_hash TEXT NOT NULL,
-    state TEXT NOT NULL,
-    error TEXT,                      -- why it failed
-    detail TEXT,                     -- a traceback, where the reason is not the user's to put right
-    prompt_ids BLOB,                 -- int32, little-endian
-    prompt_tokens INTEGER,
-    planned INTEGER,                 -- tokens of the output at most
-    sampling TEXT NOT NULL DEFAULT '{}',
-    meta TEXT,
-    seed INTEGER,
-    group_number INTEGER,            -- whom it shares a cache with
-    turn INTEGER,                    -- when it comes in its group
-    attempts INTEGER NOT NULL DEFAULT 0,
-    owner TEXT,                      -- the process that runs it
-    profile_hash TEXT,               -- what it was run with
-    started_at REAL,
-    finished_at REAL,
-    record TEXT                      -- its run record, as JSON, once it has ended
-);
-CREATE INDEX IF NOT EXISTS rows_by_turn ON rows (group_number, state, turn);
-"""
+from scope_cli.batch.database import Database
+from scope_cli.batch.rows import (
+    AS_JSON,
+    COLUMNS,
+    DAMAGED,
+    STATES,
+    Row,
+    State,
+    row_of,
+    sealed,
+    to_json,
+    unsealed,
+)
 
 
-@dataclass(frozen=True)
-class Row:
-    number: int
-    id: str
-    source: str
-    output: str
-    content_hash: str
-    state: State = "waiting"
-    error: str | None = None
-    detail: str | None = None
-    prompt_ids: bytes | None = None
-    prompt_tokens: int | None = None
-    planned: int | None = None
-    sampling: dict[str, Any] = field(default_factory=dict)
-    meta: Any = None
-    seed: int | None = None
-    group_number: int | None = None
-    turn: int | None = None
-    attempts: int = 0
-    owner: str | None = None
-    profile_hash: str | None = None
-    started_at: float | None = None
-    finished_at: float | None = None
-    record: dict[str, Any] | None = None
-
-    @property
-    def end(self) -> dict[str, Any]:
-        """How it ended: tokens, times, readings; empty while it has not, and where it never ran."""
-        found: list[dict[str, Any]] = (self.record or {}).get("results", [])
-        return found[0] if found else {}
-
-
-AS_JSON = ("sampling", "meta", "record")
-COLUMNS = tuple(Row.__dataclass_fields__)
-KINDS = get_type_hints(Row) | dict.fromkeys(AS_JSON, str | None) | {"state": str}
-
-
-class Ledger:
-    def __init__(self, out: Path, read_only: bool = False) -> None:
-        """Open OUT/scope.db, and make it where there is none. Raises UsageError where that cannot be."""
-        self.path = out / NAME
-        self.notes: list[str] = []
-        self._file: tuple[int, int] | None = None
-        try:
-            # As a path, not read-only mode: SQLite itself has to be able to go on after a crash.
-            self._db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
-            self._db.row_factory = sqlite3.Row
-            self._db.text_factory = lambda content: content.decode("utf-8", "surrogateescape")
-            if read_only:
-                self._check_format()
-            else:
-                self._prepare()
-            self._file = self._identity()
-        except (sqlite3.DatabaseError, OSError) as error:
-            raise UsageError(
-                f"cannot use {self.path}: {error}",
-                "is the folder writable, and the file a ledger of scope batch?",
-            ) from error
-
-    def _identity(self) -> tuple[int, int]:
-        status = self.path.stat()
-        return status.st_dev, status.st_ino
-
-    def _prepare(self) -> None:
-        (mode,) = self._db.execute(f"PRAGMA journal_mode={self._journal_mode()}").fetchone()
-        if mode != "wal":
-            self.notes.append(f"the ledger keeps a {mode} journal: WAL does not work on this disk")
-        self._db.execute("PRAGMA synchronous=FULL")  # a row that is done stays done when the power goes
-        with self.transaction():
-            if not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                for statement in TABLES.split(";\n"):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version={FORMAT}")
-        self._check_format()
-
-    def _journal_mode(self) -> str:
-        """WAL needs memory that all processes share, which no network file system has between machines."""
-        kind = file_system_of(self.path.parent)
-        return "delete" if kind.startswith(NETWORK) else "wal"
-
-    def _check_format(self) -> None:
-        (found,) = self._db.execute("PRAGMA user_version").fetchone()
-        if found == 0:
-            raise UsageError(
-                f"{self.path} is empty, or no ledger of scope batch",
-                "finished texts are beside it; another --output-dir begins anew",
-            )
-        if found != FORMAT:
-            raise UsageError(
-                f"{self.path} has format {found}, this version of scope reads {FORMAT}",
-                "choose another --output-dir",
-            )
-
-    def close(self) -> None:
-        self._db.close()
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All of it or nothing, and nobody else writes meanwhile."""
-        self._check_it_is_there()
-        self._run("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._run("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-            raise
-
-    def _check_it_is_there(self) -> None:
-        """SQLite writes on into a file that somebody has removed, and nobody would ever read it."""
-        with suppress(OSError):
-            if self._file in (None, self._identity()):
-                return
-        raise ScopeError(
-            f"{self.path} is gone: the output folder was removed or replaced while the job ran",
-            "the same command begins anew",
-        )
-
-    def _run(self, statement: str, values: Any = ()) -> sqlite3.Cursor:
-        try:
-            return self._db.execute(statement, values)
-        except sqlite3.DatabaseError as error:
-            raise self._failed(error) from error
-
-    def _read(self, statement: str, values: Any = ()) -> list[Any]:
-        try:
-            return self._db.execute(statement, values).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise self._failed(error) from error
-
-    def _failed(self, error: sqlite3.DatabaseError) -> Exception:
-        if isinstance(error, sqlite3.IntegrityError):  # our bug
-            return error
-        if not isinstance(error, sqlite3.OperationalError) or DAMAGE.search(str(error)):
-            return self._damaged(str(error))
-        if "readonly" in str(error) or "unable to open" in str(error):
-            return UsageError(f"cannot write {self.path}: {error}", "is the folder writable?")
-        return ScopeError(
-            f"cannot write {self.path}: {error}", "what is done stays done; the same command goes on"
-        )
-
-    def _damaged(self, what: str, way_out: str = "another --output-dir begins anew") -> UsageError:
-        return UsageError(f"{self.path} is damaged: {what}", f"finished texts are beside it; {way_out}")
-
-    def sound(self) -> bool:
-        """SQLite's own check of the whole file."""
-        try:
-            return self._db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
-        except sqlite3.DatabaseError:  # not even readable
-            return False
-
-    def check(self) -> None:
-        """Raises UsageError where the file is damaged as a whole; single rows are mended."""
-        if not self.sound():
-            raise self._damaged("SQLite finds errors in it")
-
+class Ledger(Database):
     # The job
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -268,11 +72,11 @@ class Ledger:
         names = ", ".join(name if bulky or name != "prompt_ids" else "NULL AS prompt_ids" for name in COLUMNS)
         where = f"WHERE state IN ({', '.join('?' * len(states))})" if states else ""
         return [
-            _row(found) for found in self._read(f"SELECT {names} FROM rows {where} ORDER BY number", states)
+            row_of(found) for found in self._read(f"SELECT {names} FROM rows {where} ORDER BY number", states)
         ]
 
     def row(self, number: int) -> Row:
-        return _row(self._read("SELECT * FROM rows WHERE number = ?", (number,))[0])
+        return row_of(self._read("SELECT * FROM rows WHERE number = ?", (number,))[0])
 
     def mend(self) -> list[str]:
         """Rows that a disk has damaged are as good as changed: they are run again. Their ids."""
@@ -300,7 +104,7 @@ class Ledger:
         are nobody else's, or sqlite3.IntegrityError is raised.
         """
         values = {name: getattr(row, name) for name in COLUMNS}
-        values |= {name: _to_json(values[name]) for name in AS_JSON}
+        values |= {name: to_json(values[name]) for name in AS_JSON}
         marks = ", ".join(f":{name}" for name in COLUMNS)
         new = ", ".join(f"{name} = excluded.{name}" for name in COLUMNS)
         self._run(
@@ -310,7 +114,7 @@ class Ledger:
         )
 
     def change(self, number: int, **values: Any) -> None:
-        values |= {name: _to_json(values[name]) for name in AS_JSON if name in values}
+        values |= {name: to_json(values[name]) for name in AS_JSON if name in values}
         names = ", ".join(f"{name} = :{name}" for name in values)
         self._run(f"UPDATE rows SET {names} WHERE number = :number", {**values, "number": number})
 
@@ -352,7 +156,7 @@ class Ledger:
             changed = self._run(
                 "UPDATE rows SET state = ?, owner = NULL, finished_at = ?, record = ?, error = ?, detail = ? "
                 "WHERE number = ? AND state = 'running' AND owner = ?",
-                (state, time.time(), _to_json(record), error, detail, number, owner),
+                (state, time.time(), to_json(record), error, detail, number, owner),
             ).rowcount
             return changed == 1
 
@@ -397,49 +201,3 @@ class Ledger:
                 f"WHERE state = 'running' AND owner NOT IN ({marks})",
                 living,
             ).rowcount
-
-
-def file_system_of(folder: Path) -> str:
-    """'ext4', 'nfs4', ...: of the mount that a folder lies in; '' where the system does not say."""
-    where, best, kind = folder.resolve(), -1, ""
-    for mount in psutil.disk_partitions(all=True):
-        if where.is_relative_to(mount.mountpoint) and len(mount.mountpoint) >= best:
-            best, kind = len(mount.mountpoint), mount.fstype
-    return kind
-
-
-def _row(found: sqlite3.Row) -> Row:
-    """As it was put; one that cannot be read has failed, and the reason says so."""
-    values = dict(found)
-    try:
-        for name, value in values.items():
-            if not isinstance(value, KINDS[name]) or (name == "state" and value not in STATES):
-                raise ValueError(name)
-            if isinstance(value, str):
-                value.encode()
-        values |= {name: unsealed(values[name]) for name in AS_JSON if values[name] is not None}
-    except ValueError:
-        name, source, output = (printable(str(values[key])) for key in ("id", "source", "output"))
-        return Row(values["number"], name, source, output, content_hash="", state="failed", error=DAMAGED)
-    return Row(**values)
-
-
-def _to_json(value: Any) -> str | None:
-    return None if value is None else sealed(value)
-
-
-def sealed(value: Any) -> str:
-    """JSON with its checksum in front."""
-    text = as_json(value)
-    return f"{zlib.crc32(text.encode()):08x} {text}"
-
-
-def unsealed(text: Any) -> Any:
-    """Raises ValueError where not every byte is as it was written; JSON alone is what older ledgers hold."""
-    if not isinstance(text, str):
-        raise ValueError("no text")
-    if SEAL.match(text):
-        seal, text = text[:8], text[9:]
-        if f"{zlib.crc32(text.encode()):08x}" != seal:
-            raise ValueError("the checksum differs")
-    return json.loads(text)

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
-from scope_cli.batch.ledger import State
+from scope_cli.batch.rows import State
 
 WINDOW_S = 30.0
 

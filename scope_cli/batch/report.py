@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from scope_cli.batch.ledger import Ledger, Row
+from scope_cli.batch.ledger import Ledger
+from scope_cli.batch.rows import Row
 from scope_cli.batch.writer import write_whole
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio, counted
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from scope_cli.batch.ledger import Ledger, Row
+from scope_cli.batch.ledger import Ledger
+from scope_cli.batch.rows import Row
 from scope_cli.batch.writer import told
 from scope_cli.console.safe import as_json
 from scope_cli.files import replacing

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scope_cli.batch.groups import Group
-from scope_cli.batch.ledger import Ledger, Row
+from scope_cli.batch.ledger import Ledger
 from scope_cli.batch.presence import FOLDER
+from scope_cli.batch.rows import Row
 from scope_cli.batch.writer import PartFile, part_of
 from scope_cli.engine.cadence import Cadence
 from scope_cli.engine.checkpoint import Checkpoint, Refused, read_facts, remove_checkpoint, write_checkpoint

@@ -12,8 +12,9 @@ from scope_cli.batch.desk import Desk
 from scope_cli.batch.fit import Memory
 from scope_cli.batch.groups import Demand, Group
 from scope_cli.batch.job import Changes, Planned
-from scope_cli.batch.ledger import Ledger, Row
+from scope_cli.batch.ledger import Ledger
 from scope_cli.batch.results import as_result
+from scope_cli.batch.rows import Row
 from scope_cli.batch.states import how_far
 from scope_cli.console.safe import as_json, printable
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio, counted

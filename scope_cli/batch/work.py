@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scope_cli.batch.inputs import Frame, Input
-from scope_cli.batch.ledger import DAMAGED, Row
+from scope_cli.batch.rows import DAMAGED, Row
 from scope_cli.errors import UsageError
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import SamplingSettings

@@ -140,7 +140,8 @@ def batch_command(
     typed = overrides_of(**given)
 
     from scope_cli.batch.inputs import Frame
-    from scope_cli.batch.session import Options, run
+    from scope_cli.batch.options import Options
+    from scope_cli.batch.session import run
     from scope_cli.settings.load import load_profile
     from scope_cli.settings.schedules import nothing_to_choose
 
@@ -200,7 +201,8 @@ def template_of(file: str | None) -> str | None:
 
 
 def show_status(out: Path, json: bool, report: bool) -> None:
-    from scope_cli.batch.ledger import NAME, Ledger
+    from scope_cli.batch.database import NAME
+    from scope_cli.batch.ledger import Ledger
     from scope_cli.batch.status import print_status, status_json
 
     if not (out / NAME).is_file():

@@ -9,8 +9,9 @@ from rich.console import Console
 
 from scope_cli.batch.board import LiveBoard, LogBoard, shortened
 from scope_cli.batch.desk import Running
-from scope_cli.batch.ledger import Ledger, Row
+from scope_cli.batch.ledger import Ledger
 from scope_cli.batch.progress import Progress
+from scope_cli.batch.rows import Row
 from scope_cli.policies.schedule import Schedule
 
 COLUMNS, LINES = 100, 12

@@ -13,9 +13,10 @@ import torch
 
 from scope_cli import cli
 from scope_cli.batch import desk as desk_module
-from scope_cli.batch import session
-from scope_cli.batch.ledger import DAMAGED, Ledger, sealed, unsealed
+from scope_cli.batch import start
+from scope_cli.batch.ledger import Ledger
 from scope_cli.batch.outputs import PART, RECORD
+from scope_cli.batch.rows import DAMAGED, sealed, unsealed
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.errors import UsageError
 from scope_cli.models.chat import Chat
@@ -373,7 +374,7 @@ def test_a_restart_that_is_refused_has_destroyed_nothing(run, out, prompts, whol
     assert run("--restart", "--glob", "*.md")[0] == 2
     assert run("--restart", "--device", "cuda:7")[0] == 2
     with monkeypatch.context() as patch:
-        patch.setattr(session, "commit", lambda *args: (_ for _ in ()).throw(UsageError("killed here")))
+        patch.setattr(start, "commit", lambda *args: (_ for _ in ()).throw(UsageError("killed here")))
         assert run("--restart")[0] == 2
     with monkeypatch.context():
         little(1000)
@@ -537,7 +538,7 @@ def test_whatever_one_row_raises_it_fails_alone(run, out, whole, monkeypatch, er
 
         monkeypatch.setattr(Chat, "prompt", breaks)
     elif where == "plan":
-        plan = session.tokenise.__globals__["Demand"].of
+        plan = start.tokenise.__globals__["Demand"].of
         calls = []
 
         def breaks_too(number, *args):

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scope_cli.batch import inputs as inputs_module
-from scope_cli.batch.inputs import MOST_BYTES, Frame, read_directory, read_inputs, read_lines
+from scope_cli import utf8
+from scope_cli.batch.folder import MOST_BYTES, read_directory, read_inputs
+from scope_cli.batch.inputs import Frame
+from scope_cli.batch.lines import read_lines
 from scope_cli.errors import UsageError
 
 
@@ -340,14 +342,14 @@ def test_names_come_in_the_order_of_their_numbers(tmp_path):
 def test_whatever_reading_one_raises_is_that_ones_problem(tmp_path, monkeypatch):
     for name in ("a", "b", "c"):
         (tmp_path / name).write_text("text")
-    decode = inputs_module.utf8.decode
+    decode = utf8.decode
 
     def breaks(content):
         if b"b" in content:
             raise KeyError("nobody knows")
         return decode(content)
 
-    monkeypatch.setattr(inputs_module.utf8, "decode", breaks)
+    monkeypatch.setattr(utf8, "decode", breaks)
     (tmp_path / "b").write_text("b")
     assert [bool(one.problem) for one in found(tmp_path).values()] == [False, True, False]
     one, bad, two = lines(b'{"prompt": "x"}', b'{"prompt": "b"}', b'{"prompt": "y"}')

@@ -6,7 +6,9 @@ import threading
 import psutil
 import pytest
 
-from scope_cli.batch.ledger import FORMAT, Ledger, Row
+from scope_cli.batch.database import FORMAT
+from scope_cli.batch.ledger import Ledger
+from scope_cli.batch.rows import Row
 from scope_cli.errors import ScopeError, UsageError
 
 PARTITION = type(psutil.disk_partitions(all=True)[0])

@@ -8,8 +8,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from scope_cli.batch.ledger import Ledger, Row
+from scope_cli.batch.ledger import Ledger
 from scope_cli.batch.report import busy_s, write_report
+from scope_cli.batch.rows import Row
 from tests.helpers.patience import PATIENCE_S
 
 READING = {"held_bytes": 3_000_000, "full_bytes": 9_000_000}
