@@ -49,3 +49,32 @@ def test_a_real_allocation_that_fails_is_recognised():
     with pytest.raises(RuntimeError) as failed:
         torch.empty(2**60, dtype=torch.int8)
     assert is_out_of_memory(failed.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "runs no",
+        "resume no",
+        "prompt show no",
+        "generate --prompt-cache no",
+        "generate -f no",
+        "generate hi --profile no",
+        "batch no -o out",
+        "batch --status no",
+        "evaluate compare no",
+        "evaluate fidelity --text no",
+        "evaluate loops -f no -o no/f.json",
+        "profile compare no no",
+        "profiles show no",
+        "models show no",
+        "tune --text no",
+        "calibrate c.safetensors --text no",
+    ],
+)
+def test_a_path_that_is_not_there_is_one_error_and_one_hint(line, scope, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = scope(*line.split())
+    errors = [one for one in said.stderr.splitlines() if one.startswith("error: ")]
+    hints = [one for one in said.stderr.splitlines() if one.startswith("hint: ")]
+    assert (said.code, said.stdout, len(errors), len(hints)) == (2, "", 1, 1), said.stderr

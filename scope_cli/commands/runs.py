@@ -36,7 +36,10 @@ def runs_command(
     scope runs texts/
     """
     if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder}")
+        raise UsageError(
+            f"there is no folder {folder}",
+            "give one with texts; without one, this folder is listed",
+        )
     found = runs_in(folder)
     if json:
         print(as_json([asdict(run) for run in found], indent=2))

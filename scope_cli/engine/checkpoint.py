@@ -35,6 +35,11 @@ DTYPES = {  # safetensors' names
 class Refused(UsageError):
     """A file is no state that could be taken up; the message says why."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            message, "scope generate --output keeps a state beside a text, scope prompt save one of a prompt"
+        )
+
 
 @dataclass(frozen=True)
 class Checkpoint:

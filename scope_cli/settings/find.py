@@ -62,7 +62,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise ProfileError(f"{path} has {size:,} bytes, and a profile at most {MOST_BYTES:,}")
         tree = parse_yaml(utf8.decode(path.read_bytes()))
     except OSError as error:
-        raise ProfileError(f"cannot read {path}: {error.strerror}") from error
+        raise ProfileError(
+            f"cannot read {path}: {error.strerror}", "`scope profiles list` names those that are there"
+        ) from error
     except utf8.NotText as error:
         raise ProfileError(f"{path} {error}", error.hint(str(path))) from error
     except yaml.YAMLError as error:

@@ -112,6 +112,8 @@ def check_writable(output: Path | None, plot: Path | None = None, force: bool = 
         )
     for file in (output, plot):
         if file is not None and not file.parent.is_dir():
-            raise UsageError(f"cannot write {file}: there is no folder {file.parent}")
+            raise UsageError(
+                f"cannot write {file}: there is no folder {file.parent}", f"`mkdir -p {file.parent}` makes it"
+            )
         if file is not None and file.is_dir():
             raise UsageError(f"cannot write {file}: it is a folder")
