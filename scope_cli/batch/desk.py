@@ -89,12 +89,15 @@ class Desk:
         max_seconds: float | None = None,
         states: RowStates | None = None,
         checkpoint_every: float | None = None,
+        from_model: dict[str, Any] | None = None,
     ) -> None:
+        """from_model: sampling in the settings that the model's files decided"""
         self._states, self.checkpoint_every = states, checkpoint_every
         self.keeper = None if states is None else Keeper(self.keep, checkpoint_every)
         self.ledger, self.out, self.owner, self.board = ledger, out, owner, board
         self._settings, self._settings_hash, self._opened = settings, settings_hash, opened
         self._max_seconds = max_seconds
+        self._from_model = from_model or {}
         self._left = limit
         self._fail_fast = fail_fast
         self._reduced: dict[int, tuple[int, str]] = {}  # groups with fewer lanes than planned: how many, why
@@ -300,6 +303,7 @@ class Desk:
             "fewer_lanes": why if group.lanes <= lanes else None,
             "policy": policy_in_words(task.settings.profile, task.work.plan) if task else None,
             "profile": (task.settings if task else self._settings).profile.as_dict(),
+            "from_model": {key: one for key, one in self._from_model.items() if key not in row.sampling},
             "model": self._opened.describe(),
             "versions": versions(),
             "notes": list(task.work.plan.notes) if task else [],

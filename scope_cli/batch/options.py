@@ -1,9 +1,9 @@
 """What one command asks of a job."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from scope_cli.batch.groups import Order
 from scope_cli.batch.inputs import Frame
@@ -37,6 +37,7 @@ class Options:
     engine: Literal["local", "ray"] = "local"
     ray_address: str | None = None
     workers: int | None = None
+    from_model: dict[str, Any] = field(default_factory=dict)  # sampling in `settings` that nobody chose
 
     @property
     def as_lines(self) -> bool:

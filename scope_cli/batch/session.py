@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ from scope_cli.errors import (
 )
 from scope_cli.formats.base import PLAIN
 from scope_cli.models.registry import find
+from scope_cli.models.sampling import in_words
 
 if TYPE_CHECKING:
     from scope_cli.batch.local import LocalEngine
@@ -67,6 +69,10 @@ def run(options: Options) -> int:
         from scope_cli.models.model import open_model
 
         opened = open_model(settings, options.offline, phases.say, options.lanes or 1)
+    sampling, from_model = options.settings.with_model_sampling(opened.sampling)
+    options = replace(options, settings=sampling, from_model=from_model)
+    if words := in_words(from_model):
+        options.say(f"sampling as the model asks: {words}")
     if options.dry_run:
         return dry_run(options, job_of(options, opened), opened, inputs)
     engine = engine_of(options, opened)
@@ -183,6 +189,7 @@ def work(options: Options, start: Start, presence: Presence) -> int:
         max_seconds=options.row_timeout,
         states=states,
         checkpoint_every=options.checkpoint_every,
+        from_model=options.from_model,
     )
     began, unwritten = time.monotonic(), False
     try:

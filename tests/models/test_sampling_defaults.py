@@ -79,3 +79,25 @@ def test_a_run_says_in_its_first_line_that_the_model_decided_and_records_it(scop
     assert record["from_model"] == TAKEN and record["profile"]["sampling"]["top_k"] == 20
     said = scope(*argv, tmp_path / "b.txt", "-p", "slide").stderr
     assert "as the model asks: temperature" not in said
+
+
+def test_a_batch_samples_as_the_model_asks_where_neither_profile_nor_row_decide(scope, tiny_folder, tmp_path):
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    (model / "generation_config.json").write_text(json.dumps({**QWEN3, "eos_token_id": 257}))
+    rows = {"plain": {}, "own": {"temperature": 0.2, "min_p": 0.1}}
+    lines = [json.dumps({"id": name, "prompt": "hi", "sampling": own}) for name, own in rows.items()]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    argv = ["batch", tmp_path / "p.jsonl", "--model", model, "--max-new-tokens", 3, "-o"]
+    said = scope(*argv, tmp_path / "out").stderr
+    first = said.splitlines()[0]
+    assert first == "sampling as the model asks: temperature 0.6, top-k 20, top-p 0.95"
+    records = {name: json.loads((tmp_path / "out" / f"{name}.txt.run.json").read_text()) for name in rows}
+    assert records["plain"]["from_model"] == TAKEN
+    assert records["own"]["from_model"] == {"top_k": 20, "top_p": 0.95}
+    for name, own in rows.items():
+        sampling = records[name]["profile"]["sampling"]
+        assert {key: sampling[key] for key in TAKEN} == TAKEN | own
+    said = scope(*argv, tmp_path / "mine", "-p", "slide").stderr
+    assert "as the model asks: temperature" not in said
+    record = json.loads((tmp_path / "mine" / "plain.txt.run.json").read_text())
+    assert "temperature" not in record["from_model"] and record["profile"]["sampling"]["temperature"] == 0
