@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import file_digest
 from io import FileIO
 from pathlib import Path
 from typing import TextIO
@@ -86,3 +87,8 @@ def cache_folder() -> Path:
 
     chosen = os.environ.get("SCOPE_CACHE")
     return Path(chosen).expanduser() if chosen else user_cache_path("scope")
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as opened:
+        return file_digest(opened, "sha256").hexdigest()

@@ -31,8 +31,8 @@ from transformers.models.auto.modeling_auto import (
 from scope_cli.engine.run import generate, new_work
 from scope_cli.errors import ModelError, first_line
 from scope_cli.events import Token
+from scope_cli.machine.setup import hushed
 from scope_cli.models.model import open_model
-from scope_cli.models.registry import hushed
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import Profile
 from tests.helpers.tiny import tiny_tokenizer

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from scope_cli.models.registry import hushed
+from scope_cli.machine.setup import hushed
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 TEMPLATE = (

@@ -23,6 +23,7 @@ from scope_cli.errors import ScopeError
 from scope_cli.measure.bench import engine, peers
 from scope_cli.measure.profiling import runner, source
 from scope_cli.models import model, registry
+from scope_cli.models.model_folder import ModelFolder
 from tests.helpers.configs import LLAMA_8B
 from tests.helpers.pages import PAGES, ROOT, blocks, parse
 from tests.helpers.results import fidelity, made_up, result
@@ -114,7 +115,7 @@ def desk(tmp_path, monkeypatch):
     for taken in (engine, peers):
         monkeypatch.setattr(taken, "open_model", opened)
     monkeypatch.setattr(runner, "run_job", opened)
-    embedded = registry.ModelFolder("smollm2-135m", tmp_path / "embedded", "a test")
+    embedded = ModelFolder("smollm2-135m", tmp_path / "embedded", "a test")
     monkeypatch.setattr(source, "find", lambda *_, **__: embedded)
     monkeypatch.setattr(source, "free_bytes", lambda *_: 8 * 2**30)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"A prompt.")))

@@ -19,7 +19,9 @@ def check_model(settings: "ModelSettings") -> None:
     What takes longer to find out, or only PyTorch knows, is left to it.
     """
     from scope_cli.models.catalogue import hub_name
-    from scope_cli.models.registry import EMBEDDED, HUB_NAME, find
+    from scope_cli.models.embedded import EMBEDDED
+    from scope_cli.models.hub import HUB_NAME
+    from scope_cli.models.registry import find
 
     kind = settings.device.partition(":")[0]
     if (kind == "cuda" and not has_gpu()) or (kind == "mps" and platform.system() != "Darwin"):

@@ -129,7 +129,7 @@ def rm(
     import sys
 
     from scope_cli.errors import UsageError
-    from scope_cli.models.registry import kept_copies, remove
+    from scope_cli.models.kept import kept_copies, remove
     from scope_cli.units import as_bytes
 
     copies = kept_copies(name)

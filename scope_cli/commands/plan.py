@@ -169,7 +169,7 @@ def model_to_name(source: "Source", typed: str) -> tuple[str, str]:
     import json
 
     from scope_cli.models.folder import stored_shapes
-    from scope_cli.models.registry import HUB_NAME
+    from scope_cli.models.hub import HUB_NAME
 
     if not source.from_config:
         path = Path(typed).expanduser()

@@ -2,6 +2,9 @@
 
 import logging
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -62,3 +65,21 @@ def allow_graphs(most: int) -> None:
 def quieten_bitsandbytes() -> None:
     """8bit warns in every layer of every step."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """transformers' progress bars and advice stay off the terminal."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

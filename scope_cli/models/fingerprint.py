@@ -5,7 +5,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from scope_cli.models.folder import weight_files
-from scope_cli.models.registry import ModelFolder
+from scope_cli.models.model_folder import ModelFolder
 
 PLACES, PIECE = 16, 2**16  # of each file of weights so many pieces are looked at, so many bytes each
 WHOLE = ("config.json", "tokenizer.json", "tokenizer.model")

@@ -219,3 +219,20 @@ def stored_shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     for file in files:
         for tensor, (_, shape) in header_of(file).items():
             yield tensor, shape
+
+
+def is_complete(folder: Path) -> bool:
+    """Config and every safetensors file that belongs to the weights are there."""
+    try:
+        return (folder / "config.json").is_file() and bool(weight_files(folder))
+    except ModelError:
+        return False
+
+
+def refuse_pickles(where: str, files: list[str]) -> None:
+    pickles = sorted(file for file in files if file.endswith(PICKLES))
+    if pickles and not any(file.endswith(".safetensors") for file in files):
+        raise ModelError(
+            f"{where} holds {pickles[0]}: weights come from safetensors or GGUF, never from pickle",
+            "a pickle can run any code; save the model with save_pretrained to get safetensors",
+        )

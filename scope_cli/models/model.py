@@ -25,7 +25,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from scope_cli.errors import ModelError, ScopeError, first_line
 from scope_cli.geometry import Geometry, LayerGeometry, context_of, with_context
-from scope_cli.machine.setup import quieten_bitsandbytes, set_threads
+from scope_cli.machine.setup import hushed, quieten_bitsandbytes, set_threads
 from scope_cli.models.chat import Chat
 from scope_cli.models.choices import dtype_of, load_in_of
 from scope_cli.models.ends import named_ends
@@ -37,11 +37,13 @@ from scope_cli.models.lean import (
     PreTrainedModel,
     without_compiler,
 )
+from scope_cli.models.making import Say
+from scope_cli.models.model_folder import ModelFolder
 from scope_cli.models.packed import pack, packed_bytes
 from scope_cli.models.packed_file import PackedFile
 from scope_cli.models.packing import entries_of, make_packed, packed_file
 from scope_cli.models.random_weights import random_model
-from scope_cli.models.registry import ModelFolder, Say, find, hushed
+from scope_cli.models.registry import find
 from scope_cli.models.sampling import sampling_of
 from scope_cli.models.shapes import ModelShape
 from scope_cli.models.stops import Stops, stops_of

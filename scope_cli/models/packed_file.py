@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from scope_cli.files import cache_folder, replace_file, sweep
 from scope_cli.models.formats import Bits
+from scope_cli.models.kept import SOURCE_FILE
 from scope_cli.models.lean import PreTrainedModel
 from scope_cli.models.packed import pack
-from scope_cli.models.registry import SOURCE_FILE
 from scope_cli.models.tensor_file import Entry, Progress, write
 
 VERSION = 2  # of what is written here, and of what packing makes of a weight

@@ -8,9 +8,10 @@ from scope_cli.models.formats import Bits
 from scope_cli.models.gguf.header import parts_of
 from scope_cli.models.gguf.packing import PACKED, Matrix, packed_entries
 from scope_cli.models.lean import PreTrainedModel
+from scope_cli.models.making import alone, making
+from scope_cli.models.model_folder import ModelFolder
 from scope_cli.models.packed import PackedEmbedding, PackedLinear, pack
 from scope_cli.models.packed_file import PackedFile, weights_of
-from scope_cli.models.registry import ModelFolder, alone, making
 from scope_cli.models.tensor_file import Entry
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from scope_cli.console.safe import printable
 from scope_cli.events import Audit, Busy, Event, Failed, Finished, Loop, Started
 from scope_cli.models.catalogue import next_to_take
-from scope_cli.models.registry import EMBEDDED
+from scope_cli.models.embedded import EMBEDDED
 from scope_cli.models.sampling import in_words
 from scope_cli.sinks.record import record_of
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio

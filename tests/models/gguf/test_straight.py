@@ -1,6 +1,7 @@
 """From a GGUF file's blocks straight into packed weights: the very codes, in little memory, resumable."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from scope_cli.errors import ModelError
-from scope_cli.models import registry, tensor_file
+from scope_cli.models import tensor_file
 from scope_cli.models.gguf.blocks import EXACT
 from scope_cli.models.model import open_model
 from scope_cli.models.packed import PackedEmbedding, PackedLinear
@@ -82,8 +83,8 @@ def test_the_first_start_says_what_it_takes_and_the_second_has_nothing_to_do(tmp
 
 def test_where_the_disk_has_no_room_nothing_is_begun(tmp_path, monkeypatch):
     path = write(tmp_path / "tiny.gguf", kind="Q4_1").path
-    usage = registry.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(registry.shutil, "disk_usage", lambda path: usage)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ModelError, match=r"packing tiny\.gguf to int4 takes .* are free there"):
         opened(path).load(attention="sdpa")
     assert not list(find(str(path)).path.glob("*.safetensors*"))
