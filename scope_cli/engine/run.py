@@ -75,11 +75,6 @@ def generate(
     notes += [why_plain] if why_plain else []
     if loaded.device.type == "cpu" and (why := loaded.why_not_native or why_not()) is not None:
         notes.append(f"the native step is not used, a token takes several times longer: {why}")
-    elif loaded.device.type == "cpu" and in_force.exact:
-        notes.append(
-            "the native step is not used, a token takes several times longer: it sees no exact tokens beside "
-            "packed slots; --set cache.exact=0 leaves them out"
-        )
     if loaded.device.type == "cuda" and KERNEL is None:
         notes.append(
             "Triton is not installed: attention takes PyTorch's kernel, several times slower for one text"

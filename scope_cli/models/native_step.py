@@ -108,9 +108,11 @@ class NativeStep:
         self._kept.clear()
         for table, layer in zip(self._layers, self.cache.layers, strict=True):
             tensors = layer.tensors()
-            table.slots = _slots(layer, tensors)
-            table.scale = layer.scale
-            table.bias, table.plain_format = address(tensors["bias"]), FORMATS[tensors["bias"].dtype]
+            table.slots = _slots(layer, tensors, layer.slots)
+            table.exact = _slots(layer, tensors, layer.exact.tokens, "exact.") if layer.exact else Slots()
+            table.positions = address(tensors["positions"])
+            table.exact_slots = address(tensors.get("exact.slots"))
+            table.scale, table.plain_format = layer.scale, FORMATS[self.cache.dtype]
             queries, vacant = tensors.get("queries"), tensors.get("vacant")
             table.queries, table.vacant = address(queries), address(vacant)
             table.ring = 0 if queries is None else queries.shape[2]
@@ -157,19 +159,21 @@ def functions_of(library: Library) -> Any:
     return functions
 
 
-def _slots(layer: SlotLayer, tensors: dict[str, Tensor]) -> Slots:
+def _slots(layer: SlotLayer, tensors: dict[str, Tensor], slots: int, whose: str = "") -> Slots:
+    """whose: the beginning of their names"""
     geometry, table = layer.geometry, Slots()
     for side in ("key", "value"):
-        numbers = tensors[f"{side}s"]
-        scales = tensors.get(f"{side}_scales", tensors.get(f"{side}_groups"))
+        numbers = tensors[f"{whose}{side}s"]
+        scales = tensors.get(f"{whose}{side}_scales", tensors.get(f"{whose}{side}_groups"))
         setattr(table, f"{side}s", address(numbers))
         setattr(table, f"{side}_scales", address(scales))
         setattr(table, f"{side}_format", FORMATS[numbers.dtype])
         setattr(table, f"turns_{side}s", getattr(layer.store, f"turns_{side}s"))
-    table.positions = address(tensors["positions"])
+    bias = tensors[f"{whose}bias"]
+    table.bias, table.bias_format = address(bias), FORMATS[bias.dtype]
     table.kv_heads, table.head_dim = geometry.kv_heads, geometry.head_dim
-    table.group, table.slots = geometry.heads // geometry.kv_heads, layer.slots
-    table.used = layer.read_slots
+    table.group = geometry.heads // geometry.kv_heads
+    table.slots = table.used = slots
     return table
 
 
@@ -178,8 +182,6 @@ def _check(decoder: Decoder, cache: ScopeCache) -> None:
     dtype = str(cache.dtype).removeprefix("torch.")
     if cache.device.type != "cpu" or cache.dtype not in PLAIN_DTYPES:
         raise NotInTable(f"it has no slots in {dtype} on {cache.device.type}")
-    if any(layer.exact for layer in cache.layers):
-        raise NotInTable("it sees no exact tokens beside packed slots")
     sizes = {(layer.heads, layer.kv_heads, layer.head_dim) for layer in cache.geometry.layers}
     if len(sizes) != 1 or len(cache.layers) != len(decoder.layers):
         raise NotInTable("its layers are not of one size")

@@ -30,9 +30,10 @@ const Vectors& vectors() {
 
 using namespace scope;
 
-void scope_attend(const scope_slots* layer, int lanes, const float* query, float scale, float cap, const float* sinks,
-                  float* probabilities, float* out, int threads) {
-    const int wide = padded(layer->head_dim), group = layer->group, pieces = pieces_of(*layer);
+void scope_attend(const scope_slots* layer, const scope_slots* exact, int lanes, const float* query, float scale,
+                  float cap, const float* sinks, float* probabilities, float* out, int threads) {
+    const int wide = padded(layer->head_dim), group = layer->group, packed = pieces_of(*layer);
+    const int pieces = packed + (exact ? pieces_of(*exact) : 0);
     const size_t heads = (size_t)lanes * layer->kv_heads, part = (size_t)part_floats(*layer) * group;
     std::vector<float> rows(heads * group * wide), parts(heads * pieces * part);
     for (size_t row = 0; row < heads * group; row++)
@@ -44,11 +45,14 @@ void scope_attend(const scope_slots* layer, int lanes, const float* query, float
     team.run([&](int thread) {
         team.share((int)heads * pieces, [&](int at) {
             const size_t head = at / pieces;
-            attention().piece(*layer, head, at % pieces, {&rows[head * group * wide], cap, logits_of(head)},
-                              &parts[at * part], scratch[thread].data());
+            const int piece = at % pieces;
+            const bool is_exact = piece >= packed;
+            attention().piece(is_exact ? *exact : *layer, head, is_exact ? piece - packed : piece,
+                              {&rows[head * group * wide], cap, is_exact ? nullptr : logits_of(head)}, &parts[at * part],
+                              scratch[thread].data());
         });
         team.share((int)heads, [&](int head) {
-            attention().merge(*layer, &parts[head * pieces * part], sinks ? sinks + head % layer->kv_heads * group : nullptr,
+            attention().merge(*layer, &parts[head * pieces * part], pieces, sinks ? sinks + head % layer->kv_heads * group : nullptr,
                               out + (size_t)head * group * layer->head_dim, logits_of(head));
         });
     });

@@ -2,8 +2,11 @@
 //
 // The slots of a KV head are cut into pieces of 256, which any thread may take. A piece leaves, for each query of
 // the group, the largest logit, the sum of weights and the weighted sum of values; the pieces are merged in the order
-// of the slots. So what comes out depends on no thread, on no other lane, and not on how many free slots are read.
+// of the slots, those of exact tokens last. So what comes out depends on no thread, on no other lane, and not on how
+// many free slots are read.
 #pragma once
+#include <cstddef>
+
 #include "slots.h"
 
 namespace scope {
@@ -14,6 +17,12 @@ constexpr int TILE = 32;    // of them that are looked at together; free tiles a
 // Head dimensions are padded to whole vectors of 16 floats, with zeros.
 inline int padded(int head_dim) { return (head_dim + 15) / 16 * 16; }
 inline int pieces_of(const scope_slots& layer) { return (layer.used + PIECE - 1) / PIECE; }
+
+// Whether attention sees what lies there; `at` is counted over lanes and heads. Of 0 and -inf, one has the sign bit.
+inline bool seen(const scope_slots& layer, size_t at) {
+    const size_t bytes = layer.bias_format == SCOPE_FLOAT32 ? 4 : 2;
+    return !(((const uint8_t*)layer.bias)[(at + 1) * bytes - 1] & 0x80);
+}
 
 // What a piece leaves, in floats, for each query: largest logit, sum of weights, weighted sum of values.
 inline int part_floats(const scope_slots& layer) { return 2 + padded(layer.head_dim); }
@@ -32,7 +41,7 @@ struct Attention {
     void (*piece)(const scope_slots& layer, long head, int piece, const Query& query, float* parts, float* scratch);
     // All pieces of a head; parts: [pieces, group, part_floats]; sinks: [group] or null; out: [group, head_dim];
     // logits: [group, slots] or null, made probabilities
-    void (*merge)(const scope_slots& layer, const float* parts, const float* sinks, float* out, float* logits);
+    void (*merge)(const scope_slots& layer, const float* parts, int pieces, const float* sinks, float* out, float* logits);
 };
 
 extern const Attention attention_plain, attention_avx2, attention_avx512;
@@ -44,7 +53,7 @@ extern "C" {
 
 // softmax(scale * query . keys) . values of every lane and head.
 // query, out: [lanes, kv_heads, group, head_dim]; sinks: [kv_heads * group] or null;
-// probabilities: [lanes, kv_heads, group, slots] or null
-void scope_attend(const scope_slots* layer, int lanes, const float* query, float scale, float cap, const float* sinks,
+// probabilities: [lanes, kv_heads, group, slots] or null; exact: tokens beside the slots, of the same heads, or null
+void scope_attend(const scope_slots* layer, const scope_slots* exact, int lanes, const float* query, float scale, float cap, const float* sinks,
                   float* probabilities, float* out, int threads);
 }

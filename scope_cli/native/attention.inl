@@ -159,7 +159,7 @@ void piece(const scope_slots& layer, long head, int piece, const Query& query, f
         const size_t at = (size_t)head * layer.slots + slot;
         bool any = false;
         for (int s = 0; s < TILE; s++) {
-            const bool held = s < count && layer.positions[at + s] >= 0;
+            const bool held = s < count && seen(layer, at + s);
             bias[s] = held ? 0.0f : FREE;
             any |= held;
         }
@@ -191,8 +191,8 @@ void piece(const scope_slots& layer, long head, int piece, const Query& query, f
     }
 }
 
-void merge(const scope_slots& layer, const float* parts, const float* sinks, float* out, float* logits) {
-    const int head_dim = layer.head_dim, wide = padded(head_dim), pieces = pieces_of(layer);
+void merge(const scope_slots& layer, const float* parts, int pieces, const float* sinks, float* out, float* logits) {
+    const int head_dim = layer.head_dim, wide = padded(head_dim);
     const size_t stride = 2 + (size_t)wide, step = stride * layer.group;
     for (int q = 0; q < layer.group; q++) {
         float largest = sinks ? sinks[q] : FREE, total = 0;

@@ -22,6 +22,16 @@ constexpr int WHOLE_BLOCK = BLOCK / GROUP;  // groups of rows that are a block o
 
 int up_to(int number, int multiple) { return (number + multiple - 1) / multiple * multiple; }
 
+// Of one lane and KV head: those of the slots, then those of exact tokens.
+int all_pieces(const scope_layer& layer) { return pieces_of(layer.slots) + pieces_of(layer.exact); }
+
+// `at` is counted over lanes and heads.
+void show(const scope_slots& slots, size_t at, bool visible) {
+    const bool wide = slots.bias_format == SCOPE_FLOAT32;
+    const uint32_t bits = visible ? 0 : wide ? 0xff800000 : 0xff80;  // 0 or -inf
+    memcpy((char*)slots.bias + at * (wide ? 4 : 2), &bits, wide ? 4 : 2);
+}
+
 // Rows of activations, as a product wants them.
 struct Input {
     std::vector<Block> blocks;
@@ -71,11 +81,12 @@ struct scope_step {
 
    private:
     void find_turns();
+    void take_slots();
     void layer(int number, Own& mine);
     void project(const scope_layer& layer, Own& mine);
     void attend(const scope_layer& layer, Own& mine);
     void attend_piece(const scope_layer& layer, int row, int head, int piece, Own& mine);
-    void write_token(const scope_layer& layer, int row, int head, long slot, Own& mine);
+    void write_token(const scope_layer& layer, const scope_slots& slots, int row, int head, long slot, Own& mine);
     void finish_head(const scope_layer& layer, int row, int head);
     void mix(const scope_layer& layer, Own& mine);
     void take_up(Own& mine, const float* after, const float* before);
@@ -117,7 +128,7 @@ void scope_step::prepare(int threads) {
     size_t most = 0, scratch = 0, query = 0;
     for (int i = 0; i < model.layer_count; i++) {
         const scope_slots& slots = model.layers[i].slots;
-        most = std::max(most, (size_t)rows * slots.kv_heads * pieces_of(slots) * slots.group * part_floats(slots));
+        most = std::max(most, (size_t)rows * slots.kv_heads * all_pieces(model.layers[i]) * slots.group * part_floats(slots));
         scratch = std::max(scratch, (size_t)scratch_floats(slots));
         query = std::max(query, (size_t)slots.group * padded(slots.head_dim));
     }
@@ -151,6 +162,7 @@ void scope_step::run(int thread, const float* embedded, float* logits) {
     for (int n = 0; n < rows; n++)
         memcpy(&mine.stream[(size_t)n * model.hidden], embedded + (size_t)lane_of[n] * model.hidden, model.hidden * sizeof(float));
     find_turns();
+    take_slots();
     for (int i = 0; i < model.layer_count; i++) layer(i, mine);
     take_up(mine, model.layers[model.layer_count - 1].after_mlp, model.last_norm);
     head(mine, logits);
@@ -166,6 +178,29 @@ void scope_step::find_turns() {
             const float angle = (float)positions[lane_of[row]] * rotation.frequencies[i];
             cosines[i] = (float)cos((double)angle) * rotation.factor;
             sines[i] = (float)sin((double)angle) * rotation.factor;
+        }
+    });
+}
+
+// All that is written beside keys and values, before anything is read: who attends to one piece of a head's slots
+// finds in the others what stays there. A token's packed self is not seen as long as it is among the exact ones.
+void scope_step::take_slots() {
+    team->share(rows * model.layer_count, [&](int at) {
+        const int row = at / model.layer_count, lane = lane_of[row];
+        const scope_layer& layer = model.layers[at % model.layer_count];
+        const scope_slots &slots = layer.slots, &exact = layer.exact;
+        for (int head = 0; head < slots.kv_heads; head++) {
+            const size_t held_head = (size_t)lane * slots.kv_heads + head, first = held_head * slots.slots;
+            const size_t taken = first + slot_of(layer, row, head);
+            layer.positions[taken] = (int32_t)positions[lane];
+            for (int i = 0; i < layer.memo_count; i++) layer.memos[i][taken] = 0;
+            if (exact.slots) {
+                const size_t place = held_head * exact.slots + positions[lane] % exact.slots;
+                if (seen(exact, place)) show(slots, first + layer.exact_slots[place], true);
+                show(exact, place, true);
+                layer.exact_slots[place] = (int32_t)(taken - first);
+            }
+            show(slots, taken, !exact.slots);
         }
     });
 }
@@ -225,7 +260,7 @@ long scope_step::slot_of(const scope_layer& layer, int row, int head) const {
 
 void scope_step::attend(const scope_layer& layer, Own& mine) {
     const scope_slots& slots = layer.slots;
-    const int pieces = pieces_of(slots);
+    const int pieces = all_pieces(layer);
     const auto began = std::chrono::steady_clock::now();
     team->share(rows * slots.kv_heads * pieces, [&](int at) {
         const int row = at / pieces / slots.kv_heads, head = at / pieces % slots.kv_heads, piece = at % pieces;
@@ -262,9 +297,13 @@ void scope_step::attend_piece(const scope_layer& layer, int row, int head, int p
     const scope_slots& slots = layer.slots;
     const int head_dim = slots.head_dim, group = slots.group, wide = padded(head_dim), lane = lane_of[row];
     const float* queries = &projected[(size_t)row * (heads_wide + 2 * keys_wide)];
-    const long slot = slot_of(layer, row, head);
-    const bool writes = slot / PIECE == piece;
-    if (writes) write_token(layer, row, head, slot, mine);
+    const int packed = pieces_of(slots);
+    const bool is_exact = piece >= packed;
+    const scope_slots& these = is_exact ? layer.exact : slots;
+    const int nth = is_exact ? piece - packed : piece;
+    const long slot = is_exact ? positions[lane] % these.slots : slot_of(layer, row, head);
+    const bool writes = slot / PIECE == nth;
+    if (writes) write_token(layer, these, row, head, slot, mine);
     float root = 0;
     if (layer.query_norm && layer.norms_all_heads)
         root = vectors().root(queries, slots.kv_heads * group * head_dim, model.epsilon);
@@ -277,7 +316,7 @@ void scope_step::attend_piece(const scope_layer& layer, int row, int head, int p
         else if (norm)
             root = vectors().root(projection, head_dim, model.epsilon);
         place_head(projection, norm, root, layer, row, query);
-        if (writes && layer.queries) {
+        if (writes && !is_exact && layer.queries) {
             const long at = ((long)lane * slots.kv_heads * group + number) * layer.ring + positions[lane] % layer.ring;
             vectors().store(query, layer.plain_format, layer.queries, nullptr, at, head_dim);
         }
@@ -285,16 +324,16 @@ void scope_step::attend_piece(const scope_layer& layer, int row, int head, int p
         vectors().scale(query, layer.scale, nullptr, query, head_dim);
         memset(query + head_dim, 0, (size_t)(wide - head_dim) * sizeof(float));
     }
-    const size_t at = ((size_t)row * slots.kv_heads + head) * pieces_of(slots) + piece;
+    const size_t at = ((size_t)row * slots.kv_heads + head) * all_pieces(layer) + piece;
     const long held_head = (long)lane * slots.kv_heads + head;
-    float* logits = layer.probabilities ? layer.probabilities + (size_t)held_head * group * slots.slots : nullptr;
-    attention().piece(slots, held_head, piece, {mine.query.data(), layer.cap, logits},
+    const bool tells = layer.probabilities && !is_exact;
+    float* logits = tells ? layer.probabilities + (size_t)held_head * group * slots.slots : nullptr;
+    attention().piece(these, held_head, nth, {mine.query.data(), layer.cap, logits},
                       &parts[at * group * part_floats(slots)], mine.scratch.data());
 }
 
-// The row's key and value into its slot, and what lies beside them.
-void scope_step::write_token(const scope_layer& layer, int row, int head, long slot, Own& mine) {
-    const scope_slots& slots = layer.slots;
+// The row's key and value into a slot.
+void scope_step::write_token(const scope_layer& layer, const scope_slots& slots, int row, int head, long slot, Own& mine) {
     const int head_dim = slots.head_dim, keys = slots.kv_heads * head_dim, lane = lane_of[row];
     const float* all_keys = &projected[(size_t)row * (heads_wide + 2 * keys_wide)] + keys * slots.group;
     const float *projection = all_keys + head * head_dim, *norm = layer.key_norm;
@@ -312,10 +351,6 @@ void scope_step::write_token(const scope_layer& layer, int row, int head, long s
     memcpy(number, all_keys + keys + head * head_dim, head_dim * sizeof(float));
     if (slots.turns_values) vectors().turn(number, head_dim);
     vectors().store(number, slots.value_format, slots.values, slots.value_scales, at, head_dim);
-    slots.positions[at] = (int32_t)positions[lane];
-    const long bias_bytes = layer.plain_format == SCOPE_FLOAT32 ? 4 : 2;
-    if (layer.bias) memset((char*)layer.bias + at * bias_bytes, 0, bias_bytes);
-    for (int i = 0; i < layer.memo_count; i++) layer.memos[i][at] = 0;
 }
 
 // By whoever did the last of a head's pieces.
@@ -324,7 +359,8 @@ void scope_step::finish_head(const scope_layer& layer, int row, int head) {
     const int group = slots.group, head_dim = slots.head_dim;
     const size_t at = (size_t)row * slots.kv_heads + head, held_head = (size_t)lane_of[row] * slots.kv_heads + head;
     float* out = &attended[(size_t)row * heads_wide + (size_t)head * group * head_dim];
-    attention().merge(slots, &parts[at * pieces_of(slots) * group * part_floats(slots)],
+    const int pieces = all_pieces(layer);
+    attention().merge(slots, &parts[at * pieces * group * part_floats(slots)], pieces,
                       layer.sinks ? layer.sinks + head * group : nullptr, out,
                       layer.probabilities ? layer.probabilities + held_head * group * slots.slots : nullptr);
     if (slots.turns_values)

@@ -34,18 +34,20 @@ struct scope_layer {
     const float *query_norm, *key_norm;  // [head_dim] for each head, [heads * head_dim] for all together, or null
     scope_linear query, key, value, output, gate, up, down;
     scope_slots slots;
+    scope_slots exact;        // the newest tokens as they are, position mod `slots`; slots 0: there are none
     int32_t norms_all_heads;  // as one row
     int32_t rotation;         // which of the model's; negative: none
     int32_t activation;       // scope::Activation
     float scale, cap;         // of logits; cap 0: none
     const float* sinks;       // [heads] or null
     // What is written beside keys and values.
-    void* bias;                   // [lanes, kv_heads, slots], 0 where a token lies; null: there is none
+    int32_t* positions;           // [lanes, kv_heads, slots]
+    int32_t* exact_slots;         // [lanes, kv_heads, exact], where the packed selves of exact tokens lie
     void* queries;                // [lanes, heads, ring, head_dim]; null: not remembered
     const int32_t* vacant;        // [lanes, kv_heads, evictable], free slots from `held` on; null: position mod window
     float* const* memos;          // [lanes, kv_heads, slots] each
     float* probabilities;         // [lanes, heads, slots], of this step; null: nobody asks
-    int32_t plain_format;         // scope_format of bias and queries
+    int32_t plain_format;         // scope_format of queries
     int32_t ring, evictable, window, memo_count;
 };
 

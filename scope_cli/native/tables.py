@@ -25,8 +25,8 @@ class Rotation(ctypes.Structure):
 
 class Slots(ctypes.Structure):
     _fields_ = [
-        *fields(Address, "keys values key_scales value_scales positions"),
-        *fields(Int, "key_format value_format turns_keys turns_values"),
+        *fields(Address, "keys values key_scales value_scales bias"),
+        *fields(Int, "key_format value_format bias_format turns_keys turns_values"),
         *fields(Int, "kv_heads group head_dim slots used"),
     ]
 
@@ -36,9 +36,10 @@ class Layer(ctypes.Structure):
         *fields(Address, "before_attention after_attention before_mlp after_mlp query_norm key_norm"),
         *fields(Linear, "query key value output gate up down"),
         ("slots", Slots),
+        ("exact", Slots),
         *fields(Int, "norms_all_heads rotation activation"),
         *fields(Float, "scale cap"),
-        *fields(Address, "sinks bias queries vacant memos probabilities"),
+        *fields(Address, "sinks positions exact_slots queries vacant memos probabilities"),
         *fields(Int, "plain_format ring evictable window memo_count"),
     ]
 

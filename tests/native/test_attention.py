@@ -25,6 +25,11 @@ def cases(pair: tuple[str, str]) -> list[Case]:
         Case(64, 3, 777, pair, used=300),
         Case(64, 3, 300, pair, cap=2.0),
         Case(64, 3, 300, pair, sinks=True),
+        *(
+            Case(wide, 3, 300, pair, exact=exact, exact_form=form)
+            for wide in widths
+            for exact, form in ((1, "float32"), (64, "bfloat16"), (300, "float32"))
+        ),
     ]
 
 

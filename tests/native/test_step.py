@@ -140,11 +140,37 @@ def test_packed_slots_are_written_and_read_as_the_cache_does(native, row, kv):
         assert (layer.keys == other.keys).float().mean() > 0.9
 
 
-def test_exact_tokens_beside_packed_slots_are_not_in_its_table(native):
+EXACT = ("exact.keys", "exact.values", "exact.slots", "exact.bias", "bias", "positions", "vacant")
+
+
+@pytest.mark.parametrize("exact", [1, 4, 20])
+@pytest.mark.parametrize("row", ["llama", "gemma3_text"])
+def test_exact_tokens_are_seen_in_place_of_their_packed_selves(native, row, exact):
+    """And what becomes of them is what the cache makes of them: veiled slots, ring, free slots."""
+    model = model_for(row)
+    prompts = [prompt_of(70, 0), prompt_of(2, 1)]
+    budget = None if exact > 4 else 8
+    theirs, ours = (Run(model, prompts, budget=budget, form=SHORT["int8"], exact=exact) for _ in range(2))
+    expected = theirs.logits(EagerStep(model, theirs.cache))
+    assert distance(ours.logits(NativeStep(model, ours.cache, native.library)), expected) < 0.02
+    left_behind = theirs.cache.tensors()
+    for name, got in ours.cache.tensors().items():
+        if name.endswith(EXACT):
+            wanted = left_behind[name]
+            torch.testing.assert_close(got, wanted, atol=0.05, rtol=0.05, msg=name)
+    assert not ours.cache.audit().problems
+
+
+def test_as_many_exact_tokens_as_there_are_tokens_are_no_rounding(native):
+    """What is generated is all exact, and the prompt is a token: as close to plain slots as one key is."""
     model = model_for("llama")
-    run = Run(model, [prompt_of(70, 0)], form=SHORT["int8"], exact=4)
-    with pytest.raises(NotInTable, match="exact"):
-        NativeStep(model, run.cache, native.library)
+    theirs = Run(model, [prompt_of(1, 0)], budget=None)
+    ours = Run(model, [prompt_of(1, 0)], budget=None, form=SHORT["int8"], exact=TOKENS)
+    for packed, plain in zip(ours.cache.layers, theirs.cache.layers, strict=True):
+        plain.keys[:, :, :1] = packed.store.plain_keys((slice(None), slice(None), slice(1)))
+        plain.values[:, :, :1] = packed.store.plain_values((slice(None), slice(None), slice(1)))
+    expected = theirs.logits(EagerStep(model, theirs.cache))
+    assert distance(ours.logits(NativeStep(model, ours.cache, native.library)), expected) < 2e-5
 
 
 @pytest.mark.parametrize("scorer", ["attention", "accumulated", "keydiff", "recency"])
@@ -168,13 +194,15 @@ def test_bfloat16_slots_and_weights_are_within_their_rounding(native):
 def test_a_lane_has_the_same_bits_in_any_company(native, row, dtype):
     model = model_for(row, dtype)
 
+    packed = (SHORT["int8"], 4) if row == "llama" else (PLAIN, 0)
+
     def first_lane(
         lanes: int, instructions: str, threads: int, others: int = 0, rests: int | None = None
     ) -> Tensor:
         native.use(instructions)
         native.threads(threads)
         prompts = [prompt_of(370, 0)] + [prompt_of(70 + 9 * lane, lane + others) for lane in range(1, lanes)]
-        run = Run(model, prompts, budget=None, dtype=dtype)
+        run = Run(model, prompts, budget=None, dtype=dtype, form=packed[0], exact=packed[1])
         if rests is not None:
             run.cache.finish(rests)
         return run.logits(NativeStep(model, run.cache, native.library))[:, 0]
