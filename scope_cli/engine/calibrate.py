@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from scope_cli.models.lean import AttentionInterface
-from scope_cli.models.model import OpenedModel, rope_frequencies
+from scope_cli.models.model import OpenedModel
+from scope_cli.models.skeleton import rope_frequencies
 from scope_cli.policies.rope import as_pairs, unrotate
 
 CALIBRATE = "scope-calibrate"

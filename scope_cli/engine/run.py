@@ -29,7 +29,8 @@ from scope_cli.geometry import Geometry
 from scope_cli.machine.description import processor
 from scope_cli.machine.memory import PeakMeter
 from scope_cli.models.attention import KERNEL, attention_of
-from scope_cli.models.model import LoadedModel, rope_frequencies
+from scope_cli.models.model import LoadedModel
+from scope_cli.models.skeleton import rope_frequencies
 from scope_cli.native.library import why_not
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import Profile, SamplingSettings

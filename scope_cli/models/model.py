@@ -4,16 +4,11 @@
 plan a run. `OpenedModel.load` then reads the weights.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -21,31 +16,29 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.cache_utils import get_layer_types_and_kwargs
 
-from scope_cli.errors import ModelError, ScopeError, first_line
-from scope_cli.geometry import Geometry, LayerGeometry, context_of, with_context
+from scope_cli.errors import ModelError, first_line
+from scope_cli.geometry import Geometry
+from scope_cli.machine.device import resolve_device
 from scope_cli.machine.setup import hushed, quieten_bitsandbytes, set_threads
+from scope_cli.models.architecture import auto_class, geometry_of, inner_width, refuse_class, stored_dtype
 from scope_cli.models.chat import Chat
 from scope_cli.models.choices import dtype_of, load_in_of
 from scope_cli.models.ends import named_ends
 from scope_cli.models.folder import check_folder, read_json
-from scope_cli.models.formats import BITS, Bits, plain_bytes
-from scope_cli.models.lean import (
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    PreTrainedModel,
-    without_compiler,
-)
+from scope_cli.models.formats import BITS, Bits
+from scope_cli.models.lean import PreTrainedModel, without_compiler
 from scope_cli.models.making import Say
 from scope_cli.models.model_folder import ModelFolder
-from scope_cli.models.packed import pack, packed_bytes
+from scope_cli.models.packed import pack
 from scope_cli.models.packed_file import PackedFile
 from scope_cli.models.packing import entries_of, make_packed, packed_file
 from scope_cli.models.random_weights import random_model
+from scope_cli.models.reading import reading, refuse_report, stdout_kept
 from scope_cli.models.registry import find
 from scope_cli.models.sampling import sampling_of
 from scope_cli.models.shapes import ModelShape
+from scope_cli.models.skeleton import skeleton, weight_bytes
 from scope_cli.models.stops import Stops, stops_of
 from scope_cli.models.target import Target
 from scope_cli.native.library import why_not
@@ -55,8 +48,6 @@ from scope_cli.settings.schema import ModelSettings, PromptSettings, SamplingSet
 if TYPE_CHECKING:
     from scope_cli.models.selftest import SelfTest
 
-FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Gemma 3 and what is built like them"
-SINKS = ("gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash", "hy_v4", "flint", "deepseek_v4")
 PROBE = "a \u00e9\u4e2d 0\n\U0001f600"  # letters that a vocabulary has, and some that it has not
 
 
@@ -83,7 +74,7 @@ def open_model(
             if folder.pending:
                 tokenizer = folder.gguf.transformers_tokenizer
             else:
-                with _stdout_kept():
+                with stdout_kept():
                     tokenizer = AutoTokenizer.from_pretrained(folder.path, **local)
             tokenizer.decode(tokenizer(PROBE)["input_ids"])  # a broken one is known now
         load_in = load_in_of(settings, str(device), folder.quantised)
@@ -112,151 +103,6 @@ def open_model(
         if not folder.pending:
             assert isinstance(opened.configured_ends, list)  # read now, while that is a ModelError
     return opened
-
-
-def resolve_device(name: str) -> torch.device:
-    """auto: the first GPU, else the CPU."""
-    if name == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
-    device = torch.device(name)
-    if device.type == "cuda":
-        there = torch.cuda.device_count()
-        if not there:
-            raise ModelError(
-                f"no GPU for --device {name}: PyTorch {torch.__version__} finds none", "try --device cpu"
-            )
-        if (device.index or 0) >= there:
-            raise ModelError(
-                f"no GPU {name}: there are {there}, cuda:0 to cuda:{there - 1}", "try --device cuda:0"
-            )
-        return torch.device("cuda", device.index or 0)
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ModelError("no GPU for --device mps: PyTorch finds none", "try --device cpu")
-    return device
-
-
-def stored_dtype(config: PreTrainedConfig) -> str | None:
-    """The checkpoint's own, where its config says it."""
-    dtype = config.get_text_config().dtype or config.dtype
-    return str(dtype).removeprefix("torch.") if dtype else None
-
-
-def geometry_of(config: PreTrainedConfig, context: int | None = None, name: str = "the model") -> Geometry:
-    """`context`: what was asked for. Raises ModelError for a model whose attention we cannot bound."""
-    text = config.get_text_config(decoder=True)
-    if refusal := _refusal(config, text):
-        raise _cannot_run(config, refusal)
-    types, options = get_layer_types_and_kwargs(text)
-    if "dummy" in types:
-        raise _cannot_run(config, "some of their layers attend over another layer's keys, or over nothing")
-    layers = []
-    for kind, option, layer in zip(types, options, text.per_layer_config, strict=True):
-        if kind not in ("full_attention", "sliding_attention"):
-            raise _cannot_run(
-                config, f"they have {kind} layers", f"full_attention and sliding_attention work: {FAMILIES}"
-            )
-        heads = layer.num_attention_heads
-        window = option.get("sliding_window", 0)
-        if kind == "sliding_attention" and not (type(window) is int and window > 0):
-            raise _cannot_run(config, f"a layer has the sliding window {window}")
-        layers.append(
-            LayerGeometry(
-                kind="full" if kind == "full_attention" else "window",
-                heads=heads,
-                kv_heads=getattr(layer, "num_key_value_heads", None) or heads,
-                head_dim=getattr(layer, "head_dim", None) or layer.hidden_size // heads,
-                window=window,
-            )
-        )
-    positions = getattr(text, "max_position_embeddings", None)
-    if not isinstance(positions, int):
-        raise _cannot_run(config, "config.json does not say how long a text may be (max_position_embeddings)")
-    geometry = Geometry(tuple(layers), positions, text.hidden_size, text.vocab_size)
-    rope = getattr(text, "rope_parameters", None)
-    return with_context(geometry, context_of(positions, rope), context, name)
-
-
-def _cannot_run(config: PreTrainedConfig, why: str, hint: str = f"what works: {FAMILIES}") -> ModelError:
-    return ModelError(f"{config.model_type} models cannot be run: {why}", hint)
-
-
-def refuse_class(config: PreTrainedConfig) -> None:
-    """Raises ModelError where no class of transformers writes text, or none whose attention can be ours."""
-    auto = auto_class(config)
-    if auto is None:
-        raise _cannot_run(config, f"transformers {transformers.__version__} writes no text with them")
-    if not auto._model_mapping[type(config)].is_backend_compatible():
-        raise _cannot_run(config, "they compute their attention by themselves")
-
-
-def auto_class(config: PreTrainedConfig) -> Any:
-    """What loads a model: its class for text; else, for its text half, the one for pictures and text."""
-    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
-        if type(config) in auto._model_mapping:
-            return auto
-    return None
-
-
-def rope_frequencies(model: PreTrainedModel) -> torch.Tensor | None:
-    """Inverse frequencies of the policy layers' rotary embedding, [rotated / 2]; None where there is none."""
-    for module in model.modules():
-        for name in ("full_attention_inv_freq", "inv_freq"):  # Gemma 3 has one for each kind of layer
-            if (found := getattr(module, name, None)) is not None:
-                return found
-    return None
-
-
-def _refusal(config: PreTrainedConfig, text: PreTrainedConfig) -> str:
-    if config.is_encoder_decoder or getattr(text, "is_encoder_decoder", False):
-        return "an encoder reads the prompt, there is no prompt in the decoder's cache"
-    if getattr(text, "attn_logit_softcapping", None) is not None:
-        return "attention logits are capped (attn_logit_softcapping)"
-    if not getattr(text, "num_attention_heads", None):
-        return "they have no attention: there is no cache of keys and values to bound"
-    if text.model_type in SINKS:
-        return "attention has learned sinks"
-    if getattr(text, "kv_lora_rank", None) is not None:
-        return "keys and values are compressed together (kv_lora_rank)"
-    return ""
-
-
-def weight_bytes(
-    folder: ModelFolder, config: PreTrainedConfig, dtype: torch.dtype, load_in: str | None = None
-) -> int:
-    """Bytes of the weights once loaded, from the headers of their files.
-
-    Exact, but for bitsandbytes: there it takes every matrix outside embedding and lm_head for quantised.
-    """
-    if load_in in BITS:
-        return packed_bytes(skeleton(config, dtype), BITS[load_in])
-    if folder.random:
-        return sum(weight.nbytes for weight in skeleton(config, dtype).parameters())
-    return plain_bytes(folder.shapes.items(), dtype.itemsize, load_in)
-
-
-def inner_width(text: PreTrainedConfig) -> int:
-    """Of the feed-forward layers, by whatever name a family calls it."""
-    for name in ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner"):
-        width = getattr(text, name, None)
-        if isinstance(width, list | tuple):
-            width = max(width, default=None)
-        if type(width) is int and width:
-            return width
-    return 4 * text.hidden_size
-
-
-def skeleton(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
-    """The model without its weights, which are on the meta device."""
-    from accelerate import init_empty_weights
-    from transformers.initialization import no_init_weights
-
-    with init_empty_weights(include_buffers=False), no_init_weights(), hushed():
-        model = auto_class(config).from_config(
-            deepcopy(config), dtype=dtype, attn_implementation=attention, trust_remote_code=False
-        )
-    model.tie_weights()
-    return model
 
 
 @dataclass(frozen=True)
@@ -355,7 +201,7 @@ class OpenedModel:
                 ignore_mismatched_sizes=True,  # the report names them
                 **options,
             )
-        self._refuse(report)
+        refuse_report(self.name, report)
         if packed is None:
             return self._ready(model, asked)
         self.say(f"packing the weights of {self.name} to {self.load_in}, once")
@@ -396,21 +242,6 @@ class OpenedModel:
         test = self_test(*told)
         return LoadedModel(model, self, test, why_not_native(*told) if self.device.type == "cpu" else None)
 
-    def _refuse(self, report: dict[str, Any]) -> None:
-        """Raises ModelError where weights and model class do not fit each other, whichever has more."""
-        hint = "config.json and weights are not of one model, or it needs another version of transformers"
-        for key, what in (
-            ("mismatched_keys", "do not fit config.json: {} have another shape"),
-            ("missing_keys", "are incomplete: {} lack"),
-            (
-                "unexpected_keys",
-                "are more than the model uses, which would be another one: {} belong nowhere",
-            ),
-        ):
-            if found := sorted(map(_in_words, report[key])):
-                said = what.format(len(found))
-                raise ModelError(f"the weights of {self.name} {said}, {found[0]} first", hint)
-
     def _quantisation(self) -> BitsAndBytesConfig:
         quieten_bitsandbytes()
         try:
@@ -430,17 +261,13 @@ class OpenedModel:
         """The model as planning sees it: whatever its family, its geometry is known by now."""
         dtype = str(self.dtype).removeprefix("torch.")
         inner = inner_width(self.config.get_text_config(decoder=True))
-        weights = self.weight_shapes()
+        if self.folder.random:  # there are no files
+            drawn = skeleton(self.config, self.dtype).named_parameters()
+            weights = {name: tuple(weight.shape) for name, weight in drawn}
+        else:
+            weights = self.folder.shapes
         shape = ModelShape(self.name, self.config.model_type, self.geometry, inner, dtype, weights)
         return Target(shape, self.device.type, dtype, self.load_in, self.weight_bytes, self.loading_bytes)
-
-    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """By name, from the headers of the files; of random weights, from the modules."""
-        if not self.folder.random:
-            return self.folder.shapes
-        return {
-            name: tuple(weight.shape) for name, weight in skeleton(self.config, self.dtype).named_parameters()
-        }
 
     def describe(self) -> dict[str, Any]:
         """What a run's record says of its model."""
@@ -500,53 +327,3 @@ class LoadedModel:
     @property
     def eos_ids(self) -> tuple[int, ...]:
         return self.opened.eos_ids
-
-
-def _in_words(key: Any) -> str:
-    """A key of a loading report: a name, or a name and two shapes."""
-    if isinstance(key, str):
-        return key
-    name, stored, wanted = key
-    return f"{name} ({list(stored)} in the file, {list(wanted)} expected)"
-
-
-@contextmanager
-def _stdout_kept() -> Iterator[None]:
-    """Generated text is all that goes to stdout; tokenizers would write there what it ignores."""
-    try:
-        kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    except OSError:  # stdout is closed
-        yield
-        return
-    try:
-        os.dup2(nowhere, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
-
-
-@contextmanager
-def reading(folder: ModelFolder) -> Iterator[None]:
-    """Around everything that reads a model's folder: whatever goes wrong in here is wrong with the folder."""
-    try:
-        yield
-    except ScopeError:
-        raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise _no_room(folder, error) from error
-    except Exception as error:
-        if "allocate memory" in str(error):
-            raise _no_room(folder, error) from error
-        hint = "is it complete? fetch or copy the model again"
-        if "trust_remote_code" in str(error):
-            hint = "scope runs no code that comes with a model"
-        said = first_line(error)
-        if isinstance(error, (KeyError, AttributeError, TypeError, IndexError)):
-            said = f"{type(error).__name__}: {said}"
-        raise ModelError(f"cannot read {folder.name} ({folder.path}): {said}", hint) from error
-
-
-def _no_room(folder: ModelFolder, error: BaseException) -> ModelError:
-    return ModelError(f"{folder.name} does not fit: {first_line(error)}", "try --set model.load_in=4bit")

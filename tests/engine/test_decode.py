@@ -13,7 +13,7 @@ from scope_cli.engine.decode import Lane, decode, step_on
 from scope_cli.engine.plan import plan_run
 from scope_cli.engine.prefill import read_prompt
 from scope_cli.engine.run_plan import policy_of
-from scope_cli.models.model import geometry_of
+from scope_cli.models.architecture import geometry_of
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import Profile
 from tests.helpers.caches import finish

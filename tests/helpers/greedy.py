@@ -11,8 +11,8 @@ from scope_cli.engine.sampling import Sampler
 from scope_cli.engine.step import EagerStep
 from scope_cli.engine.text import TextStream
 from scope_cli.events import Token
+from scope_cli.models.architecture import geometry_of
 from scope_cli.models.attention import attention_of
-from scope_cli.models.model import geometry_of
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import Profile
 from tests.helpers.caches import finish

@@ -27,17 +27,14 @@ from transformers import (
 
 from scope_cli.errors import ModelError, UsageError
 from scope_cli.geometry import LayerGeometry
+from scope_cli.machine.device import resolve_device
 from scope_cli.models import choices
-from scope_cli.models import model as model_module
+from scope_cli.models.architecture import geometry_of, stored_dtype
 from scope_cli.models.attention import output_weight
 from scope_cli.models.choices import dtype_of, load_in_of
-from scope_cli.models.model import (
-    geometry_of,
-    open_model,
-    resolve_device,
-    stored_dtype,
-    weight_bytes,
-)
+from scope_cli.models.model import LoadedModel, OpenedModel, open_model
+from scope_cli.models.model_folder import ModelFolder
+from scope_cli.models.skeleton import weight_bytes
 from scope_cli.settings.schema import ModelSettings, PromptSettings
 
 WORDS = ["<unk>", "<s>", "</s>", "<user>", "<system>", "<assistant>", "a", "b", "c"]
@@ -90,7 +87,7 @@ def folders(tmp_path_factory):
 
 
 def folder_at(path):
-    return model_module.ModelFolder("it", path, "made up")
+    return ModelFolder("it", path, "made up")
 
 
 def opened(folder, **settings):
@@ -218,7 +215,7 @@ def test_auto_packs_a_quantised_file_on_a_cpu_when_no_dtype_is_asked_for():
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
 
     def chosen(quantised, device=cpu, **settings):
-        folder = model_module.ModelFolder("m", Path("nowhere"), "made up", quantised)
+        folder = ModelFolder("m", Path("nowhere"), "made up", quantised)
         return load_in_of(ModelSettings(**settings), str(device), folder.quantised)
 
     assert {chosen(kind) for kind in ("Q4_0", "Q4_1", "Q4_K", "Q4_0, Q4_1")} == {"int4"}
@@ -338,11 +335,11 @@ def test_a_loaded_model_can_be_put_together_in_memory():
     config = CONFIGS["llama"]
     tokenizer = tiny_tokenizer(TEMPLATE)
     weights = AutoModelForCausalLM.from_config(config).eval()
-    folder = model_module.ModelFolder("tiny", Path("nowhere"), "made in memory")
-    model = model_module.OpenedModel(
+    folder = ModelFolder("tiny", Path("nowhere"), "made in memory")
+    model = OpenedModel(
         "tiny", folder, config, tokenizer, geometry_of(config), torch.device("cpu"), torch.float32, 0
     )
-    loaded = model_module.LoadedModel(weights, model)
+    loaded = LoadedModel(weights, model)
     assert (loaded.name, loaded.eos_ids, loaded.dtype) == ("tiny", (7, END), torch.float32)
     assert loaded.tokenizer is tokenizer and loaded.geometry.policy_layers == 2
 

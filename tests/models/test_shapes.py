@@ -7,9 +7,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from scope_cli.errors import ModelError
+from scope_cli.models.architecture import geometry_of
 from scope_cli.models.formats import plain_bytes
-from scope_cli.models.model import geometry_of, weight_bytes
 from scope_cli.models.shapes import read_shape, shape_of, stored_shapes
+from scope_cli.models.skeleton import weight_bytes
 from tests.helpers.configs import GEMMA3_27B, LLAMA_8B, LLAMA_70B, QWEN3_8B
 from tests.helpers.tiny import FAMILIES, SHAPE, tiny_model
 

@@ -6,7 +6,7 @@ import torch
 from scope_cli.engine.run import generate
 from scope_cli.engine.step import EagerStep, NativeStep, new_step
 from scope_cli.models import decoders
-from scope_cli.models.model import geometry_of
+from scope_cli.models.architecture import geometry_of
 from scope_cli.models.step_test import why_not_native
 from tests.families import model_of
 from tests.helpers.lanes import settings_of, work_of

@@ -12,10 +12,10 @@ from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.shape import CacheShape
 from scope_cli.engine.step import EagerStep
 from scope_cli.formats.base import PLAIN, SHORT, SlotFormat
-from scope_cli.models import model as models_module
+from scope_cli.models import architecture
+from scope_cli.models.architecture import geometry_of
 from scope_cli.models.attention import ATTENTION, attention_of
 from scope_cli.models.decoders import ROWS, NotInTable, decoder_of
-from scope_cli.models.model import geometry_of
 from scope_cli.models.native_step import NativeStep
 from scope_cli.native.weights import Kind, pack, unpack
 from scope_cli.policies import plugins
@@ -292,7 +292,7 @@ def test_sizes_that_fill_no_vector_are_right_in_all_instructions(native, dtype):
 
 def test_capped_logits_of_gemma2_are_capped(native, monkeypatch):
     """Gemma 2 is refused at the door, because prompts are read without a cap; its step is right."""
-    monkeypatch.setattr(models_module, "_refusal", lambda *_: "")
+    monkeypatch.setattr(architecture, "_refusal", lambda *_: "")
     model = model_of("gemma2")
     ids = torch.tensor([[(3 + 7 * token) % 300 for token in range(-1, TOKENS)]])
     model.set_attn_implementation("eager")

@@ -11,7 +11,8 @@ from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run import new_cache, new_work
 from scope_cli.errors import ModelError, UsageError
 from scope_cli.geometry import BEYOND, Context, context_of
-from scope_cli.models.model import geometry_of, open_model
+from scope_cli.models.architecture import geometry_of
+from scope_cli.models.model import open_model
 from scope_cli.models.shapes import shape_of
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import Profile

@@ -14,9 +14,10 @@ from scope_cli.engine.roofline import step_weight_bytes
 from scope_cli.engine.run import Run, Work, new_lane, versions
 from scope_cli.engine.run_plan import RunPlan, make_plan, policy_in_words, policy_of
 from scope_cli.events import Token
+from scope_cli.machine.device import resolve_device
 from scope_cli.machine.memory import PeakMeter
 from scope_cli.measure.bench.protocol import Account, Ids, Job, Loaded
-from scope_cli.models.model import LoadedModel, open_model, resolve_device
+from scope_cli.models.model import LoadedModel, open_model
 from scope_cli.settings.load import load_profile
 
 GPU_AT_ONCE = 512  # known tokens that go through a model on a GPU together

@@ -18,9 +18,10 @@ from transformers import (
 )
 
 from scope_cli.engine.roofline import step_weight_bytes
+from scope_cli.machine.device import resolve_device
 from scope_cli.measure.bench.engine import touch
 from scope_cli.measure.bench.protocol import Account, Ids, Job, Loaded
-from scope_cli.models.model import LoadedModel, open_model, resolve_device
+from scope_cli.models.model import LoadedModel, open_model
 from scope_cli.settings.load import load_profile
 
 CHUNK = 512  # known tokens fed at once; a prompt is read as `generate` reads it, all at once

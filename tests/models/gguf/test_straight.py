@@ -136,7 +136,8 @@ PEAK = """
 import sys
 from pathlib import Path
 import gguf.quants  # what is imported, and the model's modules, are no part of the conversion
-from scope_cli.models.model import open_model, skeleton
+from scope_cli.models.model import open_model
+from scope_cli.models.skeleton import skeleton
 from scope_cli.models.packing import entries_of
 from scope_cli.models.tensor_file import write
 from scope_cli.settings.schema import ModelSettings

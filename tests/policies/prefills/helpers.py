@@ -9,8 +9,9 @@ from scope_cli.cache.staging import Staging
 from scope_cli.engine.plan import plan_run
 from scope_cli.engine.prefill import read_prompt
 from scope_cli.engine.run_plan import policy_of
+from scope_cli.models.architecture import geometry_of
 from scope_cli.models.attention import attention_of
-from scope_cli.models.model import geometry_of, rope_frequencies
+from scope_cli.models.skeleton import rope_frequencies
 from scope_cli.policies.prefills.base import PromptView
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import Profile

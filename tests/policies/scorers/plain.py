@@ -11,8 +11,9 @@ from scope_cli.cache.cache import ScopeCache
 from scope_cli.engine.plan import plan_run, shared_shape
 from scope_cli.engine.prefill import read_prompt
 from scope_cli.engine.run_plan import policy_of
+from scope_cli.models.architecture import geometry_of
 from scope_cli.models.attention import attention_of
-from scope_cli.models.model import geometry_of, rope_frequencies
+from scope_cli.models.skeleton import rope_frequencies
 from scope_cli.policies.view import SlotView
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import Profile
