@@ -45,8 +45,8 @@ from scope_cli.measure.evaluate.results import identity
 from scope_cli.measure.evaluate.statistics import Blocks, as_text, estimate
 from scope_cli.policies.view import SlotView
 from scope_cli.settings.load import LoadedProfile, load_profile
+from scope_cli.settings.policy import DecodeSettings
 from scope_cli.settings.schedules import schedule_of
-from scope_cli.settings.schema import DecodeSettings
 
 SHORT_LAGS = (1, 2, 4, 8, 16, 32)
 RECENT = 32  # tokens before t that every policy keeps anyway

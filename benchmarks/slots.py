@@ -26,7 +26,8 @@ from scope_cli.measure.evaluate.fidelity import KnownText, Reference, measure
 from scope_cli.measure.evaluate.results import Rows
 from scope_cli.models.model import open_model
 from scope_cli.settings.load import LoadedProfile, load_profile
-from scope_cli.settings.schema import CacheSettings, ModelSettings
+from scope_cli.settings.policy import CacheSettings
+from scope_cli.settings.schema import ModelSettings
 from scope_cli.units import as_bytes
 
 HERE = Path(__file__).parent

@@ -13,8 +13,9 @@ from scope_cli.geometry import Geometry
 from scope_cli.policies import plugins
 from scope_cli.policies.schedule import Schedule
 from scope_cli.settings.load import LoadedProfile
+from scope_cli.settings.policy import CacheSettings, PrefillSettings
 from scope_cli.settings.schedules import nothing_to_choose, schedule_of
-from scope_cli.settings.schema import CacheSettings, PrefillSettings, Profile
+from scope_cli.settings.schema import Profile
 
 if TYPE_CHECKING:
     from scope_cli.policies.prefills.base import Prefill

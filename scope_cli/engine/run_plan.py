@@ -16,7 +16,8 @@ from scope_cli.models.target import Target
 from scope_cli.policies import plugins
 from scope_cli.policies.policy import Policy
 from scope_cli.settings.load import LoadedProfile
-from scope_cli.settings.schema import DecodeSettings, Profile
+from scope_cli.settings.policy import DecodeSettings
+from scope_cli.settings.schema import Profile
 
 if TYPE_CHECKING:
     from scope_cli.models.model import OpenedModel

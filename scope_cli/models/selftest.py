@@ -32,8 +32,8 @@ from scope_cli.models.folder import stored_shapes
 from scope_cli.models.lean import AttentionInterface, PreTrainedModel
 from scope_cli.policies import plugins
 from scope_cli.policies.policy import Policy
+from scope_cli.settings.policy import DecodeSettings
 from scope_cli.settings.schedules import schedule_of
-from scope_cli.settings.schema import DecodeSettings
 
 CHUNKS = (13, 7)
 STEPS = 3

@@ -28,8 +28,8 @@ from scope_cli.models.selftest import TOLERANCE, short_windows
 from scope_cli.native.library import Library, library
 from scope_cli.policies import plugins
 from scope_cli.policies.policy import Policy
+from scope_cli.settings.policy import DecodeSettings
 from scope_cli.settings.schedules import schedule_of
-from scope_cli.settings.schema import DecodeSettings
 
 READ, WRITTEN = 13, 20  # tokens
 PACKED_TOLERANCE = 0.02  # activations are rounded, and a hair decides to which side

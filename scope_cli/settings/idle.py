@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from scope_cli.policies import plugins
-from scope_cli.settings.schema import DecodeSettings, Profile
+from scope_cli.settings.policy import DecodeSettings
+from scope_cli.settings.schema import Profile
 
 DRAWING = {"random", "vase"}  # shipped scorers and methods that draw by the seed
 

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from scope_cli.errors import ProfileError
 from scope_cli.settings.find import find_profile, parse_yaml, read_yaml, shipped_folder
 from scope_cli.settings.idle import idle
+from scope_cli.settings.policy import DecodeSettings, PrefillSettings
 from scope_cli.settings.problems import choices_in, in_words
-from scope_cli.settings.schema import DecodeSettings, PrefillSettings, Profile
+from scope_cli.settings.schema import Profile
 from scope_cli.settings.values import is_section
 
 DEFAULT_PROFILE = "default"

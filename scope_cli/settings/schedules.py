@@ -4,7 +4,7 @@ from dataclasses import replace
 from math import ceil
 
 from scope_cli.policies.schedule import Schedule
-from scope_cli.settings.schema import DecodeSettings
+from scope_cli.settings.policy import DecodeSettings
 
 LONGEST_INTERVAL = 64  # that `auto` takes
 

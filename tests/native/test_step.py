@@ -20,8 +20,8 @@ from scope_cli.models.native_step import NativeStep
 from scope_cli.native.weights import Kind, pack, unpack
 from scope_cli.policies import plugins
 from scope_cli.policies.policy import Policy
+from scope_cli.settings.policy import DecodeSettings
 from scope_cli.settings.schedules import schedule_of
-from scope_cli.settings.schema import DecodeSettings
 from tests.families import model_of, random_model
 
 FAMILIES = [

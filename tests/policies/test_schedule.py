@@ -5,8 +5,8 @@ from itertools import pairwise
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from scope_cli.settings.policy import DecodeSettings
 from scope_cli.settings.schedules import nothing_to_choose, schedule_of
-from scope_cli.settings.schema import DecodeSettings
 
 
 def walk(schedule, steps):

@@ -14,7 +14,8 @@ from scope_cli.formats.base import PLAIN
 from scope_cli.models.shapes import ModelShape
 from scope_cli.models.target import Target
 from scope_cli.settings.load import LoadedProfile
-from scope_cli.settings.schema import CacheSettings, DecodeSettings, Profile
+from scope_cli.settings.policy import CacheSettings, DecodeSettings
+from scope_cli.settings.schema import Profile
 
 RUNTIME_BYTES = {"cpu": 410 * 2**20, "cuda": 512 * 2**20, "mps": 512 * 2**20}
 """Interpreter and libraries before any weight: measured on a CPU, an assumption for the others' contexts."""
