@@ -14,7 +14,7 @@ from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run import Run
 from scope_cli.engine.step import EagerStep, GraphStep
 from scope_cli.events import Token
-from scope_cli.machine.memory import PeakMeter
+from scope_cli.machine.gauge import PeakMeter
 from scope_cli.policies import plugins
 from tests.helpers.caches import loaded_tiny
 from tests.helpers.lanes import settings_of, work_of

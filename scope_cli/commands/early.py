@@ -38,9 +38,9 @@ def check_model(settings: "ModelSettings") -> None:
 
 
 def has_gpu() -> bool:
-    from scope_cli.machine.memory import nvidia_free_bytes
+    from scope_cli.machine import nvidia
 
-    return not torch_version().endswith("+cpu") and (AMD.exists() or bool(nvidia_free_bytes()))
+    return not torch_version().endswith("+cpu") and (AMD.exists() or bool(nvidia.free_bytes()))
 
 
 def torch_version() -> str:

@@ -27,7 +27,7 @@ from scope_cli.errors import ScopeError
 from scope_cli.events import Event, Failed, Finished, PromptRead, Started
 from scope_cli.geometry import Geometry
 from scope_cli.machine.description import processor
-from scope_cli.machine.memory import PeakMeter
+from scope_cli.machine.gauge import PeakMeter
 from scope_cli.models.attention import KERNEL, attention_of
 from scope_cli.models.model import LoadedModel
 from scope_cli.models.skeleton import rope_frequencies

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from scope_cli.errors import first_line
 from scope_cli.files import cache_folder
+from scope_cli.machine import nvidia
 from scope_cli.machine.memory import CGROUP, cgroup_free_bytes
 from scope_cli.units import as_bytes
 
@@ -74,7 +75,7 @@ def gpu() -> Check:
     """What the driver names, and whether PyTorch can use it."""
     import torch
 
-    named = nvidia_gpus()
+    named = nvidia.names_and_drivers()
     if torch.cuda.is_available():
         kind = torch.cuda.get_device_properties(0)
         driver = f", driver {named[0][1]}" if named else ""
@@ -91,17 +92,6 @@ def gpu() -> Check:
         )
     said = f"{named[0][0]}, driver {named[0][1]}, which PyTorch's CUDA {torch.version.cuda} cannot use"
     return Check("gpu", "problem", said, "install a newer driver, or a PyTorch for an older CUDA")
-
-
-def nvidia_gpus() -> list[tuple[str, str]]:
-    """(name, driver) of each, as nvidia-smi says; [] where there is none."""
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=NETWORK_TIMEOUT_S, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = [line.split(",") for line in said.stdout.splitlines() if "," in line]
-    return [(name.strip(), driver.strip()) for name, driver in rows]
 
 
 def memory(root: Path = CGROUP) -> Check:

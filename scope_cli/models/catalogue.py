@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from scope_cli.machine import memory
+from scope_cli.machine import memory, nvidia
 from scope_cli.models.random_weights import CONFIGS
 from scope_cli.models.shapes import ModelShape, shape_of
 
@@ -88,7 +88,7 @@ def hub_name(name: str) -> str:
 
 def here() -> tuple[str, int]:
     """(device, bytes free on it) that a run on this machine would take."""
-    if gpus := memory.nvidia_free_bytes():
+    if gpus := nvidia.free_bytes():
         return "cuda", gpus[0]
     return "cpu", memory.free_without_torch("cpu")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from scope_cli.machine import memory
+from scope_cli.machine import memory, nvidia
 from scope_cli.settings.load import load_profile
 from tests.helpers.configs import GEMMA3_27B, LLAMA_8B
 from tests.helpers.forked import Piped
@@ -180,7 +180,7 @@ def test_free_memory_is_what_containers_leave(scope, llama, monkeypatch):
 
 
 def test_free_memory_of_a_gpu_comes_from_nvidia_smi(scope, llama, monkeypatch):
-    monkeypatch.setattr(memory, "nvidia_free_bytes", lambda: [10 * 2**30, 40 * 2**30])
+    monkeypatch.setattr(nvidia, "free_bytes", lambda: [10 * 2**30, 40 * 2**30])
     result = scope("profile", "--plan", "--config", llama, "--device", "cuda:1", "--json", "--quiet")
     (plan,) = json.loads(result.stdout)["plans"]
     assert (plan["free_bytes"], plan["dtype"]) == (40 * 2**30, "bfloat16")
@@ -223,7 +223,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_a_hint(scope, tiny_folder, case, monkeypatch):
-    monkeypatch.setattr(memory, "nvidia_free_bytes", list)
+    monkeypatch.setattr(nvidia, "free_bytes", list)
     argv, said = BAD[case]
     model = [] if "--model" in argv or "--config" in argv else ["--model", tiny_folder]
     result = scope("profile", *model, *argv)

@@ -16,7 +16,7 @@ from scope_cli.engine.run_plan import policy_of
 from scope_cli.engine.sampling import Sampler
 from scope_cli.events import Finished, PromptProgress, PromptRead, Token
 from scope_cli.geometry import Geometry, LayerGeometry
-from scope_cli.machine.memory import PeakMeter
+from scope_cli.machine.gauge import PeakMeter
 from scope_cli.models.attention import attend_step
 from tests.helpers.lanes import LANES, SCORERS, ids_of, settings_of, work_of, written
 

@@ -18,7 +18,7 @@ from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run import Run
 from scope_cli.engine.state import LaneState
 from scope_cli.events import Finished, Token
-from scope_cli.machine.memory import PeakMeter
+from scope_cli.machine.gauge import PeakMeter
 from tests.helpers.lanes import SCORERS, settings_of, work_of
 
 STRATEGIES = ["slide", "adaptive", "discontinuous", "rpc", "full"]

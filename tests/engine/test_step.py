@@ -11,7 +11,7 @@ from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run import Run
 from scope_cli.engine.step import EagerStep, GraphStep
 from scope_cli.machine import setup
-from scope_cli.machine.memory import PeakMeter
+from scope_cli.machine.gauge import PeakMeter
 from scope_cli.models.attention import attention_of, decoder_layers
 from scope_cli.models.choices import compiles
 from scope_cli.policies.view import LaneFacts

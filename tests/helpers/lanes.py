@@ -11,7 +11,7 @@ from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run import Run, Work
 from scope_cli.engine.run_plan import make_plan
 from scope_cli.events import Finished, Token
-from scope_cli.machine.memory import PeakMeter
+from scope_cli.machine.gauge import PeakMeter
 from scope_cli.policies import plugins
 from scope_cli.settings.load import load_profile
 from tests.helpers.caches import loaded_tiny

@@ -95,12 +95,12 @@ def test_a_gpu_that_pytorch_cannot_use_is_a_problem(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(checks, "nvidia_gpus", lambda: [("H100", "550.1")])
+    monkeypatch.setattr(checks.nvidia, "names_and_drivers", lambda: [("H100", "550.1")])
     monkeypatch.setattr(torch.version, "cuda", None)
     assert checks.gpu().state == "problem" and "without CUDA" in checks.gpu().said
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert checks.gpu().state == "problem" and "driver 550.1" in checks.gpu().said
-    monkeypatch.setattr(checks, "nvidia_gpus", list)
+    monkeypatch.setattr(checks.nvidia, "names_and_drivers", list)
     assert checks.gpu().state == "ok"
 
 

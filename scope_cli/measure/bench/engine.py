@@ -15,7 +15,7 @@ from scope_cli.engine.run import Run, Work, new_lane, versions
 from scope_cli.engine.run_plan import RunPlan, make_plan, policy_in_words, policy_of
 from scope_cli.events import Token
 from scope_cli.machine.device import resolve_device
-from scope_cli.machine.memory import PeakMeter
+from scope_cli.machine.gauge import PeakMeter
 from scope_cli.measure.bench.protocol import Account, Ids, Job, Loaded
 from scope_cli.models.model import LoadedModel, open_model
 from scope_cli.settings.load import load_profile

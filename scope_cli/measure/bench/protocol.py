@@ -24,7 +24,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from scope_cli.console.safe import as_json
-from scope_cli.machine.memory import PeakMeter
+from scope_cli.machine.gauge import PeakMeter
 
 Ids = list[list[int]]  # [lanes][tokens]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,7 +100,10 @@ class Page:
         metadata = {"Date": None} if kind in ("svg", "html") else {}
         with matplotlib.rc_context(plots.STYLE):  # how text and ids are written is asked for now
             figure.savefig(buffer, format="svg" if kind == "html" else kind, dpi=plots.DPI, metadata=metadata)
-        content = self.html(buffer.getvalue().decode()).encode() if kind == "html" else buffer.getvalue()
+        content = buffer.getvalue()
+        if kind in ("svg", "html"):
+            svg = numbered_clips(content.decode())
+            content = (svg if kind == "svg" else self.html(svg)).encode()
         try:
             target.write_bytes(content)
         except OSError as error:
@@ -153,3 +157,12 @@ def on(found: dict[str, object]) -> str:
 
 def command(typed: Sequence[str]) -> str:
     return f"scope {shlex.join(typed)}" if typed else ""
+
+
+def numbered_clips(svg: str) -> str:
+    """Clip paths named by their order: matplotlib names them by the last bits of their corners.
+
+    Those depend on where numpy's arrays happen to lie in memory.
+    """
+    names: dict[str, str] = {}
+    return re.sub(r"\bp[0-9a-f]{10}\b", lambda found: names.setdefault(found[0], f"clip{len(names)}"), svg)

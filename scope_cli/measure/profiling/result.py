@@ -13,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from scope_cli.console import safe
 from scope_cli.errors import UsageError
+from scope_cli.machine.gauge import OnCard
 from scope_cli.units import as_bytes, as_duration, as_rate
 
 FORMAT = 1
@@ -28,6 +29,7 @@ class Peaks:
     decode_bytes: int
     how: str  # in words: what was read
     mapped_bytes: int = 0  # of the baseline: pages of files, which the system can drop and read again
+    card: OnCard | None = None  # of the output, on CUDA
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,10 @@ WORDS = {  # of the figures below, in the order of a table
     "prefill_peak_planned_bytes": "prefill peak, planned",
     "decode_peak_bytes": "decode peak",
     "decode_peak_planned_bytes": "decode peak, planned",
+    "card_allocated_bytes": "on the card: tensors, peak",
+    "card_reserved_bytes": "on the card: reserved, peak",
+    "card_fragmentation_bytes": "of that, in no tensor",
+    "card_process_bytes": "on the card: the process",
     "kv_allocated_bytes": "KV allocated",
     "kv_held_peak_bytes": "KV held, peak",
     "kv_held_mean_bytes": "KV held, average",
@@ -213,6 +219,7 @@ def figures(result: Result) -> dict[str, Any]:
         "prefill_peak_planned_bytes": result.plan["prefill_peak_bytes"],
         "decode_peak_bytes": result.peaks.decode_bytes,
         "decode_peak_planned_bytes": result.plan["decode_peak_bytes"],
+        **on_card(result.peaks.card),
         "kv_allocated_bytes": result.kv.allocated_bytes,
         "kv_held_peak_bytes": result.kv.held_peak_bytes,
         "kv_held_mean_bytes": result.kv.held_mean_bytes,
@@ -234,6 +241,17 @@ def figures(result: Result) -> dict[str, Any]:
         "rest_s": result.time.rest_s,
         **errors,
     }
+
+
+def on_card(card: OnCard | None) -> dict[str, int]:
+    if card is None:
+        return {}
+    row = {
+        "card_allocated_bytes": card.allocated_bytes,
+        "card_reserved_bytes": card.reserved_bytes,
+        "card_fragmentation_bytes": card.fragmentation_bytes,
+    }
+    return row if card.process_bytes is None else row | {"card_process_bytes": card.process_bytes}
 
 
 def as_json(results: list[Result]) -> str:

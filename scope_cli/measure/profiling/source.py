@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scope_cli.errors import ModelError
-from scope_cli.machine import memory
+from scope_cli.machine import memory, nvidia
 from scope_cli.models.catalogue import hub_name
 from scope_cli.models.choices import dtype_of, load_in_of
 from scope_cli.models.embedded import EMBEDDED
@@ -89,7 +89,7 @@ def target_of(source: Source, settings: ModelSettings, memory_given: bool, lanes
     """
     device = settings.device.partition(":")[0]
     if device == "auto":
-        device = "cuda" if memory_given or memory.nvidia_free_bytes() else "cpu"
+        device = "cuda" if memory_given or nvidia.free_bytes() else "cpu"
         if device == "cpu" and platform.system() == "Darwin" and platform.machine() == "arm64":
             device = "mps"
     shape = source.shape(settings.context)

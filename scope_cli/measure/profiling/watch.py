@@ -8,7 +8,7 @@ from datetime import datetime
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from scope_cli.machine import memory
+from scope_cli.machine import gauge, heap
 from scope_cli.machine.description import machine
 from scope_cli.measure.profiling.result import UNWRITTEN
 from scope_cli.measure.profiling.timer import Timer
@@ -50,15 +50,16 @@ class Watch:
         self.written = 0
         self.timer = Timer(loaded)
         self.prefill_peak = self.decode_peak = 0
+        self.on_card: gauge.OnCard | None = None
         self.cache: ScopeCache | None = None
 
     def begin(self) -> None:
         gc.collect()
-        memory.release_freed()
-        self.filled = memory.fill_holes()
-        self.gauge = memory.gauge(self.device)
+        heap.release_freed()
+        self.filled = heap.fill_holes()
+        self.gauge = gauge.gauge_of(self.device)
         self.baseline = self.gauge.now()
-        self.mapped = memory.mapped_bytes() if isinstance(self.gauge, memory.ProcessGauge) else 0
+        self.mapped = gauge.mapped_bytes() if isinstance(self.gauge, gauge.ProcessGauge) else 0
         self.gauge.reset()
 
     def made(self, run: Run) -> None:
@@ -71,11 +72,11 @@ class Watch:
         since = perf_counter()
         match event:
             case PromptProgress():
-                memory.release_freed()
+                heap.release_freed()
                 say(f"prompt {event.read:,} of {event.prompt_tokens:,} tokens", 0.0)
             case PromptRead():
                 self.prefill_peak = self.gauge.peak() - self.baseline
-                memory.release_freed()
+                heap.release_freed()
                 self.gauge.reset()
                 self.after_prompt = event.reading
                 self.timer.start_decode()
@@ -86,6 +87,7 @@ class Watch:
                     say(f"output {event.n:,} of {most:,} tokens", event.n / most)
             case Finished():
                 self.finished = event
+                self.on_card = self.gauge.on_card()
         self.own_s += perf_counter() - since
 
     def _token(self, event: Any) -> None:
@@ -166,6 +168,7 @@ class Watch:
                 self.decode_peak,
                 self.gauge.how,
                 self.mapped,
+                self.on_card,
             ),
             kv=KV(
                 allocated_bytes=reading.allocated_bytes,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from scope_cli.console.safe import as_json
 from scope_cli.engine import fit
 from scope_cli.errors import ScopeError
-from scope_cli.machine import memory
+from scope_cli.machine import heap, memory
 from scope_cli.measure.profiling.footprint import changed, footprint, needs_of, runs_out_at
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def main() -> None:
     def tell(**line: Any) -> None:
         print(as_json(line), file=out, flush=True)
 
-    memory.return_freed_memory()
+    heap.return_freed_memory()
     job = Job(**json.loads(sys.stdin.read()))
     try:
         result = measure(job, tell)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from scope_cli.machine.gauge import OnCard
 from scope_cli.measure.profiling import pages, plots, terminal
 from scope_cli.measure.profiling.report import result_table
 from scope_cli.measure.profiling.result import (
@@ -22,6 +23,24 @@ def test_a_result_survives_json():
     (tree,) = json.loads(as_json([one]))["results"]
     assert from_dict(tree) == one
     assert (from_dict(tree).map.values()[1, 1] == [100, 100, 100, 0, 100]).all()
+
+
+def on_a_card(process):
+    peaks = Peaks(0, 11 * MIB, 9 * MIB, "", card=OnCard(300 * MIB, 420 * MIB, process))
+    return replace(made_up(), peaks=peaks)
+
+
+def test_a_card_shows_what_was_reserved_what_is_in_no_tensor_and_the_process():
+    lines = result_table([on_a_card(900 * MIB), on_a_card(None)]).splitlines()
+    for word, cells in (
+        ("reserved", "420.00 MiB 420.00 MiB"),
+        ("in no tensor", "120.00 MiB 120.00 MiB"),
+        ("the process", "900.00 MiB not listed"),
+    ):
+        assert [" ".join(line.split()[-4:]) for line in lines if word in line] == [cells]
+    assert "reserved" not in result_table([made_up()])
+    (tree,) = json.loads(as_json([on_a_card(None)]))["results"]
+    assert from_dict(tree) == on_a_card(None)
 
 
 def test_errors_are_measured_against_planned_in_percent():
@@ -64,6 +83,12 @@ def test_the_same_result_is_the_same_file(tmp_path, monkeypatch, kind):
     for name in ("a", "b"):
         pages.Page.of_results([made_up()]).write(tmp_path / f"{name}.{kind}")
     assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+
+
+def test_clips_are_named_by_their_order():
+    svg = '<clipPath id="pbab8df6ba5"/><clipPath id="p43f1da8644"/><path clip-path="url(#p43f1da8644)"/>'
+    named = '<clipPath id="clip0"/><clipPath id="clip1"/><path clip-path="url(#clip1)"/>'
+    assert pages.numbered_clips(svg) == named
 
 
 def test_a_terminal_shows_the_same_in_characters():

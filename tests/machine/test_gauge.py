@@ -1,0 +1,121 @@
+"""Peaks of the CPU's resident set, and what a card's allocator and nvidia-smi say of a run."""
+
+import mmap
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from scope_cli.machine import gauge
+from tests.helpers.patience import until
+
+MIB = 2**20
+CPU = torch.device("cpu")
+
+
+def test_a_lap_sees_memory_that_is_gone_again_and_the_next_lap_does_not():
+    with gauge.PeakMeter(CPU) as meter:
+        before = meter.lap()
+        block = np.ones(128 * MIB, dtype=np.uint8)
+        until(lambda: meter._peak - before > 100 * MIB, "a sample")
+        del block
+        peak = meter.lap()
+        after = meter.lap()
+    assert peak - before > 100 * MIB
+    assert peak - after > 100 * MIB
+
+
+def test_a_closed_meter_leaves_no_thread():
+    with gauge.PeakMeter(CPU):
+        assert "peak-meter" in [thread.name for thread in threading.enumerate()]
+    assert "peak-meter" not in [thread.name for thread in threading.enumerate()]
+
+
+def take_and_give_back(size):
+    """From the system: what the heap gives may be resident already."""
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block:
+        for at in range(0, size, mmap.PAGESIZE):
+            block[at] = 1
+
+
+@pytest.mark.skipif(not gauge.CLEAR_REFS.exists(), reason="only Linux keeps a mark")
+def test_the_kernels_mark_sees_what_no_sample_would():
+    meter = gauge.gauge_of(CPU)
+    assert isinstance(meter, gauge.ProcessGauge)
+    meter.reset()
+    before = meter.peak()
+    take_and_give_back(64 * MIB)
+    assert meter.peak() - before > 60 * MIB
+    meter.reset()
+    assert meter.peak() - before < 10 * MIB
+    meter.close()
+
+
+@pytest.mark.skipif(not gauge.CLEAR_REFS.exists(), reason="only Linux keeps a mark")
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("dropped", [True, False], ids=["dropped", "read again"])
+def test_pages_of_files_that_come_and_go_are_no_part_of_a_peak(tmp_path, dropped, when):
+    """On a busy machine the system drops pages of libraries and weights, and reads them again."""
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(64 * MIB))
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+
+        def touch():
+            return sum(mapped[at] for at in range(0, 64 * MIB, mmap.PAGESIZE))
+
+        def change():
+            mapped.madvise(mmap.MADV_DONTNEED) if dropped else touch()
+            meter.peak()  # as the profile looks at every token
+
+        if dropped:
+            touch()
+        meter = gauge.gauge_of(CPU)
+        before = meter.now()
+        meter.reset()
+        if when == "before":
+            change()
+        take_and_give_back(32 * MIB)
+        meter.peak()
+        if when == "after":
+            change()
+        assert 30 * MIB < meter.peak() - before < 36 * MIB
+        meter.reset()
+        assert meter.peak() - before < 4 * MIB
+        meter.close()
+
+
+def test_without_a_mark_the_resident_set_is_sampled(monkeypatch, tmp_path):
+    monkeypatch.setattr(gauge, "CLEAR_REFS", tmp_path / "no" / "such" / "file")
+    meter = gauge.gauge_of(CPU)
+    assert isinstance(meter, gauge.SampledGauge) and "50 ms" in meter.how
+    meter.reset()
+    block = np.ones(64 * MIB, dtype=np.uint8)
+    first = meter.peak()
+    del block
+    assert meter.peak() == first, "the most since the reset"
+    meter.close()
+
+
+def test_what_the_kernel_calls_kb_are_1024_bytes(monkeypatch, tmp_path):
+    status = tmp_path / "status"
+    status.write_text("Name:\tscope\nVmHWM:\t      7 kB\nRssAnon:\t      4 kB\nRssFile:\t      3 kB\n")
+    monkeypatch.setattr(gauge, "STATUS", status)
+    assert gauge._status() == {"VmHWM": 7 * 1024, "RssAnon": 4 * 1024, "RssFile": 3 * 1024}
+    assert gauge.mapped_bytes() == 3 * 1024
+
+
+@pytest.mark.parametrize(("listed", "process"), [(900 * MIB, 900 * MIB), (None, None)])
+def test_a_card_tells_tensors_from_what_was_reserved_and_from_the_process(monkeypatch, listed, process):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 300 * MIB)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 420 * MIB)
+    monkeypatch.setattr(gauge.nvidia, "process_bytes", lambda: listed)
+    card = gauge.gauge_of(torch.device("cuda", 1)).on_card()
+    assert card == gauge.OnCard(300 * MIB, 420 * MIB, process)
+    assert card.fragmentation_bytes == 120 * MIB
+
+
+def test_a_cpu_has_no_card():
+    meter = gauge.gauge_of(CPU)
+    assert meter.on_card() is None
+    meter.close()
