@@ -217,8 +217,16 @@ def test_longgenbench_goes_on_where_it_was_stopped(scope, tiny_folder, tmp_path)
 
 def test_longgenbench_does_not_take_answers_of_another_profile(scope, tiny_folder, tmp_path):
     assert longgenbench(scope, tiny_folder, tmp_path).code == 0
-    run = longgenbench(scope, tiny_folder, tmp_path, "--set", "decode.recent=3")
+    run = longgenbench(scope, tiny_folder, tmp_path, "--force", "--set", "decode.recent=3")
+    assert run.code == 0
     assert "were answered before" not in run.stderr.replace("full: 3 of 3 prompts were answered before", "")
+
+
+def test_longgenbench_does_not_overwrite_a_file_unasked(scope, tiny_folder, tmp_path):
+    (tmp_path / "g.json").write_text("mine")
+    run = longgenbench(scope, tiny_folder, tmp_path)
+    assert run.code == 2 and "exists already" in run.stderr and "--force" in run.stderr
+    assert (tmp_path / "g.json").read_text() == "mine"
 
 
 def test_compare_reads_what_was_written(scope, tiny_folder, text, tmp_path):

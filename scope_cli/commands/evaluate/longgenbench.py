@@ -8,6 +8,7 @@ import typer
 
 from scope_cli.commands import options as o
 from scope_cli.commands.evaluate.shared import (
+    Force,
     Json,
     Lanes,
     Plot,
@@ -56,6 +57,7 @@ def longgenbench_command(
     lanes: Lanes = 1,
     profile: Profiles = [],  # noqa: B006
     budgets: Budgets = None,
+    force: Force = False,
     plot: Plot = None,
     json: Json = False,
     offline: o.Offline = False,
@@ -63,13 +65,13 @@ def longgenbench_command(
 ) -> None:
     """K questions in one prompt, one long answer, scored question by question: LongGenBench as SCOPE uses it.
 
-    A run that was stopped goes on where it was: the same command again.
+    A run that was stopped goes on where it was: the same command again. A finished one is refused: --force.
 
         scope evaluate longgenbench --data test.jsonl -k 30 -p full -p paper-4k-512 -o gsm8k.json
     """
     common = overrides_of(**given)
     chosen = variants(profile, budgets, common, default=["full", "paper-4k-512"])
-    check_writable(output, plot)
+    check_writable(output, plot, force)
 
     from scope_cli.measure.evaluate import longgenbench as bench
     from scope_cli.names import did_you_mean
