@@ -22,13 +22,12 @@ PLAIN = 16  # SCOPE_PLAIN of step.h
 PLAIN_DTYPES = (torch.float32, torch.bfloat16)
 NORMS = ("before_attention", "after_attention", "before_mlp", "after_mlp", "query_norm", "key_norm")
 PRODUCTS = ("query", "key", "value", "output", "gate", "up", "down")
-PLANES = 2  # of rounded activations (products.h)
 
 
 class NativeStep:
     """One forward of a decoder that `decoders.py` knows. Raises NotInTable for another one."""
 
-    def __init__(self, model: Any, cache: ScopeCache, library: Library, planes: int = PLANES) -> None:
+    def __init__(self, model: Any, cache: ScopeCache, library: Library) -> None:
         self.cache = cache
         self._functions = functions_of(library)
         self._decoder = decoder_of(model)
@@ -43,7 +42,7 @@ class NativeStep:
             self._fill_weights(table, parts)
         self._kept: list[Any] = []  # what the tables of slots point to
         self._fill_slots()
-        self._model = self._table(planes)
+        self._model = self._table()
         self._made = ctypes.c_void_p(self._functions.scope_step_new(ctypes.byref(self._model)))
 
     def __del__(self) -> None:
@@ -83,14 +82,14 @@ class NativeStep:
         """Seconds of all steps so far that went into attention."""
         return float(self._functions.scope_step_attention_s(self._made))
 
-    def _table(self, planes: int) -> Model:
+    def _table(self) -> Model:
         decoder, model = self._decoder, Model()
         model.layers, model.rotations = self._layers, self._rotations
         model.head = self._weights.linear(decoder.head)
         model.last_norm = address(decoder.last_norm)
         model.layer_count, model.rotation_count = len(self._layers), len(self._rotations)
         model.lanes, model.hidden = self.cache.shape.lanes, len(decoder.last_norm)
-        model.planes, model.epsilon, model.residual = planes, decoder.epsilon, decoder.residual
+        model.epsilon, model.residual = decoder.epsilon, decoder.residual
         model.logit_factor, model.logit_cap = decoder.logit_factor, decoder.logit_cap
         return model
 

@@ -10,17 +10,11 @@ class Kind(IntEnum):
 
     INT4 = 0
     INT8 = 1
-    BFLOAT16 = 2
-    FLOAT32 = 3
 
     @property
     def block_bytes(self) -> int:
         """Of 32 columns of 8 rows: codes, then scales and minima in float16."""
-        return {Kind.INT4: 160, Kind.INT8: 272, Kind.BFLOAT16: 512, Kind.FLOAT32: 1024}[self]
-
-    @property
-    def has_codes(self) -> bool:
-        return self in (Kind.INT4, Kind.INT8)
+        return {Kind.INT4: 160, Kind.INT8: 272}[self]
 
 
 def packed_shape(kind: Kind, rows: int, columns: int) -> tuple[int, int, int]:

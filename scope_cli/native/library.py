@@ -20,7 +20,7 @@ from scope_cli.native.layout import BLOCK, Kind, packed_shape
 
 SWITCH = "SCOPE_NATIVE"
 INSTRUCTIONS = ("plain", "avx2", "avx512")
-BLOCK_BYTES = 144  # of 32 rounded activations, as products.h has them
+BLOCK_BYTES = 76  # of 32 rounded activations, as products.h has them
 
 
 @cache
@@ -61,7 +61,6 @@ class Weight(ctypes.Structure):
 class Rows(ctypes.Structure):
     _fields_ = [
         ("rows", c_int32),
-        ("planes", c_int32),
         ("blocks", c_void_p),
         ("values", c_void_p),
         ("stride", c_int64),
@@ -80,13 +79,13 @@ class Library:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.functions = functions = ctypes.CDLL(str(file))
-        functions.scope_round.argtypes = [c_void_p, c_int64, c_int32, c_int32, c_int32, c_void_p]
+        functions.scope_round.argtypes = [c_void_p, c_int64, c_int32, c_int32, c_void_p]
         functions.scope_multiply.argtypes = [
             POINTER(Weight), POINTER(Rows), c_void_p, c_int64, c_int32, c_int32,
         ]  # fmt: skip
         functions.scope_unpack.argtypes = [POINTER(Weight), c_void_p, c_int64, c_void_p]
         functions.scope_product.argtypes = [
-            POINTER(Weight), c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_int64, c_int32,
+            POINTER(Weight), c_void_p, c_int64, c_int32, c_void_p, c_void_p, c_int64, c_int32,
         ]  # fmt: skip
         functions.scope_product.restype = None
         for function in (functions.scope_round, functions.scope_multiply, functions.scope_unpack):
@@ -104,11 +103,11 @@ class Library:
         at = INSTRUCTIONS.index(instructions)
         return INSTRUCTIONS[self.functions.scope_use_instructions(at)]
 
-    def round(self, x: Tensor, planes: int = 2) -> Tensor:
+    def round(self, x: Tensor) -> Tensor:
         """x: float32 [rows, columns] to uint8 [rows, blocks, BLOCK_BYTES]"""
         rows, columns = x.shape
         blocks = torch.empty(rows, -(-columns // BLOCK), BLOCK_BYTES, dtype=torch.uint8)
-        self.functions.scope_round(x.data_ptr(), x.stride(0), rows, columns, planes, blocks.data_ptr())
+        self.functions.scope_round(x.data_ptr(), x.stride(0), rows, columns, blocks.data_ptr())
         return blocks
 
     def multiply(
@@ -118,20 +117,17 @@ class Library:
         blocks: Tensor | None,
         out: Tensor,
         groups: tuple[int, int],
-        planes: int = 2,
     ) -> None:
         """Rows of a range of groups of the weight; out: float32 [rows of x, rows of the weight]"""
-        given = Rows(
-            x.shape[0], planes, None if blocks is None else blocks.data_ptr(), x.data_ptr(), x.stride(0)
-        )
+        given = Rows(x.shape[0], None if blocks is None else blocks.data_ptr(), x.data_ptr(), x.stride(0))
         self.functions.scope_multiply(weight, given, out.data_ptr(), out.stride(0), *groups)
 
-    def product(self, weight: Weight, x: Tensor, bias: Tensor | None = None, planes: int = 2) -> Tensor:
+    def product(self, weight: Weight, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x: float32 [rows, columns] to float32 [rows, rows of the weight]"""
         rows = x.shape[0]
         out = torch.empty(rows, weight.rows)
         self.functions.scope_product(
-            weight, x.data_ptr(), x.stride(0), rows, planes, None if bias is None else bias.data_ptr(),
+            weight, x.data_ptr(), x.stride(0), rows, None if bias is None else bias.data_ptr(),
             out.data_ptr(), weight.rows, torch.get_num_threads(),
         )  # fmt: skip
         return out

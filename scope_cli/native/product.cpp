@@ -17,23 +17,21 @@ int pieces_of(int count, int size) { return (count + size - 1) / size; }
 
 }  // namespace
 
-void scope_product(const Weight* weight, const float* values, int64_t stride, int32_t rows, int32_t planes,
-                   const float* bias, float* out, int64_t out_stride, int32_t threads) {
+void scope_product(const Weight* weight, const float* values, int64_t stride, int32_t rows, const float* bias,
+                   float* out, int64_t out_stride, int32_t threads) {
     const int columns = weight->columns, groups = groups_of(weight->rows);
     const int64_t blocks = blocks_of(columns);
-    std::unique_ptr<Block[]> rounded;
-    if (has_codes(weight->kind)) rounded.reset(new Block[rows * blocks]);
-    const Rows x = {rows, planes, rounded.get(), values, stride};
-    const int own = std::max(2, groups / (threads * PIECES_OF_A_THREAD) & ~1);  // groups of a piece: pairs of them
+    const std::unique_ptr<Block[]> rounded(new Block[rows * blocks]);
+    const Rows x = {rows, rounded.get(), values, stride};
+    const int own = std::max(4, groups / (threads * PIECES_OF_A_THREAD) & ~3);  // groups of a piece: whole panels
 
     Turn turn(threads);
     turn.team.run([&](int) {
-        if (rounded)
-            turn.team.share(pieces_of(rows, ROWS_AT_ONCE), [&](int piece) {
-                const int64_t first = (int64_t)piece * ROWS_AT_ONCE;
-                const int count = std::min<int64_t>(ROWS_AT_ONCE, rows - first);
-                scope_round(values + first * stride, stride, count, columns, planes, &rounded[first * blocks]);
-            });
+        turn.team.share(pieces_of(rows, ROWS_AT_ONCE), [&](int piece) {
+            const int64_t first = (int64_t)piece * ROWS_AT_ONCE;
+            const int count = std::min<int64_t>(ROWS_AT_ONCE, rows - first);
+            scope_round(values + first * stride, stride, count, columns, &rounded[first * blocks]);
+        });
         turn.team.share(pieces_of(groups, own), [&](int piece) {
             const int first = piece * own, last = std::min(first + own, groups);
             scope_multiply(weight, &x, out, out_stride, first, last);

@@ -15,9 +15,9 @@ static const Products& products() {
     return plain_products;
 }
 
-void scope_round(const float* values, int64_t stride, int32_t rows, int32_t columns, int32_t planes, Block* blocks) {
+void scope_round(const float* values, int64_t stride, int32_t rows, int32_t columns, Block* blocks) {
     for (int64_t n = 0; n < rows; n++)
-        products().round(values + n * stride, columns, planes, blocks + n * blocks_of(columns));
+        products().round(values + n * stride, columns, blocks + n * blocks_of(columns));
 }
 
 void scope_multiply(const Weight* weight, const Rows* x, float* out, int64_t out_stride, int32_t first, int32_t last) {
@@ -25,18 +25,9 @@ void scope_multiply(const Weight* weight, const Rows* x, float* out, int64_t out
 }
 
 static float value(const uint8_t* block, int kind, int row, int column) {
-    if (kind == INT4) {
-        const uint8_t pair = block[32 * (column % 16 / 4) + 4 * row + column % 4];
-        const float scale = from_float16(two_bytes(block + 128 + 2 * row));
-        const float minimum = from_float16(two_bytes(block + 144 + 2 * row));
-        return scale * (float)(column < 16 ? pair & 15 : pair >> 4) + minimum;
-    }
-    if (kind == INT8) {
-        const int code = block[32 * (column / 4) + 4 * row + column % 4] - 128;
-        return from_float16(two_bytes(block + 256 + 2 * row)) * (float)code;
-    }
-    const int at = column * GROUP + row;
-    return kind == BFLOAT16 ? from_bfloat16(two_bytes(block + 2 * at)) : four_bytes(block + 4 * at);
+    const uint8_t* scales = block + code_bytes(kind) + 2 * row;
+    const float scale = from_float16(two_bytes(scales)), number = (float)code(block, kind, row, column);
+    return kind == INT4 ? scale * number + from_float16(two_bytes(scales + 16)) : scale * (number - 128);
 }
 
 void scope_unpack(const Weight* weight, const int64_t* ids, int64_t count, float* out) {

@@ -5,9 +5,16 @@
 namespace scope {
 
 struct Products {
-    void (*round)(const float* values, int columns, int planes, Block* blocks);  // one row
+    void (*round)(const float* values, int columns, Block* blocks);  // one row
     void (*multiply)(const Weight& weight, const Rows& x, float* out, int64_t out_stride, int first, int last);
 };
+
+// A block's code, as it lies there.
+inline int code(const uint8_t* block, int kind, int row, int column) {
+    if (kind == INT8) return block[column / 4 * 32 + 4 * row + column % 4];
+    const uint8_t pair = block[column % 16 / 4 * 32 + 4 * row + column % 4];
+    return column < 16 ? pair & 15 : pair >> 4;
+}
 
 extern const Products plain_products;
 #if defined(__x86_64__)

@@ -18,7 +18,7 @@ namespace {
 
 constexpr int PIECES_PER_THREAD = 4;
 constexpr int HEAD_PIECE = 64;  // groups of rows, at most: who was interrupted holds up no more
-constexpr int WHOLE_BLOCK = BLOCK / GROUP;  // groups of rows that are a block of the next product's columns
+constexpr int WHOLE_BLOCK = BLOCK / GROUP;  // groups of rows that are a block of the next product's columns, or a panel
 
 int up_to(int number, int multiple) { return (number + multiple - 1) / multiple * multiple; }
 
@@ -41,8 +41,8 @@ struct Input {
     Input(int rows, int columns)
         : blocks((size_t)rows * blocks_of(columns)), values((size_t)rows * columns), columns(columns) {}
     float* row(int n) { return &values[(size_t)n * columns]; }
-    void round(int rows, int planes) { scope_round(values.data(), columns, rows, columns, planes, blocks.data()); }
-    Rows rows(int count, int planes) const { return {count, planes, blocks.data(), values.data(), columns}; }
+    void round(int rows) { scope_round(values.data(), columns, rows, columns, blocks.data()); }
+    Rows rows(int count) const { return {count, blocks.data(), values.data(), columns}; }
 };
 
 // What a thread has to itself. Every thread computes norms and residuals anew: that is cheaper than to wait for one.
@@ -94,8 +94,8 @@ struct scope_step {
     void head(Own& mine, float* logits);
     void place_head(const float* projected, const float* norm, float root, const scope_layer& layer, int row, float* out);
     long slot_of(const scope_layer& layer, int row, int head) const;
-    int at_once(int groups, int multiple = 1) const {
-        return up_to((groups + team->threads * PIECES_PER_THREAD - 1) / (team->threads * PIECES_PER_THREAD), multiple);
+    int at_once(int groups) const {
+        return up_to((groups + team->threads * PIECES_PER_THREAD - 1) / (team->threads * PIECES_PER_THREAD), WHOLE_BLOCK);
     }
     float* turns_of(int row, int rotation) { return &turns[((size_t)row * model.rotation_count + rotation) * 2 * turn_room]; }
     int turn_room = 0;
@@ -231,7 +231,7 @@ void scope_step::take_up(Own& mine, const float* after, const float* before) {
         else
             memcpy(out, x, hidden * sizeof(float));
     }
-    if (rounds) mine.normed.round(rows, model.planes);
+    if (rounds) mine.normed.round(rows);
 }
 
 // Queries, keys and values of all rows.
@@ -244,7 +244,7 @@ void scope_step::project(const scope_layer& layer, Own& mine) {
     const int stride = heads_wide + 2 * keys_wide, each = at_once(all);
     int pieces[3], count = 0;
     for (int i = 0; i < 3; i++) count += pieces[i] = (groups[i] + each - 1) / each;
-    const Rows x = mine.normed.rows(rows, model.planes);
+    const Rows x = mine.normed.rows(rows);
     team->share(count, [&](int at) {
         int i = 0;
         while (at >= pieces[i]) at -= pieces[i++];
@@ -272,8 +272,8 @@ void scope_step::attend(const scope_layer& layer, Own& mine) {
         }
     });
     if (&mine == &own[0]) attention_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-    if (rounds) scope_round(attended.data(), heads_wide, rows, heads_wide, model.planes, mine.attended.data());
-    const Rows x = {rows, model.planes, mine.attended.data(), attended.data(), heads_wide};
+    if (rounds) scope_round(attended.data(), heads_wide, rows, heads_wide, mine.attended.data());
+    const Rows x = {rows, mine.attended.data(), attended.data(), heads_wide};
     const int groups = groups_of(layer.output.weight.rows), each = at_once(groups);
     team->share((groups + each - 1) / each, [&](int at) {
         multiply(layer.output, x, changed.data(), model.hidden, at * each, std::min((at + 1) * each, groups));
@@ -369,9 +369,9 @@ void scope_step::finish_head(const scope_layer& layer, int row, int head) {
 
 // The layer's MLP. A piece of the first half is whole blocks of the second half's columns, which it rounds.
 void scope_step::mix(const scope_layer& layer, Own& mine) {
-    const Rows x = mine.normed.rows(rows, model.planes);
+    const Rows x = mine.normed.rows(rows);
     const int wide = inside.columns, blocks = blocks_of(wide);
-    int groups = groups_of(wide), each = at_once(groups, WHOLE_BLOCK);
+    int groups = groups_of(wide), each = at_once(groups);
     team->share((groups + each - 1) / each, [&](int at) {
         const int first = at * each, last = std::min(first + each, groups);
         const int begin = first * GROUP, count = std::min(last * GROUP, wide) - begin;
@@ -379,10 +379,10 @@ void scope_step::mix(const scope_layer& layer, Own& mine) {
         multiply(layer.up, x, up.data(), wide, first, last);
         for (int n = 0; n < rows; n++) {
             vectors().activate(layer.activation, inside.row(n) + begin, &up[(size_t)n * wide + begin], count);
-            if (rounds) scope_round(inside.row(n) + begin, wide, 1, count, model.planes, &inside.blocks[(size_t)n * blocks + begin / BLOCK]);
+            if (rounds) scope_round(inside.row(n) + begin, wide, 1, count, &inside.blocks[(size_t)n * blocks + begin / BLOCK]);
         }
     });
-    const Rows y = inside.rows(rows, model.planes);
+    const Rows y = inside.rows(rows);
     groups = groups_of(layer.down.weight.rows);
     each = at_once(groups);
     team->share((groups + each - 1) / each, [&](int at) {
@@ -391,7 +391,7 @@ void scope_step::mix(const scope_layer& layer, Own& mine) {
 }
 
 void scope_step::head(Own& mine, float* logits) {
-    const Rows x = mine.normed.rows(rows, model.planes);
+    const Rows x = mine.normed.rows(rows);
     const int vocabulary = model.head.weight.rows, groups = groups_of(vocabulary), each = std::min(at_once(groups), HEAD_PIECE);
     team->share((groups + each - 1) / each, [&](int at) {
         const int first = at * each, last = std::min(first + each, groups), begin = first * GROUP;

@@ -57,7 +57,6 @@ struct scope_model {
     scope_linear head;
     const float* last_norm;
     int32_t layer_count, rotation_count, lanes, hidden;
-    int32_t planes;      // of rounded activations (products.h)
     float epsilon;       // of all norms
     float residual;      // what a layer's outputs are multiplied by
     float logit_factor;  // what logits are multiplied by, before

@@ -50,7 +50,7 @@ class Model(ctypes.Structure):
         ("rotations", ctypes.POINTER(Rotation)),
         ("head", Linear),
         ("last_norm", Address),
-        *fields(Int, "layer_count rotation_count lanes hidden planes"),
+        *fields(Int, "layer_count rotation_count lanes hidden"),
         *fields(Float, "epsilon residual logit_factor logit_cap"),
     ]
 

@@ -84,11 +84,7 @@ def pack_rows(rows: Tensor, kind: Kind) -> Tensor:
     blocks = in_blocks(rows)
     if kind is Kind.INT4:
         return join(round_to_4(blocks), kind)
-    if kind is Kind.INT8:
-        return join(round_to_8(blocks), kind)
-    dtype = torch.bfloat16 if kind is Kind.BFLOAT16 else torch.float32
-    numbers = blocks.to(dtype).unflatten(0, (-1, GROUP))  # [groups, GROUP, blocks, BLOCK]
-    return numbers.permute(0, 2, 3, 1).contiguous().view(torch.uint8).flatten(2)
+    return join(round_to_8(blocks), kind)
 
 
 def in_blocks(rows: Tensor, of_rows: int = GROUP) -> Tensor:
@@ -153,13 +149,7 @@ def numbers_of(rows: Codes) -> Tensor:
 
 def unpack(packed: Tensor, kind: Kind, rows: int, columns: int) -> Tensor:
     """float32 [rows, columns]"""
-    if kind.has_codes:
-        numbers = numbers_of(split(packed, kind))
-    else:
-        dtype = torch.bfloat16 if kind is Kind.BFLOAT16 else torch.float32
-        columns_first = packed.contiguous().view(dtype).unflatten(2, (BLOCK, GROUP))
-        numbers = columns_first.permute(0, 3, 1, 2).flatten(0, 1).float()
-    return numbers.flatten(1)[:rows, :columns]
+    return numbers_of(split(packed, kind)).flatten(1)[:rows, :columns]
 
 
 def unpack_rows(packed: Tensor, kind: Kind, columns: int, ids: Tensor) -> Tensor:

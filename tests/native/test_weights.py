@@ -15,13 +15,6 @@ def matrix(rows, columns):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_plain_numbers_come_back_as_they_were(shape):
-    weight = matrix(*shape)
-    assert torch.equal(unpack(pack(weight, Kind.FLOAT32), Kind.FLOAT32, *shape), weight)
-    assert torch.equal(unpack(pack(weight, Kind.BFLOAT16), Kind.BFLOAT16, *shape), weight.bfloat16().float())
-
-
-@pytest.mark.parametrize("shape", SHAPES)
 def test_codes_are_the_nearest_of_16_or_255_values(shape):
     weight = matrix(*shape)
     filled = torch.nn.functional.pad(weight, (0, -shape[1] % 32)).unflatten(1, (-1, 32))
