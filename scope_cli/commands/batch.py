@@ -12,6 +12,7 @@ from scope_cli.commands.io import read_into, read_text, tell
 from scope_cli.commands.overrides import notes_on, overrides_of
 from scope_cli.console.safe import printable
 from scope_cli.errors import UsageError
+from scope_cli.machine.installed import need
 
 PROMPTS, JOB, CLUSTER, SHOWN = "Prompts", "Job", "Cluster", "What is shown"
 
@@ -110,6 +111,8 @@ def batch_command(
 
         scope batch prompts/ --output-dir texts --budget 2048
     """
+    if report:
+        need("matplotlib", "--report")
     if status is not None:
         if prompts is not None or output_dir is not None:
             raise UsageError("--status names the output folder, and goes alone", "scope batch --status OUT")

@@ -11,6 +11,7 @@ from scope_cli.commands.io import tell
 from scope_cli.commands.variants import Variant
 from scope_cli.console.phases import loading
 from scope_cli.errors import UsageError
+from scope_cli.machine.installed import need
 
 if TYPE_CHECKING:
     from scope_cli.console.tables import Table
@@ -110,6 +111,8 @@ def check_writable(output: Path | None, plot: Path | None = None, force: bool = 
         raise UsageError(
             f"--plot: {plot} is no picture that can be drawn", f"end it in {', '.join(PICTURES)}"
         )
+    if plot is not None:
+        need("matplotlib", "--plot")
     for file in (output, plot):
         if file is not None and not file.parent.is_dir():
             raise UsageError(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from scope_cli.errors import ScopeError, UsageError
 from scope_cli.machine.description import machine
+from scope_cli.machine.installed import need
 from scope_cli.measure.profiling import plots
 from scope_cli.measure.profiling.report import plan_rows, plan_title
 from scope_cli.measure.profiling.result import WORDS, Result, figures, in_words
@@ -39,6 +40,7 @@ def check_plot(target: str) -> None:
         )
     if not path.absolute().parent.is_dir():
         raise UsageError(f"--plot {target}: there is no folder {path.parent}", "make it first")
+    need("matplotlib", "--plot")
 
 
 @dataclass(frozen=True)
