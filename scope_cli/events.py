@@ -123,7 +123,7 @@ class Finished:
     reason: FinishReason
     text: str  # what was still held back
     prompt_tokens: int
-    read_tokens: int  # of them: fewer where it was interrupted, 0 where another sample's were copied
+    read_tokens: int  # of them: fewer where it was interrupted, or some were copied
     output_tokens: int
     prefill_s: float
     decode_s: float
@@ -134,6 +134,7 @@ class Finished:
     loop: Loop | None = None
     stopped_by: str | None = None  # the stop text that ended it, or the text of the stop token
     prompt: int = 0
+    reused_prompt_tokens: int = 0  # copied from another prompt that begins alike, or from a file
     thinking: bool = False  # it ended inside a thought, to which `text` belongs
     thinking_tokens: int = 0  # of output_tokens
 

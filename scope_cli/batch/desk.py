@@ -105,6 +105,8 @@ class Desk:
         self.stopping = False  # a row failed, and --fail-fast was given
         self.audit_failed = False
         self.tokens = 0  # written in this run
+        self.prompt_tokens = 0  # of rows that began and ended in this run
+        self.reused_prompt_tokens = 0  # of them, those that were copied
         self.peak_bytes = 0
         self.groups_run: list[Group] = []
 
@@ -181,6 +183,9 @@ class Desk:
                 self.peak_bytes = max(self.peak_bytes, event.prefill_peak_bytes, event.decode_peak_bytes)
                 running.file.write(event.text)
                 running.file.close()
+                if not running.resumed:
+                    self.prompt_tokens += event.prompt_tokens
+                    self.reused_prompt_tokens += event.reused_prompt_tokens
                 self._finished(running, event)
             elif isinstance(event, Failed):
                 running.file.write(event.text)

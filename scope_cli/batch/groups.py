@@ -5,12 +5,14 @@ are there, and kept in the ledger: a lane's numbers depend on the rectangle it l
 stopped has to go on with the same ones, whatever is left of it.
 """
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
+from zlib import crc32
 
 from scope_cli.cache.shape import CacheShape
-from scope_cli.engine.plan import LanePlan
+from scope_cli.engine.plan import LanePlan, chunk_of
 from scope_cli.engine.workspace import workspace
 from scope_cli.formats.base import SlotFormat
 from scope_cli.geometry import Geometry
@@ -32,9 +34,12 @@ class Demand:
     alone: bool  # its slots are known only when it has been read: one lane
     reading_bytes: int = 0  # beside cache and staging, while a chunk of its prompt is read
     step_bytes: int = 0  # beside the cache, in a step of its lane
+    begins: tuple[int, ...] = ()  # a hash of the prompt up to the end of each chunk that may be copied
 
     @classmethod
-    def of(cls, number: int, plan: LanePlan, target: Target, chunk: int) -> "Demand":
+    def of(
+        cls, number: int, plan: LanePlan, target: Target, chunk: int, prompt_ids: Sequence[int] = ()
+    ) -> "Demand":
         """chunk: `prefill.chunk`"""
         staged = plan.prompt.staging_bytes(target.shape.geometry, target.dtype_bytes, plan.shape.form)
         work = workspace(target, plan, chunk)
@@ -47,6 +52,7 @@ class Demand:
             alone=plan.prompt.late,
             reading_bytes=max(0, work.prefill - staged),
             step_bytes=work.decode,
+            begins=tuple(hashes_of(prompt_ids, chunk_of(chunk, target.device))),
         )
 
 
@@ -140,6 +146,27 @@ def form_groups(
         )
         for index, (shape, rows) in enumerate(rectangles)
     ]
+
+
+def alike_together(rows: Sequence[Demand]) -> list[Demand]:
+    """Rows whose prompts begin alike one after the other, so that one is read and the others copy it.
+
+    The first of them keeps its turn, and what begins like nothing else keeps its order.
+    """
+    first: dict[int, int] = {}
+    for index, row in enumerate(rows):
+        for begun in row.begins:
+            first.setdefault(begun, index)
+    turns = {row.number: (*map(first.__getitem__, row.begins), index) for index, row in enumerate(rows)}
+    return sorted(rows, key=lambda row: turns[row.number])
+
+
+def hashes_of(ids: Sequence[int], chunk: int) -> Iterator[int]:
+    """Of the ids up to the end of every chunk but the last, which each prompt reads for itself."""
+    known = 0
+    for start in range(0, len(ids) - chunk, chunk):
+        known = crc32(array("q", ids[start : start + chunk]).tobytes(), known)
+        yield known
 
 
 def enclosing(one: CacheShape, other: CacheShape) -> CacheShape:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scope_cli.batch.fit import Memory, choose_lanes
-from scope_cli.batch.groups import Demand, Group, Order, form_groups
+from scope_cli.batch.fit import Memory, choose_lanes, even
+from scope_cli.batch.groups import Demand, Group, Order, alike_together, form_groups
 from scope_cli.batch.inputs import Frame, Input
 from scope_cli.batch.ledger import Ledger
 from scope_cli.batch.outputs import PART, RECORD, OutputNames
@@ -204,7 +204,7 @@ def tokenise(
             plan = make_plan(own, opened.geometry, len(ids))
             check_row(own)
             opened.stops(own.profile.sampling)
-            demand = Demand.of(row.number, plan, opened.target, own.profile.prefill.chunk)
+            demand = Demand.of(row.number, plan, opened.target, own.profile.prefill.chunk, ids)
             ready = replace(base, prompt_ids=packed(ids), prompt_tokens=len(ids), planned=plan.max_new_tokens)
         except UNSTOPPABLE:
             raise
@@ -317,6 +317,8 @@ def new_groups(
     result = []
     for group, rows in formed:
         group = choose_lanes(group, job.lanes, memory)
+        if job.order == "longest" and even(group.lanes) == group.lanes:  # a text is the same in any row
+            rows = alike_together(rows)
         steps = group.planned_tokens // group.lanes
         compiled = compiles(job.settings.profile.model.compile, opened.device.type, steps)
         result.append((replace(group, compiled=compiled), rows))

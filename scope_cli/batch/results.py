@@ -44,6 +44,7 @@ def as_result(out: Path, row: Row) -> dict[str, Any]:
         "text": _text(out / row.output) if row.state == "done" else None,
         "reason": end.get("reason"),
         "prompt_tokens": row.prompt_tokens,
+        "reused_prompt_tokens": end.get("reused_prompt_tokens"),
         "output_tokens": end.get("output_tokens"),
         "prefill_s": end.get("prefill_s"),
         "decode_s": end.get("decode_s"),

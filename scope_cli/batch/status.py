@@ -83,6 +83,9 @@ def summary_lines(ledger: Ledger, desk: Desk, elapsed_s: float) -> Iterator[str]
     yield f"done:      {counts['done']:,} of {counted(total, 'prompt')}"
     if desk.tokens:
         yield f"this run:  {desk.tokens:,} tokens in {as_duration(elapsed_s)}, {rate}"
+    if desk.reused_prompt_tokens:
+        copied = f"{desk.reused_prompt_tokens:,} of {desk.prompt_tokens:,}"
+        yield f"copied:    {copied} prompt tokens, from prompts that begin alike"
     if waiting := counts["waiting"] + counts["interrupted"]:
         yield f"waiting:   {waiting:,}; the same command goes on"
     if counts["running"]:

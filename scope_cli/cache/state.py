@@ -1,4 +1,7 @@
-"""One lane of a cache out, as tensors and numbers; and into a cache again, as if it had never left."""
+"""One lane of a cache out, as tensors and numbers; and into a cache again, as if it had never left.
+
+And from one lane into another, what two prompts have in common.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from scope_cli.cache.lanes import LaneCount
+from scope_cli.cache.window_layer import WindowLayer
 from scope_cli.errors import ScopeError
 from scope_cli.policies.schedule import Schedule
 
@@ -75,6 +80,37 @@ def put_lane(
     cache.lanes[lane] = count
     cache.running[lane] = 1
     cache._set_read_slots()
+
+
+def keeps_prompt(cache: ScopeCache, lane: int, tokens: int) -> bool:
+    """Do the first tokens of a lane's prompt lie in its slots as they were read?
+
+    Nothing was left out or evicted, no sliding window has come around, and the buffers are the same.
+    """
+    count = cache.count(lane)
+    seen, windows = (
+        count.prompt + count.written,
+        (layer.most_held for layer in cache.layers if isinstance(layer, WindowLayer)),
+    )
+    whole = count.kept is None and cache.policy.protect_prompt and not cache.fitted
+    return whole and tokens <= count.prompt and all(seen <= window for window in windows)
+
+
+def copy_beginning(cache: ScopeCache, source: int, lane: int, tokens: int) -> None:
+    """Let a lane that is empty begin with so many tokens of another's prompt, or of its own one before.
+
+    Only what `keeps_prompt`. Queries are not copied.
+    """
+    count, first = cache.count(lane), slice(tokens)
+    for layer in cache.layers:
+        if source != lane:
+            layer.store.set((lane, slice(None), first), layer.store.get((source, slice(None), first)))
+        layer.positions[lane, :, first] = torch.arange(tokens, dtype=torch.int32, device=cache.device)
+        layer.bias[lane, :, :, first] = 0
+    count.prompt = tokens
+    copied = (cache.readings.held_bytes(count) + cache.readings.window_bytes(tokens)) * (source != lane)
+    count.moved_bytes += copied
+    count.reference_moved_bytes += copied
 
 
 def count_of(numbers: Mapping[str, Any]) -> LaneCount:

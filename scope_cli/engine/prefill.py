@@ -8,6 +8,8 @@ from torch import Tensor
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.shape import PromptPlan
 from scope_cli.cache.staging import Staging
+from scope_cli.cache.state import copy_beginning
+from scope_cli.engine.beginning import Beginning
 from scope_cli.engine.plan import chunk_of
 from scope_cli.events import PromptProgress
 from scope_cli.models.lean import PreTrainedModel
@@ -26,11 +28,13 @@ def read_prompt(
     number: int = 0,
     seed: int = 0,
     chunk: int = 2048,
+    begins: Beginning | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Generator[PromptProgress, None, Tensor | None]:
     """Read a prompt into a lane, reporting after each chunk.
 
     prompt_ids: [1, prompt_tokens], the job's prompt `number`; plan: what stays of it, all where there is none
+    begins: with what a row holds, which is copied and not read
     returns the logits of the last token, [1, vocab], or None when interrupted
     """
     if plan is not None and not plan.staged and cache.policy.protect_prompt:
@@ -38,10 +42,13 @@ def read_prompt(
     cache.start_prompt(lane, schedule, seed)
     staging = Staging(cache, lane, plan, seed) if plan is not None and plan.staged else None
     chunk = chunk_of(chunk, cache.device.type)
+    if begins is not None:
+        copy_beginning(cache, begins.row, lane, begins.tokens)
+    left = prompt_ids[:, cache.count(lane).prompt :]
     if cache.device.type != "cpu":
-        cache.count_transfer(lane, prompt_ids.nbytes)
+        cache.count_transfer(lane, left.nbytes)
     logits = prompt_ids.new_empty(0)
-    for ids in prompt_ids.to(cache.device).split(chunk, dim=1):
+    for ids in left.to(cache.device).split(chunk, dim=1):
         positions = cache.start_chunk(lane, ids.shape[1])
         logits = model(
             input_ids=ids,

@@ -14,6 +14,7 @@ import transformers
 import scope_cli
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.shape import CacheShape
+from scope_cli.engine.beginning import Beginnings
 from scope_cli.engine.decode import Admission, Lane, decode, raise_again
 from scope_cli.engine.plan import LanePlan
 from scope_cli.engine.prefill import read_prompt
@@ -116,6 +117,7 @@ class Run:
         self._prefill: dict[int, tuple[float, int]] = {}  # by number: seconds and peak bytes of reading
         self._read: dict[int, int] = {}  # by number: prompt tokens that were read for it
         self._newest: tuple[Work, Lane] | None = None  # the prompt that was read last
+        self._beginnings = Beginnings(self.cache, profile.prefill.chunk)
         self._in_row: dict[int, int] = {}  # by row of the cache: the number of its prompt
 
     @classmethod
@@ -148,9 +150,11 @@ class Run:
         yield from decode(self.step, self.cache, admit, self.finish, interrupted, fail, between=self.between)
 
     def read(self, work: Work, number: int, row: int, interrupted: Callable[[], bool]) -> Admission:
-        """Read a prompt into a row, or copy it from the lane that has just read the same; or go on."""
+        """Read a prompt into a row, or copy what other rows hold of it, all or its beginning; or go on."""
         prompt = torch.tensor([work.prompt_ids], device=self.loaded.device)
         self._open(number)
+        begins = None if work.plan.prompt.staged else self._beginnings.of(work.prompt_ids)
+        self._beginnings.drop(row)
         self._in_row[row] = number
         if work.state is not None:
             return (yield from self._take_up(work, work.state(), prompt, number, row))
@@ -170,9 +174,10 @@ class Run:
                 number=number,
                 seed=work.seed,
                 chunk=self.profile.prefill.chunk,
+                begins=begins,
                 interrupted=interrupted,
             )
-            self._read[number] = self.cache.count(row).prompt
+            self._read[number] = self.cache.count(row).prompt - (begins.tokens if begins else 0)
         elapsed_s, peak_bytes = self._close(number)
         self._prefill[number] = elapsed_s, peak_bytes
         self._open(number)
@@ -183,6 +188,7 @@ class Run:
         yield PromptRead(row, work.plan.prompt_tokens, elapsed_s, peak_bytes, reading, number)
         lane = new_lane(self.loaded, work, prompt, logits, row, number)
         self._newest = work, lane
+        self._beginnings.add(row, work.prompt_ids)
         return lane
 
     def _take_up(
@@ -229,6 +235,7 @@ class Run:
 
     def finish(self, lane: Lane) -> Finished:
         """What there is to say of a lane that has ended, while its row is still its own."""
+        self._beginnings.end(lane.row)
         if self.keep is not None and self.keep.ends and lane.reason != "interrupted":
             self.keep.take(lane.prompt, self.state(lane))
         return self._finished(lane.prompt, lane.row, lane.prompt_ids.shape[1], lane)
@@ -253,6 +260,7 @@ class Run:
     def _finished(self, number: int, row: int, prompt_tokens: int, lane: Lane | None) -> Finished:
         decode_s, decode_peak = self._close(number)
         prefill_s, prefill_peak = self._prefill.pop(number)
+        read_tokens = self._read.pop(number)
         rest = lane.text.flush() if lane else ""  # may complete a stop text
         stopped_by = lane.text.stopped if lane else None
         return Finished(
@@ -260,7 +268,8 @@ class Run:
             reason="stop" if stopped_by else (lane.reason if lane else None) or "interrupted",
             text=rest,
             prompt_tokens=prompt_tokens,
-            read_tokens=self._read.pop(number),
+            read_tokens=read_tokens,
+            reused_prompt_tokens=self.cache.count(row).prompt - read_tokens,
             output_tokens=lane.written if lane else 0,
             prefill_s=prefill_s,
             decode_s=decode_s,

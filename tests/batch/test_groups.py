@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scope_cli.batch.fit import MOST_LANES, Memory, check_weights, choose_lanes, even
-from scope_cli.batch.groups import Demand, Group, form_groups
+from scope_cli.batch.groups import Demand, Group, alike_together, form_groups, hashes_of
 from scope_cli.cache.shape import CacheShape
 from scope_cli.errors import ModelError
 from scope_cli.geometry import Geometry, LayerGeometry
@@ -170,3 +170,21 @@ def test_what_was_not_measured_takes_nothing():
 
 def test_of_rows_whose_slots_are_rounded_to_the_same_the_longest_comes_first():
     assert numbers(groups_of(demand(0, 97), demand(1, 99), demand(2, 98), demand(3, 99))) == [[1, 3, 2, 0]]
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=14), max_size=12))
+def test_rows_that_begin_alike_stand_together_in_the_order_of_the_first(prompts):
+    """Oracle: every beginning in whole chunks of three, with something left to read, compared as it is."""
+    rows = [
+        replace(demand(number, len(ids)), begins=tuple(hashes_of(ids, 3)))
+        for number, ids in enumerate(prompts)
+    ]
+    turns = [row.number for row in alike_together(rows)]
+    assert sorted(turns) == list(range(len(prompts)))
+    for ids in prompts:
+        for end in range(3, len(ids), 3):
+            alike = [n for n, other in enumerate(prompts) if other[:end] == ids[:end] and len(other) > end]
+            places = sorted(map(turns.index, alike))
+            assert places == list(range(places[0], places[-1] + 1))
+    leaders = [n for n, ids in enumerate(prompts) if not any(ids[:3] == one[:3] for one in prompts[:n])]
+    assert [n for n in turns if n in leaders] == leaders

@@ -621,3 +621,49 @@ def test_bad_usage_is_one_line_and_a_hint_and_code_2(scope, tiny_folder, prompts
     result = scope(*filled, "--model", tiny_folder)
     assert (result.code, result.stdout) == (2, "")
     assert message in result.stderr and result.stderr.startswith("error: ")
+
+
+@pytest.fixture
+def alike(tmp_path):
+    """Two documents of which each is asked about four times, in turn."""
+    folder = tmp_path / "alike"
+    folder.mkdir()
+    for number in range(8):
+        (folder / f"p{number}.txt").write_text(f"{number % 2}: {WORDS * 4}{number}{'?' * number}")
+    return folder
+
+
+def records(out):
+    found = [json.loads(file.read_text()) for file in sorted(out.glob("*.run.json"))]
+    return {record["id"]: record["results"][0] for record in found}
+
+
+@pytest.mark.parametrize("order", ["longest", "input"])
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_what_prompts_have_in_common_is_read_once_and_changes_no_text(
+    batch, scope, tiny_folder, alike, tmp_path, monkeypatch, lanes, order
+):
+    from scope_cli.engine.beginning import Beginnings
+
+    more = ["--lanes", lanes, "--order", order, "--set", "prefill.chunk=32"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Beginnings, "of", lambda self, prompt_ids: None)
+        assert batch(alike, *more, out="read").code == 0
+    argv = ["--model", tiny_folder, "--ignore-eos", "--temperature", 1.5, "--max-new-tokens", 30, *more]
+    said = scope("batch", alike, "--output-dir", tmp_path / "out", *argv).stderr
+    for number in range(8):
+        assert (tmp_path / "out" / f"p{number}.txt").read_bytes() == (
+            tmp_path / "read" / f"p{number}.txt"
+        ).read_bytes()
+    ends, total = records(tmp_path / "out"), len(WORDS * 4)
+    reused = [ends[f"p{number}.txt"]["reused_prompt_tokens"] for number in range(8)]
+    assert not any(end["reused_prompt_tokens"] for end in records(tmp_path / "read").values())
+    common = (total + 3) // 32 * 32
+    if lanes == 1 and order == "input":  # the row holds the other document
+        assert reused == [0] * 8 and "copied:" not in said
+        return
+    assert sorted(reused) == [0, 0, *[common] * 6]
+    prompts = sum(end["prompt_tokens"] for end in ends.values())
+    assert f"copied:    {6 * common:,} of {prompts:,} prompt tokens, from prompts that begin alike" in said
+    lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert [line["reused_prompt_tokens"] for line in lines] == reused
