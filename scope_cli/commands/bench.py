@@ -1,10 +1,8 @@
 """scope bench: profiles and peers on the same text, in turn; a table, JSON, CSV and a plot out."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -134,8 +132,7 @@ def bench_command(
         scope bench --prompt-file report.txt --prompt-tokens 1000 --positions 5000,8000 --budget 512
     """
     (asked,) = prompts_of(prompt, [prompt_file] if prompt_file else [])
-    content = asked.text
-    following = read_text(text, "--text") if text else content
+    following = read_text(text, "--text") if text else asked.text
     if not profile and not peer:
         profile, peer = ["slide=default", "full"], ["dynamic"]
     common = overrides_of(**given)
@@ -150,12 +147,7 @@ def bench_command(
         raise UsageError("--json and --csv exclude each other", "one of them goes to stdout")
     if apart and sequential:
         raise UsageError("--apart and --sequential exclude each other")
-    if plot is not None:
-        from scope_cli.measure.bench.plot import check_plot
-
-        check_plot(plot)
     check_writable(output, plot, force)
-
     wanted = typed_positions(positions)
     if prompt_tokens is not None and prompt_tokens < 1:
         raise UsageError(f"--prompt-tokens {prompt_tokens}: at least 1")
@@ -167,12 +159,15 @@ def bench_command(
     check_model(settings.model)
 
     with loading(settings.model.name, quiet) as phases:
+        import torch
+
+        from scope_cli.engine import roofline
         from scope_cli.measure.bench.contest import Course, Row, contest
         from scope_cli.measure.bench.protocol import Job
         from scope_cli.models.model import open_model
 
         opened = open_model(settings.model, offline, phases.say, lanes)
-    ids = opened.encode(content, settings.prompt)
+    ids = opened.encode(asked.text, settings.prompt)
     ids = exactly(ids, prompt_tokens) if prompt_tokens is not None else ids
     at = positions_of(wanted, len(ids), max_new_tokens, burst * (rounds + 1), opened.geometry.context)
     known = exactly(list(opened.tokenizer(following)["input_ids"]), at[-1] - len(ids))
@@ -199,7 +194,9 @@ def bench_command(
         timeout_s=timeout,
     )
     check_room(opened, course, specs)
-    limit = bandwidth * 1e9 if bandwidth else measured_bandwidth(opened, threads)
+    if threads:
+        torch.set_num_threads(threads)  # as the contenders do, none of whom is there yet
+    limit = bandwidth * 1e9 if bandwidth else roofline.bandwidth(opened.device)
     say(f"the memory gives {limit / 1e9:.1f} GB/s")
     rows = [Row(spec.name) for spec in specs]
     interrupted = False
@@ -210,7 +207,9 @@ def bench_command(
         interrupted = True
 
     from scope_cli.console import tables
-    from scope_cli.measure.bench.report import lines_of, remarks, tables_of, verdict, write_csv, write_json
+    from scope_cli.console.safe import as_json
+    from scope_cli.measure.bench.report import lines_of, remarks, report, tables_of, verdict, write_csv
+    from scope_cli.measure.evaluate.results import write_result
 
     lines = lines_of(rows, course, first, limit)
     for table in tables_of(lines, course):
@@ -221,13 +220,13 @@ def bench_command(
         tell(remark)
     if said := verdict(lines, first):
         tell(f"verdict: {said}")
+    result = report(lines, rows, course, first, sys.argv[1:])
     if json:
-        write_json(sys.stdout, lines, rows, course, first, sys.argv[1:])
+        print(as_json(result, indent=1))
     if csv:
         write_csv(sys.stdout, lines, rows)
     if output is not None:
-        with writing(output) as out:
-            write_json(out, lines, rows, course, first, sys.argv[1:])
+        write_result(result, output)
     if plot is not None and lines:
         from scope_cli.measure.bench.plot import draw
 
@@ -347,24 +346,3 @@ def check_room(opened: "OpenedModel", course: "Course", specs: "list[Spec]") -> 
             f"the contenders may need {as_bytes(needed)} together, {opened.device} has {as_bytes(free)} free",
             "--sequential runs one after the other",
         )
-
-
-def measured_bandwidth(opened: "OpenedModel", threads: int | None) -> float:
-    """Bytes per second, with the threads that the contenders get, before any of them is there."""
-    import torch
-
-    from scope_cli.engine.roofline import bandwidth
-
-    if threads:
-        torch.set_num_threads(threads)
-    return bandwidth(opened.device)
-
-
-@contextmanager
-def writing(file: Path) -> Iterator[IO[str]]:
-    """A file that cannot be written is told in a line."""
-    try:
-        with file.open("w", encoding="utf-8") as out:
-            yield out
-    except OSError as error:
-        raise UsageError(f"cannot write {file}: {error.strerror}") from error

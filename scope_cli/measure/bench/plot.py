@@ -2,19 +2,8 @@
 
 from pathlib import Path
 
-from scope_cli.errors import UsageError
 from scope_cli.measure.bench.report import Line
 from scope_cli.measure.palette import styles
-
-
-def check_plot(file: Path) -> None:
-    """Raises UsageError where no picture can be drawn, before anything is measured."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UsageError("--plot needs matplotlib", "pip install matplotlib") from error
-    if file.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"--plot {file}: a picture is a .png, .svg or .pdf file")
 
 
 def draw(lines: list[Line], file: Path, title: str) -> None:

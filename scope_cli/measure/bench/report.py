@@ -5,10 +5,9 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from statistics import median
-from typing import IO
+from typing import IO, Any
 
 import scope_cli
-from scope_cli.console.safe import as_json
 from scope_cli.console.tables import Table
 from scope_cli.machine.description import machine
 from scope_cli.measure.bench.contest import Course, Measured, Row
@@ -189,12 +188,12 @@ def _table(lines: list[Line], columns: dict[str, Column], course: Course) -> Tab
     return Table(["position", "contender", *columns], rows, names=2)
 
 
-def write_json(
-    file: IO[str], lines: list[Line], rows: list[Row], course: Course, baseline: str, command: list[str]
-) -> None:
+def report(
+    lines: list[Line], rows: list[Row], course: Course, baseline: str, command: list[str]
+) -> dict[str, Any]:
     """Everything: the figures, each burst behind them, what was run and on what."""
     asked = {name: value for name, value in asdict(course).items() if name not in ("prompt", "known")}
-    content = {
+    return {
         "command": command,
         "machine": machine(),
         "load_average": [round(one, 2) for one in os.getloadavg()],
@@ -205,8 +204,6 @@ def write_json(
         "contenders": [asdict(row) for row in rows],
         "remarks": remarks(rows),
     }
-    file.write(as_json(content, indent=1))
-    file.write("\n")
 
 
 def write_csv(file: IO[str], lines: list[Line], rows: list[Row]) -> None:
