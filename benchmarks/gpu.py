@@ -44,11 +44,15 @@ def ours(name: str, profile: str, lanes: tuple[int, ...] = (1,), **overrides: An
     return Contender(name, profile, keys, keeps_all=profile == "full", lanes=lanes)
 
 
-SHORT = (8192,)  # with many lanes
+INT8 = {"cache__keys": "int8", "cache__values": "int8"}
+K8V4 = {"cache__keys": "int8", "cache__values": "int4"}
 CONTENDERS = [
     ours("slide 2048", "default", (1, 8, 32), decode__budget=2048, model__compile="on"),
     Contender("DynamicCache", None, lanes=(1, 8, 32)),
     ours("full", "full", (1, 8, 32), model__compile="on"),
+    ours("slide 2048 int8", "default", (1, 8, 32), decode__budget=2048, model__compile="on", **INT8),
+    ours("slide 2048 k8v4", "default", (1, 8, 32), decode__budget=2048, model__compile="on", **K8V4),
+    ours("full int8", "full", (1, 8, 32), model__compile="on", **INT8),
     ours("slide 512", "default", decode__budget=512, model__compile="on"),
     ours("slide 4096", "default", decode__budget=4096, model__compile="on"),
     ours("slide 1024", "default", decode__budget=1024, model__compile="on"),

@@ -138,6 +138,21 @@ def test_every_strategy_reads_every_length_and_lanes_take_turns(models, strategy
     agree(graphs, plain)
 
 
+@pytest.mark.parametrize(("keys", "values"), [("int8", "int8"), ("int8", "int4")])
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_packed_slots_from_graphs_hold_what_a_plain_step_holds(tmp_path, keys, values, lanes):
+    packed = {"cache.keys": keys, "cache.values": values, "decode.budget": 60, "decode.interval": 9}
+    chosen = settings_of(**GREEDY, **packed)
+    loaded = loaded_tiny(tmp_path, "llama-32")
+    works = [work_of(loaded, chosen, seed, 30, 150, temperature=0.0) for seed in range(lanes + 1)]
+    card, told = on_the_card(loaded), []
+    plain, kept, _ = written(card, chosen, works, lanes)
+    graphs, also_kept, _ = written(card, chosen, works, lanes, True, told)
+    assert not told
+    agree(graphs, plain)
+    assert also_kept == kept
+
+
 @pytest.mark.parametrize("wrap", [[], [{"name": "adakv"}], [{"name": "mass"}]])
 def test_prompts_that_need_other_sizes_follow_one_another(models, wrap):
     chosen = settings_of(**GREEDY, **COMPRESSED, **{"prefill.wrap": wrap})

@@ -12,6 +12,7 @@ from scope_cli.engine.step import GraphStep
 from scope_cli.events import Token
 from scope_cli.machine.gauge import PeakMeter
 from scope_cli.policies import plugins
+from tests.helpers.caches import loaded_tiny
 from tests.helpers.lanes import settings_of, work_of
 
 SCORERS = [name for name in plugins.names("scorers") if name != "tri"]  # tri needs a file of its own
@@ -140,6 +141,27 @@ def test_graphs_of_every_length_and_eviction_write_the_plain_text(models, family
     assert len(job.step._steps) > 1 or lanes > 1, "one length was read"
     assert bool(job.step._evictions) == (strategy != "full")
     assert job.step._logits.isfinite().all()
+
+
+@pytest.mark.parametrize(("keys", "values", "lanes"), [("int8", "int8", 2), ("int8", "int4", 1)])
+def test_graphs_over_packed_slots_write_the_plain_text(tmp_path, keys, values, lanes):
+    loaded = loaded_tiny(tmp_path, "llama-32")
+    chosen = settings_of(
+        **{
+            "sampling.temperature": 0.0,
+            "cache.keys": keys,
+            "cache.values": values,
+            "decode.budget": 30,
+            "decode.recent": 10,
+            "decode.interval": 9,
+        }
+    )
+    works = [work_of(loaded, chosen, seed, 20, 50, temperature=0.0) for seed in range(2)]
+    plain, _ = texts_of(loaded, chosen, works, lanes)
+    recorders = []
+    graphs, job = texts_of(loaded, chosen, works, lanes, recorders)
+    assert graphs == plain
+    assert recorders[0].replays > 40 and job.step._evictions
 
 
 @pytest.mark.parametrize(
