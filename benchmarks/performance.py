@@ -87,7 +87,7 @@ class Claim:
 
 def bursts(result: dict, contender: str, position: int | None) -> list[float]:
     """Milliseconds of a step, burst by burst; without a position those of a token of the prompt."""
-    row = next(row for row in result["contenders"] if row["name"] == contender)
+    row = next(row for row in result["contenders"] if row["name"] == contender and not row["failed"])
     if position is None:
         _warm_up, *reads = [took for one in row["positions"] for took in one["read_s"]]
         return [1000 * took / result["course"]["job"]["prompt_tokens"] for took in reads]

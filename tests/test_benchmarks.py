@@ -76,11 +76,16 @@ def test_the_table_has_everybody_and_the_ratio_to_the_best_in_the_same_round(per
         "OpenVINO": {1000: [30.0, 20.0, 30.0]},
         "onnxruntime": {},
     }
-    (tmp_path / "at-1000.json").write_text(json.dumps(result_of(near)))
+    found = result_of(near)
+    (tmp_path / "at-1000.json").write_text(json.dumps(found))
     rows = rows_of(performance.contest_table())
     measured = "| 10.0 | 40.0 | 30.0 | - | 3.00x (1.00-3.00); (4.00x) | 1.8x (2.3x) |"
     assert rows["position 1,000"].endswith(measured), "who failed is not the best"
     assert "| - | - | - | - | - | 6x (10x) |" in rows["position 8,000, budget 512"]
+    found["contenders"][3] |= {"failed": "died", "positions": [{"position": 1000, "step_ms": [1.0]}]}
+    (tmp_path / "at-1000.json").write_text(json.dumps(found))
+    row = rows_of(performance.contest_table())["position 1,000"]
+    assert "| 40.0 | - | - | 4.00x (2.00-4.00); (4.00x) |" in row, "nor is who died on the way"
 
 
 def test_a_prompt_that_is_read_first_is_not_counted(performance):
