@@ -40,9 +40,10 @@ def test_kills_at_random_moments_lose_nothing_and_change_nothing(prompts, tiny_f
             out, finished = tmp_path / f"out{starts}", {}
         process = Forked(tmp_path / "said", *argv(prompts, out, tiny_folder))
         wait_for_work(process, out)
-        if kills % 2:  # the other kills meet prompts and first tokens
+        if kills % 2:  # at once, while the row has tokens to go
             wait_for_tokens(process, out, kills)
-        time.sleep(draw.uniform(0, 0.3))
+        else:  # meets prompts and first tokens
+            time.sleep(draw.uniform(0, 0.3))
         if process.alive:
             kills += 1
         process.kill()
