@@ -26,7 +26,7 @@ from typing import Any
 import claims
 import torch
 
-from scope_cli.engine.run import versions
+from scope_cli.engine.facts import versions
 from scope_cli.machine.description import machine
 from scope_cli.measure.evaluate.fidelity import KnownText, Reference, measure
 from scope_cli.measure.evaluate.loops import repetition

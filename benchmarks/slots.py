@@ -20,7 +20,7 @@ from statistics import mean
 import torch
 
 from scope_cli.console.tables import Table, as_markdown
-from scope_cli.engine.run import versions
+from scope_cli.engine.facts import versions
 from scope_cli.machine.description import machine
 from scope_cli.measure.evaluate.fidelity import KnownText, Reference, measure
 from scope_cli.measure.evaluate.results import Rows

@@ -1,7 +1,7 @@
 """All that travels from the prompts' reading to the sinks: plain values, one class per meaning.
 
 A run is `Started`, and for each prompt some `PromptProgress`, `PromptRead`, a `Token` per step, `Finished`;
-or `Failed`, where something ends it. `Busy` may come at any time.
+or `Failed`, where something ends it. `Busy` may come at any time, `TakenBack` between tokens.
 Prompts run side by side in lanes; `lane` is the row that one has, `prompt` its number in the run, from 0.
 """
 
@@ -58,6 +58,7 @@ class Loop:
     start: int  # index of its first token in the output
     tokens: int  # its length, all copies together
     to_the_end: bool  # the output ended inside it
+    near: bool = False  # its copies differ in a few tokens
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,24 @@ class Token:
 
 
 @dataclass(frozen=True)
+class TakenBack:
+    """A loop was noticed and its copies go, which nobody was told of; the output goes on otherwise."""
+
+    lane: int
+    tokens: int
+    n: int  # tokens of the output that stay
+    period: int
+    attempt: int  # at this loop, from 1
+    prompt: int = 0
+
+    @property
+    def in_words(self) -> str:
+        """'took back 140 tokens after token 412 (period 35), attempt 1'"""
+        many = f"{self.tokens:,} token{'s' * (self.tokens != 1)}"
+        return f"took back {many} after token {self.n:,} (period {self.period:,}), attempt {self.attempt}"
+
+
+@dataclass(frozen=True)
 class Finished:
     lane: int
     reason: FinishReason
@@ -132,6 +151,7 @@ class Finished:
     reading: Reading  # of its lane
     audit: Audit  # of its lane
     loop: Loop | None = None
+    taken_back: tuple[TakenBack, ...] = ()
     stopped_by: str | None = None  # the stop text that ended it, or the text of the stop token
     prompt: int = 0
     reused_prompt_tokens: int = 0  # copied from another prompt that begins alike, or from a file
@@ -151,4 +171,4 @@ class Failed:
     thinking: bool = False  # that text is part of a thought
 
 
-Event = Started | Busy | PromptProgress | PromptRead | Token | Finished | Failed
+Event = Started | Busy | PromptProgress | PromptRead | Token | TakenBack | Finished | Failed

@@ -20,7 +20,17 @@ from scope_cli.batch.states import Keeper, RowStates
 from scope_cli.batch.work import Task, task_of
 from scope_cli.batch.writer import DiskError, OutputError, PartFile, publish, write_record
 from scope_cli.errors import ScopeError
-from scope_cli.events import Busy, Event, Failed, Finished, PromptProgress, PromptRead, Started, Token
+from scope_cli.events import (
+    Busy,
+    Event,
+    Failed,
+    Finished,
+    PromptProgress,
+    PromptRead,
+    Started,
+    TakenBack,
+    Token,
+)
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import Profile
 
@@ -179,6 +189,8 @@ class Desk:
                 running.wrote(event.n)
                 running.file.write(event.text)
                 self.board.went_on(running)
+            elif isinstance(event, TakenBack):
+                self.board.say(f"{running.row.id}: {event.in_words}")
             elif isinstance(event, Finished):
                 self.peak_bytes = max(self.peak_bytes, event.prefill_peak_bytes, event.decode_peak_bytes)
                 running.file.write(event.text)
@@ -288,7 +300,7 @@ class Desk:
         self, row: Row, task: Task | None, group: Group, event: Finished | None = None
     ) -> dict[str, Any]:
         """What belongs to the text of one row; `results` as in the record of a single run."""
-        from scope_cli.engine.run import versions
+        from scope_cli.engine.facts import versions
         from scope_cli.engine.run_plan import policy_in_words
 
         lanes, why = self._reduced.get(group.number, (0, ""))

@@ -96,7 +96,7 @@ class RowStates:
 
     def _key(self, row: Row, group: Group) -> dict[str, Any]:
         """All that has to be the same, as JSON has it."""
-        from scope_cli.engine.run import versions
+        from scope_cli.engine.facts import versions
         from scope_cli.models.fingerprint import fingerprint
 
         self._model = self._model or fingerprint(self._opened.folder)

@@ -72,7 +72,7 @@ def save_command(
     state = read(settings, loaded, work)
 
     from scope_cli.engine.checkpoint import Checkpoint, write_checkpoint
-    from scope_cli.engine.run import versions
+    from scope_cli.engine.facts import versions
     from scope_cli.models.fingerprint import fingerprint
 
     facts = {

@@ -110,8 +110,8 @@ class Kept:
             raise UsageError(f"cannot read {self.path}: {error.strerror}", "its state is there") from error
         rest, tail = self.lane.get("rest"), content[self.end :]
         known = rest is None or tail == rest.encode()  # a kill may leave any
-        if rest is not None and self.facts["thinking"] != "show":  # it may be part of a thought
-            known = known or tail in (b"", rest.lstrip().encode())
+        if rest is not None and self.facts["thinking"] != "show":  # a part of it may belong to a thought
+            known = known or tail in rest.encode()
         if len(content) < self.end or not known:
             raise self.edited()
 
@@ -303,7 +303,7 @@ def shape_of(kept: Kept, works: "list[Work]", lanes: int) -> "CacheShape":
 
 def differences(kept: Kept, loaded: "LoadedModel", lanes: int) -> Iterator[str]:
     """What rounds otherwise now than where the text was begun."""
-    from scope_cli.engine.run import depends_on, versions
+    from scope_cli.engine.facts import depends_on, versions
 
     before, now = kept.facts["depends_on"], depends_on(loaded, lanes, kept.facts["depends_on"]["compiled"])
     pairs = {name: (before.get(name), one) for name, one in now.items()}

@@ -4,8 +4,9 @@ Lanes run side by side, one row of the cache each. A finished lane's row takes t
 a chunk at a time between two steps. The step itself is whoever is called: plain, compiled, or a CUDA graph.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from time import perf_counter
@@ -15,10 +16,12 @@ from torch import Tensor
 
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.engine.loops import LoopWatch
+from scope_cli.engine.rollback import Rollback
 from scope_cli.engine.sampling import Sampler
 from scope_cli.engine.text import TextStream
 from scope_cli.errors import ScopeError
 from scope_cli.events import Event, Failed, FinishReason, Loop, PromptProgress, Token
+from scope_cli.settings.schema import OnLoop
 
 NO_NUMBERS = (
     "float16 overflows in some models: try --dtype bfloat16 or float32; "
@@ -37,7 +40,7 @@ class Lane:
     eos_ids: frozenset[int]  # that end the output, as do the stop tokens
     max_new_tokens: int
     stop_tokens: Mapping[int, str] = field(default_factory=dict)  # by id: the text that the end is told with
-    stop_on_loop: bool = False
+    on_loop: OnLoop = "ignore"
     at_the_end: FinishReason = "length"  # the reason when max_new_tokens are written
     max_seconds: float | None = None
     row: int = 0  # of the cache
@@ -48,8 +51,10 @@ class Lane:
     watch: LoopWatch = field(default_factory=LoopWatch)
     started: float = field(default_factory=perf_counter)  # seconds on the clock
     ids: Tensor = field(init=False)  # [1, prompt_tokens + max_new_tokens], filled from the left
+    back: Rollback | None = field(init=False)
 
     def __post_init__(self) -> None:
+        self.back = Rollback() if self.on_loop == "rollback" else None
         room = self.prompt_ids.new_zeros(1, self.max_new_tokens)
         self.ids = torch.cat([self.prompt_ids, room], 1)
 
@@ -61,10 +66,43 @@ class Lane:
     def loop(self) -> Loop | None:
         return self.watch.longest()
 
+    @property
+    def feeds_again(self) -> bool:
+        """Is the next token one that was chosen before?"""
+        return self.back is not None and self.back.feeds_again(self.written)
+
+    def tell(self, token: Token) -> Iterable[Token]:
+        """What is certain now: the newest token itself, unless loops are taken back."""
+        if self.back is None:
+            return [token]
+        return self.back.tell(token, self.watch.safe)
+
+    def rest(self) -> Iterable[Token]:
+        """What was not certain until the lane ended; nothing where it is broken off on its way back."""
+        return [] if self.back is None or self.feeds_again else self.back.rest()
+
+    def flush(self) -> str:
+        """What its text had held back, behind all that."""
+        return "" if self.feeds_again else self.text.flush()
+
+    def ending(self) -> str:
+        """All that its end would add to the text now."""
+        if self.feeds_again:
+            return ""
+        return (self.back.waiting_text if self.back else "") + copy(self.text).flush()
+
     def choose(self) -> Tensor:
         """Sample on the device, which nobody waits for: id and log-probability, [2], float64."""
         so_far = self.prompt_ids.shape[1] + self.written
-        chosen, logprob = self.sampler.pick(self.logits, self.ids[:, :so_far])
+        if self.feeds_again:
+            chosen = self.ids[0, so_far : so_far + 1].clone()
+            logprob = self.logits.float().log_softmax(-1)[0, chosen]
+        elif self.back is not None:
+            chosen, logprob = self.sampler.pick(
+                self.logits, self.ids[:, :so_far], self.back.change(self.written)
+            )
+        else:
+            chosen, logprob = self.sampler.pick(self.logits, self.ids[:, :so_far])
         self.ids[:, so_far] = chosen
         self.written += 1
         return torch.cat([chosen.double(), logprob.double()])
@@ -82,16 +120,18 @@ class Lane:
             )
         ends = token_id in self.eos_ids or token_id in self.stop_tokens
         text = "" if ends else self.text.feed(token_id)  # what ends it is no part of it
-        looping = self.watch.feed(token_id)
+        loop = self.watch.feed(token_id)
         if ends or self.text.stopped is not None:
             self.reason = "stop"
             self.text.stopped = self.stop_tokens.get(token_id, self.text.stopped)
-        elif looping and self.stop_on_loop:
+        elif loop is not None and (self.on_loop == "stop" or (self.back and not self.back.allows(loop))):
             self.reason = "loop"
         elif self.written == self.max_new_tokens:
             self.reason = self.at_the_end
         elif self.max_seconds is not None and self.elapsed_s > self.max_seconds:
             self.reason = "time"
+        elif loop is not None and self.back is not None and self.written > self.back.told:
+            self.back.found = loop
         return text
 
 
@@ -112,7 +152,7 @@ def decode(
     interrupted: Callable[[], bool] = lambda: False,
     fail: Callable[[int, Exception], Event] = raise_again,
     ahead: bool | None = None,
-    between: Callable[[list[Lane]], None] = lambda lanes: None,
+    between: Callable[[list[Lane]], Iterable[Event]] = lambda lanes: (),
 ) -> Iterator[Event]:
     """Write until no lane runs and no prompt waits.
 
@@ -124,8 +164,8 @@ def decode(
     fail: what to report of a row that cannot be read or whose output cannot be taken, while the others go on
     ahead: launch the next step before reading what was sampled, so that the device never waits for the host;
         a lane that turns out to have ended has then taken part in one step too many. By default on a GPU.
-    between: shown the lanes that run, between two steps: all that they wrote has been fed and told. Those
-        that are about to end as interrupted say so
+    between: shown the lanes that run, between two steps: all that they wrote has been fed, and told unless it
+        may yet be taken back. Those that are about to end as interrupted say so
     """
     if ahead is None:
         ahead = cache.device.type != "cpu"
@@ -138,13 +178,14 @@ def decode(
         (cache.abandon if failed else cache.finish)(lane.row)
         lanes[lane.row] = None
 
-    def give_up(lane: Lane, error: Exception) -> Event:
+    def give_up(lane: Lane, error: Exception) -> Iterator[Event]:
         leave(lane, failed=True)
         event = fail(lane.row, error)
+        yield from lane.rest()
         with suppress(Exception):  # the text itself may be what cannot be taken; that has been told
             if isinstance(event, Failed):
-                return replace(event, text=lane.text.flush())
-        return event
+                event = replace(event, text=lane.flush())
+        yield event
 
     while True:
         while reading is not None or (None in lanes and not interrupted()):
@@ -171,10 +212,11 @@ def decode(
         if stopping := interrupted():
             for lane in present:
                 lane.reason = "interrupted"
-        between(present)
+        yield from between(present)
         if stopping:
             for lane in present:
                 leave(lane)
+                yield from lane.rest()
                 yield finish(lane)
             continue
         running, chosen = [], []
@@ -183,7 +225,7 @@ def decode(
                 chosen.append(lane.choose())
                 running.append(lane)
             except Exception as error:
-                yield give_up(lane, error)
+                yield from give_up(lane, error)
         if not running:
             continue
         if ahead:
@@ -197,20 +239,23 @@ def decode(
             try:
                 text = lane.receive(int(token_id), logprob)
             except Exception as error:
-                yield give_up(lane, error)
+                yield from give_up(lane, error)
                 continue
-            yield Token(
-                lane.row,
-                lane.written,
-                int(token_id),
-                text,
-                logprob,
-                lane.elapsed_s,
-                state,
-                prompt=lane.prompt,
+            yield from lane.tell(
+                Token(
+                    lane.row,
+                    lane.written,
+                    int(token_id),
+                    text,
+                    logprob,
+                    lane.elapsed_s,
+                    state,
+                    prompt=lane.prompt,
+                )
             )
             if lane.reason is not None:
                 leave(lane)
+                yield from lane.rest()
                 yield finish(lane)
         if not ahead:
             step_on(step, cache, [lane for lane in lanes if lane is not None], ids)

@@ -1,38 +1,32 @@
 """Prompts' walk through the model, events out; read this file first."""
 
-import platform
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 import torch
-import transformers
 
-import scope_cli
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.shape import CacheShape
 from scope_cli.engine.beginning import Beginnings
 from scope_cli.engine.decode import Admission, Lane, decode, raise_again
+from scope_cli.engine.facts import depends_on, slower, versions
+from scope_cli.engine.lane import new_lane
 from scope_cli.engine.plan import LanePlan
 from scope_cli.engine.prefill import read_prompt
 from scope_cli.engine.run_plan import RunPlan, make_plan, policy_in_words, policy_of
-from scope_cli.engine.sampling import Sampler
 from scope_cli.engine.slots_check import settled
 from scope_cli.engine.state import Keep, LaneState, go_on, state_of
 from scope_cli.engine.step import Tell, new_step, told_of_compiling
-from scope_cli.engine.text import TextStream
 from scope_cli.errors import ScopeError
 from scope_cli.events import Event, Failed, Finished, PromptRead, Started
 from scope_cli.geometry import Geometry
-from scope_cli.machine.description import processor
 from scope_cli.machine.gauge import PeakMeter
-from scope_cli.models.attention import KERNEL, attention_of
+from scope_cli.models.attention import attention_of
 from scope_cli.models.model import LoadedModel
 from scope_cli.models.skeleton import rope_frequencies
-from scope_cli.native.library import why_not
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import Profile, SamplingSettings
 
@@ -72,15 +66,8 @@ def generate(
     keep: is given the lanes' states, as often as it wants them and where the run is interrupted
     """
     plan = RunPlan.of(profile, [work.plan for work in works], loaded.device.type, shape=shape)
-    notes = []
     in_force, why_plain = settled_shape(loaded, profile, plan.shape)
-    notes += [why_plain] if why_plain else []
-    if loaded.device.type == "cpu" and (why := loaded.why_not_native or why_not()) is not None:
-        notes.append(f"the native step is not used, a token takes several times longer: {why}")
-    if loaded.device.type == "cuda" and KERNEL is None:
-        notes.append(
-            "Triton is not installed: attention takes PyTorch's kernel, several times slower for one text"
-        )
+    notes = [*([why_plain] if why_plain else []), *slower(loaded)]
     yield Started(
         lanes=plan.shape.lanes,
         prompt_tokens=tuple(prompt.prompt_tokens for prompt in plan.prompts),
@@ -200,9 +187,9 @@ class Run:
         told = state.numbers
         self._read[number] = told["read_tokens"]
         self._prefill[number] = told["prefill_s"], told["prefill_peak_bytes"]
-        if not lane.written:  # read by another run
+        if not state.known:  # read by another run
             self._read[number], self._prefill[number] = 0, (0.0, 0)
-        self._open(number, told["elapsed_s"] if lane.written else 0.0)
+        self._open(number, told["elapsed_s"] if state.known else 0.0)
         yield PromptRead(
             row,
             work.plan.prompt_tokens,
@@ -213,9 +200,14 @@ class Run:
         )
         return lane
 
-    def between(self, lanes: list[Lane]) -> None:
-        """Nobody is in the middle of anything: the time to keep states."""
+    def between(self, lanes: list[Lane]) -> Iterator[Event]:
+        """Nobody is in the middle of anything: the time to take loops back, and to keep states."""
         stopping = any(lane.reason for lane in lanes)
+        for lane in lanes:
+            if lane.back is not None and lane.back.found is not None and not stopping:
+                yield lane.back.take_back(self.cache, lane)
+            if lane.back is not None:
+                lane.back.look(self.cache, lane)
         if self.keep is not None and (stopping or self.keep.due()):
             with self.keep.saving():
                 for lane in lanes:
@@ -224,13 +216,17 @@ class Run:
     def state(self, lane: Lane) -> LaneState:
         """See `state_of`. `rest`: what its end adds to the text, where it ends here."""
         prefill_s, peak_bytes = self._prefill[lane.prompt]
-        more = {
+        more: dict[str, Any] = {
             "read_tokens": self._read[lane.prompt],
             "prefill_s": prefill_s,
             "prefill_peak_bytes": peak_bytes,
-            "rest": copy(lane.text).flush() if lane.reason else None,
+            "rest": lane.ending() if lane.reason else None,
         }
         state = state_of(self.cache, lane)
+        if lane.back is not None:
+            more |= {"rollback": lane.back.numbers()}
+            if lane.reason in (None, "interrupted"):
+                state = lane.back.state(state)
         return replace(state, numbers=state.numbers | more)
 
     def finish(self, lane: Lane) -> Finished:
@@ -261,7 +257,7 @@ class Run:
         decode_s, decode_peak = self._close(number)
         prefill_s, prefill_peak = self._prefill.pop(number)
         read_tokens = self._read.pop(number)
-        rest = lane.text.flush() if lane else ""  # may complete a stop text
+        rest = lane.flush() if lane else ""  # may complete a stop text
         stopped_by = lane.text.stopped if lane else None
         return Finished(
             lane=row,
@@ -278,6 +274,7 @@ class Run:
             reading=self.cache.reading(row),
             audit=self.cache.audit(row, *((prompt_tokens, lane.fed) if lane else ())),
             loop=lane.loop if lane else None,
+            taken_back=lane.back.taken if lane and lane.back else (),
             stopped_by=stopped_by,
             prompt=number,
         )
@@ -334,49 +331,3 @@ def _cache_of(loaded: LoadedModel, profile: Profile, shape: CacheShape) -> Scope
         dtype=loaded.dtype,
         device=loaded.device,
     )
-
-
-def new_lane(
-    loaded: LoadedModel, work: Work, prompt: torch.Tensor, logits: torch.Tensor, row: int = 0, number: int = 0
-) -> Lane:
-    """A lane whose prompt, [1, prompt_tokens], has been read; logits: [1, vocab], of its last token."""
-    sampling, eos_ids = work.sampling, loaded.eos_ids
-    stops = loaded.opened.stops(sampling)
-    return Lane(
-        prompt_ids=prompt,
-        logits=logits,
-        sampler=Sampler(sampling, prompt.shape[1], eos_ids, loaded.device, work.seed),
-        text=TextStream(loaded.tokenizer, work.prompt_ids, stops.texts),
-        eos_ids=frozenset() if sampling.ignore_eos else frozenset(eos_ids),
-        max_new_tokens=work.plan.max_new_tokens,
-        stop_tokens=stops.tokens,
-        stop_on_loop=sampling.stop_on_loop,
-        at_the_end="context" if work.plan.ends_with_context else "length",
-        max_seconds=work.max_seconds,
-        row=row,
-        prompt=number,
-    )
-
-
-def depends_on(loaded: LoadedModel, lanes: int, compiled: bool) -> dict[str, Any]:
-    """What changes how sums are rounded, and so, now and then, a text: beside model, prompt and profile."""
-    on_cpu, gpu = loaded.device.type == "cpu", loaded.device.type == "cuda"
-    return {
-        "device": str(loaded.device),
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "weights": loaded.opened.load_in or "plain",
-        "compiled": compiled,
-        "lanes": lanes,
-        "threads": torch.get_num_threads() if on_cpu else None,
-        "processor": torch.cuda.get_device_name(loaded.device) if gpu else processor(),
-        "instructions": torch.backends.cpu.get_cpu_capability() if on_cpu else None,
-    }
-
-
-def versions() -> dict[str, str]:
-    return {
-        "scope": scope_cli.__version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "transformers": transformers.__version__,
-    }

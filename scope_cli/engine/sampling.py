@@ -4,6 +4,8 @@ The vocabulary is sorted only where it must be: on a CPU, top_p and min_p withou
 hundred likeliest tokens, unless these hold too little of the whole.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper
@@ -12,6 +14,17 @@ from scope_cli.settings.schema import SamplingSettings
 
 NEVER = 2**62  # tokens
 LIKELIEST = 512  # tokens that top_p and min_p look at first
+
+
+@dataclass(frozen=True)
+class Change:
+    """How one token is chosen otherwise than the settings say."""
+
+    forbidden: tuple[int, ...] = ()
+    warmer: float = 0.0  # added to the temperature
+
+
+AS_SET = Change()
 
 
 class Sampler:
@@ -26,7 +39,7 @@ class Sampler:
         seed: int | None = None,
     ) -> None:
         """`seed` takes the place of the settings' own, for lanes that must not write the same text."""
-        self._greedy = settings.temperature == 0
+        self._temperature = settings.temperature
         self._processors = _processors(settings, prompt_tokens, eos_ids, device)
         self._top_k, self._top_p, self._min_p = settings.top_k, settings.top_p, settings.min_p or 0.0
         self._generator = torch.Generator(device).manual_seed(settings.seed if seed is None else seed)
@@ -40,7 +53,7 @@ class Sampler:
         if state.shape == self._generator.get_state().shape:
             self._generator.set_state(state)
 
-    def pick(self, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def pick(self, logits: Tensor, ids: Tensor, change: Change = AS_SET) -> tuple[Tensor, Tensor]:
         """The next id, [1], and its log-probability under the model's own distribution, [1].
 
         The log-probability is no number where anything was none that the choice was made by: then the id says
@@ -51,7 +64,11 @@ class Sampler:
         """
         logits = logits.float()
         scores = self._processors(ids, logits)  # [1, vocab]
-        if self._greedy:
+        if change.forbidden:
+            scores = scores.index_fill(-1, torch.tensor(change.forbidden, device=scores.device), -torch.inf)
+        if change.warmer:
+            scores = scores * ((self._temperature or 1) / (self._temperature + change.warmer))
+        if self._temperature + change.warmer == 0:
             picked = scores.argmax(-1, keepdim=True)  # [1, 1]
             weight = scores.gather(1, picked)
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,10 +17,12 @@ from transformers import PreTrainedTokenizerFast
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.state import lane_numbers, lane_tensors, put_lane
 from scope_cli.engine.checkpoint import read_checkpoint
-from scope_cli.engine.decode import Lane
 from scope_cli.engine.step import Step
 from scope_cli.engine.text import TextStream
 from scope_cli.policies.schedule import Schedule
+
+if TYPE_CHECKING:
+    from scope_cli.engine.decode import Lane
 
 CACHE = "cache."  # before the names of the cache's tensors
 
@@ -30,7 +32,9 @@ class LaneState:
     """All that a lane's future depends on, beside the model and the profile; its size never grows.
 
     tensors: the cache's, `ids` [prompt_tokens + max_new_tokens], `logits` [vocab], `generator` [bytes]
-    numbers: what JSON takes: prompt_tokens, written, fed, reason, count, seconds and bytes so far
+    numbers: what JSON takes: prompt_tokens, written, fed, reason, count, seconds and bytes so far. Where
+        loops are taken back, `written` are the tokens that have been told, the tensors are those after
+        `held_at` of them, and `known` have been chosen.
     """
 
     tensors: dict[str, Tensor]
@@ -44,6 +48,16 @@ class LaneState:
     def output_ids(self) -> list[int]:
         start = self.numbers["prompt_tokens"]
         return self.tensors["ids"][start : start + self.numbers["written"]].tolist()
+
+    @property
+    def held_at(self) -> int:
+        """Tokens of the output that had been written when the tensors were as they are."""
+        return int(self.numbers.get("held_at", self.numbers["written"]))
+
+    @property
+    def known(self) -> int:
+        """Tokens of the output that have been chosen."""
+        return int(self.numbers.get("known", self.numbers["written"]))
 
 
 class Keep(Protocol):
@@ -94,26 +108,36 @@ def go_on(cache: ScopeCache, step: Step, lane: Lane, state: LaneState, own: Sche
     lane alone. Where a longer output is planned than before, the lane's schedule stays what it was.
     """
     numbers, tensors = state.numbers, state.tensors
-    of_cache = {name.removeprefix(CACHE): one for name, one in tensors.items() if name.startswith(CACHE)}
     schedule = None
-    if not numbers["written"]:
+    if not state.known:
         schedule = own
     elif lane.max_new_tokens > numbers["max_new_tokens"]:
         schedule = _longer(numbers["count"]["schedule"])
-    put_lane(cache, lane.row, of_cache, numbers, schedule)
+    put_back(cache, lane, state, schedule)
     cache.seeds[lane.row] = seed
-    start, lane.written, lane.fed = lane.prompt_ids.shape[1], numbers["written"], numbers["fed"]
-    lane.ids[0, start : start + lane.written] = tensors["ids"][start : start + lane.written].to(lane.ids)
-    lane.logits = tensors["logits"].to(cache.device, copy=True).unsqueeze(0)
-    if not numbers["written"]:
+    start, end = lane.prompt_ids.shape[1], lane.prompt_ids.shape[1] + state.known
+    lane.ids[0, start:end] = tensors["ids"][start:end].to(lane.ids)
+    if lane.back is not None:
+        lane.back.go_on(state)
+    if not state.known:
         return
     lane.sampler.restore(tensors["generator"])
     lane.started -= numbers["elapsed_s"]
-    for token_id in state.output_ids:
+    for token_id in lane.ids[0, start : start + lane.written].tolist():
         lane.text.feed(token_id)
         lane.watch.feed(token_id)
     if lane.fed < lane.written:
         _feed_newest(cache, step, lane)
+
+
+def put_back(cache: ScopeCache, lane: Lane, state: LaneState, schedule: Schedule | None = None) -> None:
+    """What the model goes on from, and how far that is. Raises OtherShape."""
+    of_cache = {
+        name.removeprefix(CACHE): one for name, one in state.tensors.items() if name.startswith(CACHE)
+    }
+    put_lane(cache, lane.row, of_cache, state.numbers, schedule)
+    lane.written, lane.fed = state.held_at, state.numbers["fed"]
+    lane.logits = state.tensors["logits"].to(cache.device, copy=True).unsqueeze(0)
 
 
 def pieces_of(

@@ -23,6 +23,9 @@ class TextStream:
     works likewise, but raises from the first broken byte after a byte-fallback character until the end.
     """
 
+    _ids: list[int]  # those that are decoded with the next one
+    _settled: int  # so many of them at the beginning have been returned
+
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, prompt_ids: Sequence[int], stop: tuple[str, ...] = ()
     ) -> None:
@@ -34,7 +37,7 @@ class TextStream:
 
     def feed(self, token_id: int) -> str:
         """The text that is certain now, "" while it is not; nothing from a stop text on."""
-        self._ids.append(token_id)
+        self._ids = [*self._ids, token_id]  # a new list: a copy of the stream goes on by itself
         new = self._unsettled()
         waiting = self._ids[self._settled :]
         if not new or (new.endswith(BROKEN) and len(waiting) < PATIENCE):

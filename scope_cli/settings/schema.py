@@ -77,6 +77,9 @@ class PromptSettings(Settings):
     )
 
 
+OnLoop = Literal["stop", "rollback", "ignore"]
+
+
 class SamplingSettings(Settings):
     temperature: float = Field(0.0, ge=0, description="randomness; 0: always the most probable token")
     top_k: Annotated[Annotated[int, Field(ge=1, le=MOST)] | None, BeforeValidator(zero_is_off)] = Field(
@@ -104,8 +107,9 @@ class SamplingSettings(Settings):
         tuple[Annotated[int, Field(strict=True)] | Annotated[str, Field(min_length=1)], ...],
         BeforeValidator(as_list),
     ] = Field((), description="token that ends the output, by id or text, or a list of them; not written")
-    stop_on_loop: bool = Field(
-        False, description="end when the output repeats itself (period 1-128, 4 copies, 64 tokens)"
+    on_loop: OnLoop = Field(
+        "ignore",
+        description="when the output repeats itself: end, or take the copies back and go on",
     )
 
     def problems(self) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,17 @@ from dataclasses import asdict
 from typing import Any, TextIO
 
 from scope_cli.console.safe import as_json
-from scope_cli.events import Busy, Event, Failed, Finished, PromptProgress, PromptRead, Started, Token
+from scope_cli.events import (
+    Busy,
+    Event,
+    Failed,
+    Finished,
+    PromptProgress,
+    PromptRead,
+    Started,
+    TakenBack,
+    Token,
+)
 from scope_cli.sinks.base import text_of, write_utf8
 
 EVENT_NAMES: dict[type[Event], str] = {
@@ -14,6 +24,7 @@ EVENT_NAMES: dict[type[Event], str] = {
     PromptProgress: "prompt_progress",
     PromptRead: "prompt_read",
     Token: "token",
+    TakenBack: "taken_back",
     Finished: "finished",
     Failed: "failed",
 }

@@ -2,7 +2,7 @@
 
 from typing import TextIO
 
-from scope_cli.events import Event, Failed, Finished
+from scope_cli.events import Event, Failed, Finished, TakenBack
 from scope_cli.sinks.base import text_of, write_utf8
 
 
@@ -22,7 +22,8 @@ class PlainText:
             write_utf8(self._stdout, text)
             self._in_a_line = not text.endswith("\n")
         self._through = isinstance(event, Finished) and event.audit.passed
-        if isinstance(event, Finished | Failed) and not (self._quiet and self._through):
+        told = isinstance(event, Failed) or (isinstance(event, TakenBack | Finished) and not self._quiet)
+        if told or (isinstance(event, Finished) and not self._through):
             self._end_line()
 
     def close(self) -> None:

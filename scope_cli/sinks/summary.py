@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from scope_cli.console.safe import printable
-from scope_cli.events import Audit, Busy, Event, Failed, Finished, Loop, Started
+from scope_cli.events import Audit, Busy, Event, Failed, Finished, Loop, Started, TakenBack
 from scope_cli.models.catalogue import next_to_take
 from scope_cli.models.embedded import EMBEDDED
 from scope_cli.models.sampling import in_words
@@ -35,13 +35,13 @@ class Summary:
         self._outputs = 1
         self._ended = 0
         self._next: tuple[str, ...] = ()
-        self._stops_on_loop = False
+        self._on_loop = "ignore"
         self._busy: set[str] = set()
 
     def receive(self, event: Event) -> None:
         if isinstance(event, Started):
             self._outputs = len(event.prompt_tokens)
-            self._stops_on_loop = bool(event.profile.get("sampling", {}).get("stop_on_loop"))
+            self._on_loop = event.profile.get("sampling", {}).get("on_loop", "ignore")
             for note in event.notes:
                 self._print("note:", note, "yellow")
             model = event.model
@@ -54,12 +54,14 @@ class Summary:
         elif isinstance(event, Busy) and not self._animated and event.what not in self._busy:
             self._busy.add(event.what)
             self._print("", f"{event.what} ...", "")
+        elif isinstance(event, TakenBack):
+            self._print(f"{'loop:':<10}", event.in_words, "dim")
         elif isinstance(event, Failed):
             if self._outputs > 1:  # the only one is told at the end, as the run's error
                 self._print("failed:   ", event.error, "bold red")
             self._head(event.prompt + 1)
         elif isinstance(event, Finished):
-            for label, value in summary_lines(event, self._stops_on_loop):
+            for label, value in summary_lines(event, self._on_loop):
                 failed = label == "audit:" and not event.audit.passed
                 self._print(f"{label:<10}", value, "bold red" if failed else "dim")
             if event.prompt < len(self._files):
@@ -107,7 +109,7 @@ def _machine(model: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def summary_lines(run: Finished, stops_on_loop: bool = False) -> Iterator[tuple[str, str]]:
+def summary_lines(run: Finished, on_loop: str = "ignore") -> Iterator[tuple[str, str]]:
     """(label, value), one per line."""
     reading = run.reading
     yield "prompt:", _prompt(run)
@@ -139,7 +141,7 @@ def summary_lines(run: Finished, stops_on_loop: bool = False) -> Iterator[tuple[
     )
     yield "evicted:", f"{reading.evicted_tokens:,} tokens in {reading.evictions:,} evictions"
     if run.loop:
-        yield "loop:", _loop(run.loop, stops_on_loop)
+        yield "loop:", _loop(run.loop, on_loop)
     yield "audit:", _audit(run.audit)
 
 
@@ -186,11 +188,12 @@ def _phase(count: str, tokens: int, seconds: float, peak_bytes: int) -> str:
     return f"{count} tokens in {as_duration(seconds)}, {rate}, peak {as_bytes(peak_bytes)}"
 
 
-def _loop(loop: Loop, stops: bool) -> str:
+def _loop(loop: Loop, on_loop: str) -> str:
     end = "the end" if loop.to_the_end else f"token {loop.start + loop.tokens:,}"
     where = f"from token {loop.start + 1:,} to {end} ({loop.tokens:,} tokens)"
-    advice = "" if stops else "; --stop-on-loop ends such a run"
-    return f"repeats itself: period {loop.period:,}, {where}{advice}"
+    advice = "; --on-loop stop ends such a run, rollback takes it back" if on_loop == "ignore" else ""
+    how = "repeats itself, but for a few tokens" if loop.near else "repeats itself"
+    return f"{how}: period {loop.period:,}, {where}{advice}"
 
 
 def _audit(audit: Audit) -> str:

@@ -4,17 +4,13 @@ import os
 import random
 import signal
 import time
-from collections import Counter
 
 import pytest
 import torch
 
 from scope_cli import cli
-from scope_cli.batch import session
-from scope_cli.batch.desk import Desk
 from scope_cli.batch.ledger import Ledger
 from scope_cli.batch.outputs import PART
-from scope_cli.batch.presence import Presence
 from scope_cli.batch.states import how_far
 from scope_cli.cache.cache import ScopeCache
 from tests.helpers.forked import Forked
@@ -276,37 +272,3 @@ def test_two_kills_of_the_embedded_model_change_nothing(tmp_path):
     assert start(out).wait() == 0
     assert texts(out) == texts(tmp_path / "whole") and len(texts(out)) == 4
     assert os.listdir(out / ".scope") == ["start.lock"]  # noqa: PTH208
-
-
-def test_who_joined_goes_on_inside_the_rows_of_a_process_that_died(
-    prompts, tiny_folder, tmp_path, whole, monkeypatch
-):
-    """The first dies when a row has twenty tokens, and is seen alive until the second has run what waited."""
-    out, dead, at, keep = tmp_path / "out", [], [], Desk.keep
-
-    def dies(self, number, state):
-        keep(self, number, state)
-        if state.numbers["written"] == 20:
-            at.append(number)
-            raise SystemExit(9)
-
-    monkeypatch.setattr(os, "fsync", lambda file: None)  # a state after every token
-    line = [str(part) for part in argv(prompts, out, tiny_folder, "--quiet", "--checkpoint-every", 0)]
-    with monkeypatch.context() as patch:
-        patch.setattr(Desk, "keep", dies)
-        patch.setattr(Desk, "interrupt", lambda self: None)  # who is killed cleans nothing up
-        patch.setattr(Ledger, "leave", lambda self, owner: None)
-        patch.setattr(Presence, "leave", lambda self: dead.append(self))
-        assert cli.main(line) == 9
-    assert len(Ledger(out).rows("running")) == 4
-
-    def now_it_is_seen(options, ledger, presence):
-        dead[0]._own.release()
-        return take_over(options, ledger, presence)
-
-    take_over = session.take_over
-    monkeypatch.setattr(session, "take_over", now_it_is_seen)
-    assert cli.main([*line, "--join"]) == 1
-    check_it_is_whole(out, whole)
-    assert Ledger(out).row(at[0]).record["goes_on_after"] == 20
-    assert Counter(row.attempts for row in Ledger(out).rows("done")) == {1: 8, 2: 4}

@@ -61,49 +61,6 @@ def test_a_killed_workers_rows_are_run_by_others_and_every_text_is_that_of_one_m
     assert code == 1 and "12 of 13 prompts" in said
 
 
-def test_another_worker_goes_on_where_the_states_of_one_that_was_killed_are(
-    run, tmp_path, whole, monkeypatch
-):  # fmt: skip
-    """It dies behind a row's twentieth token: what it did after that never arrives, however fast it is.
-
-    The other may be on a machine that does not see the file of the state.
-    """
-    import ray
-
-    from scope_cli.batch import on_ray
-    from scope_cli.batch.on_ray import RayEngine
-    from scope_cli.batch.ray_worker import Kept, Told
-    from scope_cli.batch.states import state_file
-
-    take, carry, kept = RayEngine._take, on_ray.carrying_its_state, {}
-
-    def cut_off(self, hand, reply, desk):
-        told = None if kept else ray.get(reply)
-        if isinstance(told, Told):
-            for place, event in enumerate(told.events):
-                if isinstance(event, Kept) and event.state.numbers["written"] == 20:
-                    kept[event.number] = hand.name
-                    os.kill(ray.get(hand.actor.describe.remote())["pid"], signal.SIGKILL)
-                    reply = ray.put(Told(told.events[: place + 1], wants=0))
-                    break
-        take(self, hand, reply, desk)
-
-    def and_hide(task):
-        carried = carry(task)
-        state_file(tmp_path / "out", task.number).unlink(missing_ok=True)
-        return carried
-
-    monkeypatch.setattr(RayEngine, "_take", cut_off)
-    monkeypatch.setattr(on_ray, "carrying_its_state", and_hide)
-    monkeypatch.setattr(os, "fsync", lambda file: None)  # a state after every token
-    code, said = run("--checkpoint-every", 0)
-    ((number, name),) = kept.items()
-    assert code == 1 and f"{name} died" in said, said
-    check_it_is_whole(tmp_path / "out", whole)
-    row = Ledger(tmp_path / "out").row(number)
-    assert (row.state, row.attempts, row.record["goes_on_after"]) == ("done", 2, 20)
-
-
 @pytest.mark.long
 def test_ctrl_c_reaches_the_workers_and_the_job_goes_on_here(run, tmp_path, whole, prompts, tiny_folder):
     def interrupt():

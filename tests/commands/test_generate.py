@@ -169,9 +169,16 @@ def test_a_loop_is_named_and_ends_the_run_when_asked(scope, tmp_path):
     argv = ["generate", "a", "--model", tmp_path, "--ignore-eos", "--max-new-tokens", 200, "--temperature", 0]
     result = scope(*argv)
     assert "repeats itself: period 1" in result.stderr
-    stopped = scope(*argv, "--stop-on-loop")
+    stopped = scope(*argv, "--on-loop", "stop")
     assert result.stdout.startswith(stopped.stdout)
     assert "finish:    loop" in stopped.stderr and "(64 tokens)" in stopped.stderr
+    taken = scope(*argv, "--on-loop", "rollback", "--output", tmp_path / "text.txt")
+    back = json.loads((tmp_path / "text.txt.run.json").read_text())["results"][0]["taken_back"]
+    assert (back[0]["tokens"], back[0]["period"], back[0]["attempt"]) == (63, 1, 1)
+    assert taken.stderr.count("took back") == len(back)
+    assert f"took back 63 tokens after token {back[0]['n']} (period 1), attempt 1" in taken.stderr
+    text = (tmp_path / "text.txt").read_text()
+    assert text == taken.stdout and stopped.stdout not in text
 
 
 def test_the_default_length_is_cut_to_the_context_with_a_note(scope, tiny_folder):

@@ -13,6 +13,7 @@ from scope_cli.engine.decode import Lane, decode, step_on
 from scope_cli.engine.plan import plan_run
 from scope_cli.engine.prefill import read_prompt
 from scope_cli.engine.run_plan import policy_of
+from scope_cli.events import Loop
 from scope_cli.models.architecture import geometry_of
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import Profile
@@ -232,16 +233,16 @@ def written_by(rows, lengths, steps, tokens=None, **more):
     return tokens, ended
 
 
-@pytest.mark.parametrize("stop_on_loop", [False, True])
+@pytest.mark.parametrize("on_loop", ["ignore", "stop"])
 @pytest.mark.parametrize("looping", [False, True])
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("eos", [False, True])
-def test_what_ends_a_lane_is_told_by_what_came_first(eos, last, looping, stop_on_loop):
-    lane = lane_of(0, 0, 3, stop_on_loop=stop_on_loop, eos_ids=frozenset({5} if eos else {}))
-    lane.watch = SimpleNamespace(feed=lambda _id: looping)
+def test_what_ends_a_lane_is_told_by_what_came_first(eos, last, looping, on_loop):
+    lane = lane_of(0, 0, 3, on_loop=on_loop, eos_ids=frozenset({5} if eos else {}))
+    lane.watch = SimpleNamespace(feed=lambda _id: Loop(1, 0, 64, True) if looping else None)
     lane.written = 3 if last else 1
     assert lane.receive(5, -1.0) == ("" if eos else "text")
-    reasons = {"stop": eos, "loop": looping and stop_on_loop, "length": last}
+    reasons = {"stop": eos, "loop": looping and on_loop == "stop", "length": last}
     assert lane.reason == next((reason for reason, holds in reasons.items() if holds), None)
 
 

@@ -3,7 +3,7 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from scope_cli.engine.loops import LoopWatch
+from scope_cli.engine.loops import MOST, NGRAM, ExactWatch, LoopWatch, NearWatch
 from scope_cli.events import Loop
 
 SMALL = (5, 3, 6)  # max_period, min_copies, min_tokens
@@ -37,8 +37,8 @@ def longest_loop(ids: list[int], limits: tuple[int, int, int]) -> Loop | None:
 
 
 def watched(ids: list[int], *limits: int) -> tuple[list[bool], Loop | None]:
-    watch = LoopWatch(*limits)
-    return [watch.feed(token_id) for token_id in ids], watch.longest()
+    watch = ExactWatch(*limits)
+    return [watch.feed(token_id) is not None for token_id in ids], watch.longest()
 
 
 pieces = st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=7), st.integers(1, 6))
@@ -69,3 +69,75 @@ def test_short_periods_need_sixty_four_tokens():
 
 def test_a_period_longer_than_the_watch_is_no_loop():
     assert watched(list(range(129)) * 6)[1] is None
+
+
+NEAR = (2, 9, 10, 2)  # first, last, min_tokens, weight
+
+
+def near_loop(ids: list[int], limits: tuple[int, int, int, int]) -> Loop | None:
+    """What the rule says of a whole output, by period, from what stands where."""
+    first, last, min_tokens, weight = limits
+    found = []
+    for period in range(first, last + 1):
+        saved = began = 0
+        for n in range(1, len(ids) + 1):
+            newest, before = ids[max(0, n - NGRAM) : n], ids[max(0, n - NGRAM - period) : max(0, n - period)]
+            old = len(before) == NGRAM and newest == before
+            if saved == 0:
+                began = n - NGRAM
+            saved = min(MOST, max(0, saved + (1 if old else -weight)))
+        if ids and old and len(ids) - began >= max(2 * period, min_tokens):
+            found.append((len(ids) - began, -period, began - period))
+    if not found:
+        return None
+    repeated, minus_period, start = max(found)
+    return Loop(-minus_period, start, repeated - minus_period, True, near=True)
+
+
+varied = st.tuples(st.lists(st.integers(0, 3), min_size=4, max_size=9), st.integers(1, 6))
+
+
+@given(st.lists(varied, max_size=4), st.lists(st.integers(0, 60), max_size=4))
+def test_the_near_watch_agrees_with_a_slow_oracle_after_every_token(repeated, changed):
+    ids = [token_id for piece, copies in repeated for token_id in piece * copies]
+    for at in changed:
+        ids[at : at + 1] = [9] * len(ids[at : at + 1])
+    watch = NearWatch(*NEAR)
+    assert [watch.feed(one) for one in ids] == [near_loop(ids[: n + 1], NEAR) for n in range(len(ids))]
+
+
+@given(st.lists(varied, max_size=4), st.lists(st.integers(0, 60), max_size=6))
+def test_more_than_the_share_of_a_near_loops_4_grams_are_old(repeated, changed):
+    ids = [token_id for piece, copies in repeated for token_id in piece * copies]
+    for at in changed:
+        ids[at : at + 1] = [9] * len(ids[at : at + 1])
+    watch, weight = NearWatch(*NEAR), NEAR[-1]
+    for n, one in enumerate(ids, 1):
+        if (loop := watch.feed(one)) is not None:
+            second = loop.start + loop.period
+            ends = range(second + NGRAM, n + 1)
+            old = sum(
+                ids[end - NGRAM : end] == ids[end - NGRAM - loop.period : end - loop.period] for end in ends
+            )
+            assert n - second >= max(2 * loop.period, NEAR[2])
+            assert old / len(ends) > weight / (weight + 1)
+
+
+def test_a_paragraph_with_another_number_in_each_copy_is_a_loop_after_its_third():
+    paragraph = list(range(1000, 1130))
+    ids = [token for copy in range(4) for token in [*paragraph[:40], copy, *paragraph[41:]]]
+    watch = LoopWatch()
+    loops = [watch.feed(one) for one in ids]
+    assert loops.index(next(filter(None, loops))) == 3 * 130 - 1
+    assert watch.longest() == Loop(130, 0, 4 * 130, True, near=True)
+    assert not any(map(ExactWatch().feed, ids))
+
+
+@given(st.lists(pieces, max_size=5))
+def test_what_the_exact_rule_finds_stays_found(repeated):
+    ids = [token_id for piece, copies in repeated for token_id in piece * copies * 12]
+    both, exact = LoopWatch(), ExactWatch()
+    for one in ids:
+        loop, told = exact.feed(one), both.feed(one)
+        assert loop is None or told == loop
+    assert exact.longest() is None or both.longest() == exact.longest()

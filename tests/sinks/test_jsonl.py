@@ -37,7 +37,7 @@ def test_values_are_the_events_values(events_of_a_run):
     assert (token["n"], token["text"], token["held_bytes"]) == (2, "漢", 12 * 2**20)
     assert finished["full_text"] == "a漢"
     assert finished["reading"]["host_bytes"] == 25680
-    assert finished["loop"] == {"period": 6, "start": 411, "tokens": 1120, "to_the_end": True}
+    assert finished["loop"] == {"period": 6, "start": 411, "tokens": 1120, "to_the_end": True, "near": False}
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_what_is_named_next_can_be_typed():
 def test_a_loop_and_a_failed_audit_are_named(events_of_a_run):
     audit = Audit(False, True, True, ("slide never evicted", "and more"))
     text = printed(events_of_a_run(["x"], loop=Loop(6, 411, 1120, True), audit=audit))
-    assert "repeats itself: period 6, from token 412 to the end (1,120 tokens); --stop-on-loop" in text
+    assert "repeats itself: period 6, from token 412 to the end (1,120 tokens); --on-loop stop" in text
     assert "audit:     failed: slide never evicted; and more\n" in text
 
 
@@ -135,8 +135,8 @@ def test_what_was_read_is_told_not_what_there_was_to_read(events_of_a_run):
 
 def test_advice_is_not_given_to_who_has_followed_it(events_of_a_run):
     started, *rest = events_of_a_run(["x"], loop=Loop(6, 411, 1120, True))
-    started = replace(started, profile={"sampling": {"stop_on_loop": True}})
-    assert "--stop-on-loop" not in printed([started, *rest])
+    started = replace(started, profile={"sampling": {"on_loop": "stop"}})
+    assert "--on-loop" not in printed([started, *rest])
 
 
 def test_the_file_that_was_written_is_named_with_its_size(events_of_a_run, tmp_path):

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from scope_cli.engine.decode import Admission, decode
+from scope_cli.engine.facts import versions
+from scope_cli.engine.lane import new_lane
 from scope_cli.engine.prefill import read_prompt, read_to_end
 from scope_cli.engine.replay import MOST_AT_ONCE, feed_known
 from scope_cli.engine.roofline import step_weight_bytes
-from scope_cli.engine.run import Run, Work, new_lane, versions
+from scope_cli.engine.run import Run, Work
 from scope_cli.engine.run_plan import RunPlan, make_plan, policy_in_words, policy_of
 from scope_cli.events import Token
 from scope_cli.machine.device import resolve_device
@@ -141,7 +143,8 @@ class ScopeEngine:
     def _admit(self, row: int) -> Admission:
         """A lane that has written what was fed, and never ends by itself; it has been read already."""
         prompt = torch.tensor([self.prompts[row]], device=self.device)
-        work = Work(self.prompts[row], self.plan, self.settings.profile.sampling, seed=row)
+        sampling = self.settings.profile.sampling.model_copy(update={"on_loop": "ignore"})
+        work = Work(self.prompts[row], self.plan, sampling, seed=row)
         lane = new_lane(self.loaded, work, prompt, self.logits[row], row, row)
         fed = torch.tensor(self.fed[row], device=self.device)
         lane.ids[0, prompt.shape[1] : prompt.shape[1] + len(fed)] = fed

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scope_cli.engine.loops import LoopWatch
+from scope_cli.engine.loops import ExactWatch
 
 NGRAM = 4
 
@@ -21,7 +21,7 @@ class Repetition:
 
 
 def repetition(ids: Sequence[int]) -> Repetition:
-    watch = LoopWatch()
+    watch = ExactWatch()
     for one in ids:
         watch.feed(one)
     loop = watch.longest()

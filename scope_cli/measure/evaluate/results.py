@@ -20,7 +20,7 @@ FORMAT = 1
 
 def new_result(kind: str, opened: "OpenedModel", settings: dict[str, Any]) -> dict[str, Any]:
     """What every evaluation's JSON starts with; `profiles` is filled as they are measured."""
-    from scope_cli.engine.run import versions
+    from scope_cli.engine.facts import versions
 
     return {
         "scope_evaluate": kind,

@@ -118,7 +118,7 @@ class Watch:
         self.seen_times += 1
 
     def result(self, label: str, command: tuple[str, ...], planned: dict[str, Any]) -> Result:
-        from scope_cli.engine.run import versions
+        from scope_cli.engine.facts import versions
         from scope_cli.engine.run_plan import policy_in_words
         from scope_cli.measure.profiling.result import (
             KV,
