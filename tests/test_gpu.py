@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scope_cli.cache.layers import FREE
 from scope_cli.cache.policy_layer import PolicyLayer
+from scope_cli.cache.policy_slots import FREE
 from scope_cli.engine import decode as decode_module
 from scope_cli.engine import step as step_module
 from scope_cli.engine.plan import shared_shape

@@ -1,35 +1,31 @@
 """Geometry and shape in, ScopeCache out: fixed slots, freed and filled in place, lanes and phases.
 
-Two kinds of layers: `PolicyLayer` (full attention) and `WindowLayer` (sliding window). What they hold is
-counted in `readings.py`.
+Two kinds of layers: `PolicyLayer` (full attention) and `WindowLayer` (sliding window), made in `buffers.py`.
+What they hold is counted in `readings.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from scope_cli.cache.buffers import Buffers
 from scope_cli.cache.lanes import TOTALS, LaneCount
-from scope_cli.cache.layers import FREE, Chunk, LayerAttention, SlotLayer
-from scope_cli.cache.policy_layer import PolicyLayer
+from scope_cli.cache.layers import Chunk, LayerAttention
+from scope_cli.cache.policy_slots import FREE
 from scope_cli.cache.readings import Readings
-from scope_cli.cache.shape import STEP, CacheShape
+from scope_cli.cache.shape import CacheShape
 from scope_cli.cache.store import put
-from scope_cli.cache.window_layer import WindowLayer
 from scope_cli.events import Audit, Reading
 from scope_cli.geometry import Geometry
 from scope_cli.policies.policy import Policy
 from scope_cli.policies.schedule import Schedule
 from scope_cli.policies.view import LaneFacts
 
-BLOCK = 512  # keys that SDPA looks at together on a CPU
-ALL = 2**40  # slots: more than there are
 
-
-class ScopeCache:
+class ScopeCache(Buffers):
     """Every layer's slots, the lanes' counters, and the policy that frees slots.
 
     next_position, held, running, seeds: [lanes], on the device, so that a step asks the host for nothing;
@@ -54,11 +50,8 @@ class ScopeCache:
         self.dtype, self.device = dtype, torch.device(device)
         self.fitted = 0  # how often the policy layers got other buffers
         self.rows = torch.arange(shape.lanes, device=device).unsqueeze(1)  # [lanes, 1]
-        kinds = {"full": PolicyLayer, "window": WindowLayer}
-        self.layers: list[SlotLayer] = [
-            kinds[layer.kind](self, index, layer) for index, layer in enumerate(geometry.layers)
-        ]
-        self.space = self._new_space()
+        self.layers = []
+        self.make_layers()
         self.next_position = torch.zeros(shape.lanes, dtype=torch.int64, device=device)
         self.held = torch.zeros(shape.lanes, dtype=torch.int64, device=device)
         self.running = torch.zeros(shape.lanes, dtype=torch.int64, device=device)  # 1 where a step counts
@@ -71,14 +64,6 @@ class ScopeCache:
         self.fixed_reads = False  # a compiled step reads one of a few lengths
         self.readings = Readings(self)
         self.past_totals = dict.fromkeys(TOTALS, 0)  # of the prompts whose lanes have been given to others
-
-    def _new_space(self) -> Tensor | None:
-        """[lanes, numbers]: where packed slots are unpacked, one layer after the other; no lane's state."""
-        size = self.shape.space(self.geometry)
-        return torch.empty(self.shape.lanes, size, dtype=self.dtype, device=self.device) if size else None
-
-    def space_of(self, lane: int) -> Tensor | None:
-        return None if self.space is None else self.space[lane : lane + 1]
 
     @property
     def runs(self) -> Tensor:
@@ -106,10 +91,6 @@ class ScopeCache:
         self.running.copy_(running)
         for count in others:
             count.active = True
-
-    @property
-    def policy_layers(self) -> list[PolicyLayer]:
-        return [layer for layer in self.layers if isinstance(layer, PolicyLayer)]
 
     # Reading a prompt
 
@@ -202,33 +183,12 @@ class ScopeCache:
             excess = [0] * len(self.lanes)
             excess[chunk.lane] = count.schedule.excess(count.written, count.held)
             wrote = [lane == chunk.lane for lane in range(len(self.lanes))]
-            self._set_read_slots()
+            self.set_read_slots()
             self._observe_and_evict(excess, wrote, chunk.tokens)
             self.next_position[chunk.lane] = chunk.end
         else:
             count.prompt = chunk.end
             self._hold_prompt(count)
-
-    def fit_prompt(self, prompt_slots: tuple[int, ...]) -> None:
-        """Make the policy layers anew, where a prompt that was read turns out to need other sizes."""
-        if prompt_slots == self.shape.prompt_slots:
-            return
-        assert self.shape.lanes == 1, "lanes share their sizes"
-        self.shape = replace(self.shape, prompt_slots=prompt_slots)
-        for layer in self.policy_layers:
-            fitting = PolicyLayer(self, layer.index, layer.geometry)
-            fitting.queries = layer.queries
-            fitting.reset(0)
-            self.layers[layer.index] = fitting
-        self.space = self._new_space()
-        self.fitted += 1
-        self.__dict__.pop("alike", None)
-        self.readings = Readings(self)
-
-    def make_room(self, prompt_slots: tuple[int, ...]) -> None:
-        """At least so many slots for the next prompt."""
-        if any(there < needed for there, needed in zip(self.shape.prompt_slots, prompt_slots, strict=True)):
-            self.fit_prompt(prompt_slots)
 
     def keep_prompt(self, lane: int, kept: tuple[int, ...]) -> None:
         """So many prompt tokens are held, by layer, on average over its KV heads."""
@@ -249,7 +209,7 @@ class ScopeCache:
         self.next_position[lane] = count.prompt
         self.running[lane] = 1
         count.active = True
-        self._set_read_slots()
+        self.set_read_slots()
         for layer in self.policy_layers:
             if layer.received is not None:
                 view = layer.view()
@@ -284,7 +244,7 @@ class ScopeCache:
         wrote = [count is not None and count.active for count in self.lanes]
         self._observe_and_evict(excess, wrote)
         self.next_position += self.running
-        self._set_read_slots()
+        self.set_read_slots()
 
     def finish(self, lane: int) -> None:
         """A finished lane still rides along in the steps, and writes nothing."""
@@ -298,34 +258,6 @@ class ScopeCache:
         self.finish(lane)
         for layer in self.layers:
             layer.wipe(lane)
-
-    def _set_read_slots(self) -> None:
-        for layers in self.alike:
-            used, before = self.used_slots(layers[0]), layers[0].read_slots
-            layers[0].set_read_slots(used)
-            if layers[0].read_slots != before:
-                for layer in layers[1:]:
-                    layer.set_read_slots(used)
-
-    @property
-    def read_step(self) -> int:
-        """A step reads the used slots, rounded up to a multiple of this.
-
-        How many are used depends on all lanes, and what one of them computes must not: a block more of masked
-        keys adds exact zeros to attention, a part of a block may round the whole block otherwise. On a GPU
-        the number of slots decides how they are divided between its units.
-        """
-        if self.shape.lanes == 1:
-            return STEP
-        return BLOCK if self.device.type == "cpu" else ALL
-
-    @cached_property
-    def alike(self) -> list[list[SlotLayer]]:
-        """Layers of one size, which fill at one pace."""
-        groups: dict[tuple[type, int], list[SlotLayer]] = {}
-        for layer in self.layers:
-            groups.setdefault((type(layer), layer.most_held), []).append(layer)
-        return list(groups.values())
 
     def facts(self, excess: Sequence[int] | None = None, wrote: Sequence[bool] | None = None) -> LaneFacts:
         """What a view tells of the lanes.
@@ -353,9 +285,9 @@ class ScopeCache:
             return
         if scorer.every_step and tokens > 1:
             past = self.facts(None, wrote)
-            for layer in self.policy_layers:
+            for layers in self.together:
                 for ago in range(tokens - 1, 0, -1):
-                    scorer.observe(layer.view(past, ago))
+                    scorer.observe(layers.view(past, ago))
         self.evict(self.facts(excess, wrote), most)
         for count, leaving in zip(self.lanes, excess, strict=True):
             if count is not None and leaving:
@@ -371,12 +303,8 @@ class ScopeCache:
 
         On the device alone, from `facts` and the buffers: it can be captured.
         """
-        for layer in self.policy_layers:
-            layer.forget(facts, most)
-        self.count_gone(facts)
-
-    def count_gone(self, facts: LaneFacts) -> None:
-        """Every layer has let go of what leaves."""
+        for layers in self.together:
+            layers.forget(facts, most)
         self.held -= facts.leaving.flatten()
 
     @contextmanager
@@ -399,25 +327,6 @@ class ScopeCache:
         count = self.lanes[lane]
         assert count is not None, f"lane {lane} has no prompt"
         return count
-
-    def used_slots(self, layer: SlotLayer) -> int:
-        """One more than the highest slot that any lane has ever filled, the token being written included."""
-        counts = [count for count in self.lanes if count is not None]
-        if isinstance(layer, WindowLayer):
-            seen = max((count.prompt + count.written + 1 for count in counts), default=0)
-            return min(layer.most_held, seen)
-        taken = max((max(count.most_held, count.held + 1) for count in counts), default=0)
-        return min(layer.most_held, taken + self.shape.prompt_slots[layer.index])
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The whole state, flat: with the lanes' counts, all that a lane's future depends on."""
-        own = {
-            name: getattr(self, name)
-            for name in ("next_position", "held", "running", "seeds", "query_positions")
-        }
-        for layer in self.layers:
-            own |= {f"layers.{layer.index}.{name}": tensor for name, tensor in layer.tensors().items()}
-        return own
 
     def reading(self, lane: int | None = None) -> Reading:
         """What the lanes hold and have done, or one of them; nothing waits for the device."""

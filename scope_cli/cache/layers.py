@@ -14,15 +14,13 @@ import torch
 from torch import Tensor
 
 from scope_cli.cache.exact import ExactTokens
+from scope_cli.cache.policy_slots import FREE, INF
 from scope_cli.cache.shape import whole_steps
 from scope_cli.cache.store import SlotStore, put
 from scope_cli.geometry import LayerGeometry
 
 if TYPE_CHECKING:
     from scope_cli.cache.cache import ScopeCache
-
-FREE = -1  # the position of a slot that holds nothing
-INF = float("inf")
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,11 @@ class SlotLayer:
     most_held: tokens; the slots are as many in whole steps, and those beyond stay free
     """
 
-    def __init__(self, cache: ScopeCache, index: int, geometry: LayerGeometry) -> None:
+    def __init__(
+        self, cache: ScopeCache, index: int, geometry: LayerGeometry, positions: Tensor, bias: Tensor
+    ) -> None:
         self.cache, self.index, self.geometry = cache, index, geometry
+        self.positions, self.bias = positions, bias
         self.slots = slots = cache.shape.layer_slots(index, geometry)
         self.most_held = cache.shape.most_held(index, geometry)
         own = cache.attention.get(index, LayerAttention(geometry.head_dim**-0.5))
@@ -82,9 +83,6 @@ class SlotLayer:
         self.received: Tensor | None = None  # [kv_heads, tokens], attention that the prompt got so far
         head = (cache.shape.lanes, geometry.kv_heads)
         self.store = SlotStore(cache.shape.form, head, slots, geometry.head_dim, cache.dtype, cache.device)
-        self.positions = torch.full((*head, slots), FREE, dtype=torch.int32, device=cache.device)
-        self.bias = torch.full((*head, 1, slots), -INF, dtype=cache.dtype, device=cache.device)
-
         exact = cache.shape.exact_of(index, geometry)
         self.exact = ExactTokens(self, exact) if exact else None
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from scope_cli.cache.layers import FREE, INF, Chunk, SlotLayer, causal_mask
+from scope_cli.cache.layers import Chunk, SlotLayer, causal_mask
+from scope_cli.cache.policy_slots import FREE, INF, PolicySlots, Together
 from scope_cli.cache.store import Parts, put
 from scope_cli.geometry import LayerGeometry
 from scope_cli.policies.view import LaneFacts, SlotView
@@ -24,21 +25,14 @@ class PolicyLayer(SlotLayer):
     queries: [lanes, heads, ring, head_dim], the newest queries
     """
 
-    def __init__(self, cache: ScopeCache, index: int, geometry: LayerGeometry) -> None:
-        super().__init__(cache, index, geometry)
-        shape = cache.shape
-        self.first_evictable = shape.prompt_slots[index]
-        every = torch.arange(self.first_evictable, self.most_held, dtype=torch.int32, device=cache.device)
-        self.vacant = every.repeat(shape.lanes, geometry.kv_heads, 1)
-        self.queries = torch.zeros(
-            shape.lanes, geometry.heads, shape.ring, geometry.head_dim, dtype=cache.dtype, device=cache.device
-        )
-        self.memos = {
-            name: torch.zeros(
-                shape.lanes, geometry.kv_heads, self.slots, dtype=torch.float32, device=cache.device
-            )
-            for name in cache.policy.scorer.memos
-        }
+    def __init__(
+        self, cache: ScopeCache, index: int, geometry: LayerGeometry, slots: PolicySlots | None = None
+    ) -> None:
+        """slots: this layer's part of what is shared with others; its own where there is none"""
+        self.own = slots or PolicySlots.of(cache, [index])
+        super().__init__(cache, index, geometry, self.own.positions, self.own.bias)
+        self.first_evictable = cache.shape.prompt_slots[index]
+        self.vacant, self.queries, self.memos = self.own.vacant, self.own.queries, self.own.memos
 
     def tensors(self) -> dict[str, Tensor]:
         own = {**super().tensors(), "vacant": self.vacant, "queries": self.queries}
@@ -130,66 +124,6 @@ class PolicyLayer(SlotLayer):
             )
             self.queries[chunk.lane, :, newest % self.queries.shape[2]] = queries[0, :, newest - chunk.start]
 
-    def evict(self, scores: Tensor, is_candidate: Tensor, leaving: Tensor, most: int) -> None:
-        """Free each lane's `leaving` lowest scored candidates, the older first among equals.
-
-        scores, is_candidate: [lanes, kv_heads, slots] or a prefix of them; leaving: [lanes, 1, 1], at most
-        `most`
-        """
-        first = self.first_evictable
-        scores = scores.masked_fill(~is_candidate, INF)[:, :, first:]
-        positions = self.positions[:, :, first : first + scores.shape[2]]
-        by_age = positions.argsort(-1)
-        by_score = scores.gather(2, by_age).sort(dim=-1, stable=True).indices[:, :, :most]
-        victims = by_age.gather(2, by_score)  # [lanes, kv_heads, most], counted from the first evictable slot
-
-        rank = torch.arange(most, device=victims.device)
-        goes = (rank < leaving).expand_as(victims)
-        # The lane's list ends, among its taken entries, with the slots that are free from now on. A lane that
-        # evicts fewer than `most` writes back what stood there; the indices are distinct, as scatter_ wants
-        # them.
-        entry = (self.cache.held.view(-1, 1, 1) - leaving + rank) % self.vacant.shape[2]
-        entry = entry.expand_as(victims)
-        freed = torch.where(goes, (victims + first).to(torch.int32), self.vacant.gather(2, entry))
-        self.vacant.scatter_(2, entry, freed)
-
-        slots = victims + first
-        self.positions.scatter_(2, slots, self.positions.gather(2, slots).masked_fill(goes, FREE))
-        at = slots.unsqueeze(2)
-        self.bias.scatter_(3, at, self.bias.gather(3, at).masked_fill(goes.unsqueeze(2), -INF))
-
-    def view(self, facts: LaneFacts | None = None, ago: int = 0) -> SlotView:
-        """The prefix that is in use, as a scorer sees it.
-
-        facts: of `ScopeCache.facts`; ago: how it was so many tokens ago, if nothing was evicted since
-        Of several lanes all slots are seen: a prefix would depend on what the other lanes hold, and sums over
-        another length round differently.
-        """
-        cache = self.cache
-        used = self.read_slots if cache.shape.lanes == 1 else self.slots
-        seen = (slice(None), slice(None), slice(used))
-        protected = None if cache.policy.protect_prompt else cache.policy.sinks
-        return SlotView(
-            layer_number=lambda: self.index,
-            scale=self.scale,
-            keys=lambda: self.store.plain_keys(seen),
-            values=lambda: self.store.plain_values(seen),
-            positions=self.positions[:, :, :used],
-            queries=self.queries,
-            query_positions=cache.query_positions,
-            seeds=cache.seeds,
-            inv_freq=cache.inv_freq,
-            memos={name: memo[:, :, :used] for name, memo in self.memos.items()},
-            output_weight=self.output_weight,
-            facts=cache.facts() if facts is None else facts,
-            protected=protected,
-            most_candidates=min(used, cache.shape.evictable),
-            ago=ago,
-        )
-
-    def forget(self, facts: LaneFacts, most: int) -> None:
-        """Show the scorer the slots, and free what leaves, `most` tokens of a lane at most."""
-        policy, view = self.cache.policy, self.view(facts)
-        policy.scorer.observe(view)
-        if most:
-            self.evict(policy.scores(view), view.is_candidate, facts.leaving, most)
+    def view(self, facts: LaneFacts | None = None) -> SlotView:
+        """This layer alone, as a scorer sees it; facts: of `ScopeCache.facts`."""
+        return Together(self.cache, [self], self.own).view(self.cache.facts() if facts is None else facts)

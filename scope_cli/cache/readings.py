@@ -8,7 +8,8 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from scope_cli.cache.lanes import LaneCount
-from scope_cli.cache.layers import INF, SlotLayer
+from scope_cli.cache.layers import SlotLayer
+from scope_cli.cache.policy_slots import INF
 from scope_cli.cache.window_layer import WindowLayer
 from scope_cli.events import Audit, Reading
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 POSITION_BYTES = 4  # positions and slot lists are int32
 MEMO_BYTES = 4  # float32
 COUNTER_BYTES = 8  # per-lane counters are int64
+LOOKED_AT = 2**20  # 32-bit numbers that an eviction computes at once, beside one layer's keys
 STEP = 64  # slots come, and are read, in whole steps: few lengths, none odd (float32 rounds those apart)
 
 
@@ -69,6 +70,14 @@ class CacheShape:
     def slot_bytes(self, layer: LayerGeometry, dtype_bytes: int) -> int:
         """Key and value of one token in a layer, all KV heads, scales included."""
         return self.form.slot_bytes(layer, dtype_bytes)
+
+    def looked_at_once(self, index: int, layer: LayerGeometry) -> int:
+        """So many layers of this size are shown to a scorer together, where it can take them so."""
+        return max(1, LOOKED_AT // (self.lanes * self.layer_slots(index, layer) * self.slot_numbers(layer)))
+
+    def slot_numbers(self, layer: LayerGeometry) -> int:
+        """That an eviction computes for a slot: logits twice, or an order in int64; beside them what it is."""
+        return max(2 * layer.heads * self.ring, 6 * layer.kv_heads) + 2 * layer.kv_heads
 
     def space(self, geometry: Geometry) -> int:
         """Numbers into which the keys and values of one lane of the largest layer are unpacked."""

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from scope_cli.cache.cache import ScopeCache
-from scope_cli.cache.layers import FREE, Chunk, SlotLayer, causal_mask
+from scope_cli.cache.layers import Chunk, SlotLayer, causal_mask
 from scope_cli.cache.policy_layer import PolicyLayer
+from scope_cli.cache.policy_slots import FREE
 from scope_cli.cache.shape import PromptPlan
 from scope_cli.cache.store import SlotStore
 from scope_cli.policies.prefills.base import PromptView, choose

@@ -79,7 +79,7 @@ def put_lane(
     count.active = True
     cache.lanes[lane] = count
     cache.running[lane] = 1
-    cache._set_read_slots()
+    cache.set_read_slots()
 
 
 def keeps_prompt(cache: ScopeCache, lane: int, tokens: int) -> bool:

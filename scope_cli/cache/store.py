@@ -151,6 +151,11 @@ class SlotStore:
         self.value_format.unpack(values, to_values[..., :tokens, :])
         return to_keys, to_values
 
+    def products(self, queries: Tensor, at: Any) -> Tensor:
+        """Of queries, [lanes, kv_heads, many, head_dim], with the keys at an index: [..., many, slots]."""
+        keys = _unpacked(self.key_format, tuple(part[at] for part in self.keys), self.head_dim, self.dtype)
+        return self.turned_queries(queries) @ keys.to(queries.dtype).transpose(2, 3)
+
     def plain_keys(self, at: Any) -> Tensor:
         """Keys at an index as the model computed them, but for rounding; a view where they are plain."""
         keys = _unpacked(self.key_format, tuple(part[at] for part in self.keys), self.head_dim, self.dtype)

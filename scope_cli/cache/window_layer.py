@@ -1,15 +1,25 @@
 """A layer with a sliding window: bounded by the model itself, it overwrites its oldest slot."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from scope_cli.cache.layers import Chunk, SlotLayer
+from scope_cli.cache.policy_slots import nothing_held
+from scope_cli.geometry import LayerGeometry
+
+if TYPE_CHECKING:
+    from scope_cli.cache.cache import ScopeCache
 
 
 class WindowLayer(SlotLayer):
     """A sliding window: position p lies in slot p mod `most_held`, where it overwrites the one that left."""
+
+    def __init__(self, cache: ScopeCache, index: int, geometry: LayerGeometry) -> None:
+        super().__init__(cache, index, geometry, *nothing_held(cache, cache.shape.lanes, index))
 
     def read(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Any]:
         lane, window, device = chunk.lane, self.geometry.window, keys.device

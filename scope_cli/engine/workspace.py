@@ -65,7 +65,8 @@ def reading_bytes(shape: ModelShape, plan: LanePlan, tokens: int, dtype_bytes: i
     mask = tokens * prompt * (1 + dtype_bytes)
     unpacked = 0
     if plan.shape.form.packs:
-        attention += 2 * queries + 3 * keys
+        turned = plan.shape.form.turns_keys + plan.shape.form.turns_values
+        attention += turned * queries + (1 + turned) * keys
         if plan.prompt.staged:
             unpacked = prompt * layer.slot_bytes(dtype_bytes)
     observing = unpacked
@@ -94,11 +95,11 @@ def writing_bytes(shape: ModelShape, plan: LanePlan, dtype_bytes: int) -> int:
     for index, layer in enumerate(shape.geometry.layers):
         if layer.kind == "full":
             slots = held.layer_slots(index, layer)
-            scores = (2 * layer.heads * held.ring + 3 * layer.kv_heads) * slots * MEMO_BYTES
-            order = 3 * layer.kv_heads * slots * INDEX_BYTES
+            many = min(held.looked_at_once(index, layer), shape.geometry.policy_layers)
             one_side = prod((slots, layer.kv_heads, layer.head_dim))
             keys = one_side * 4 if dtype_bytes < 4 else 0  # in float32
-            if held.form.packs:  # unpacked and turned back, of keys and then of values
-                keys += 3 * one_side * dtype_bytes
-            evicting = max(evicting, scores + order + keys)
+            unpacked = one_side * dtype_bytes if held.form.packs else 0
+            each = held.slot_numbers(layer) * slots * MEMO_BYTES
+            # Several layers, a layer's keys after the other's; or one, its keys and values turned back.
+            evicting = max(evicting, many * each + keys + unpacked, each + keys + 3 * unpacked)
     return held.lanes * max(logits, evicting if plan.schedule.strategy != "full" else 0)

@@ -25,6 +25,11 @@ class Policy:
     weigh: Literal["criticalkv"] | None = None
     reserve_values: float = 0.0  # share of the kept candidates that goes to the largest value ranges
 
+    @property
+    def together(self) -> bool:
+        """Whether a view may show several layers at once: keys and values are not asked for, or by layer."""
+        return self.scorer.together and self.weigh is None and not self.reserve_values
+
     def scores(self, view: SlotView) -> Tensor:
         """[lanes, kv_heads, slots]"""
         scores = self.scorer.score(view)

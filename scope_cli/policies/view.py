@@ -1,4 +1,4 @@
-"""What a scorer sees of one layer's slots."""
+"""What a scorer sees of a layer's slots, or of those of several layers at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ class LaneFacts(NamedTuple):
 
 
 class SlotView:
-    """One layer's slots at an eviction: the prefix that is in use, in no order.
+    """A layer's slots at an eviction: the prefix that is in use, in no order.
+
+    Of several layers of one size the lanes follow one another, layer by layer: a scorer computes each lane by
+    itself and need not know.
 
     keys, values: [lanes, kv_heads, slots, head_dim]
     positions: [lanes, kv_heads, slots], -1 where free
@@ -42,10 +45,12 @@ class SlotView:
     def __init__(
         self,
         *,
-        layer_number: Callable[[], int],
+        layers: Tensor,
+        layer_number: int | None,
         scale: float,
         keys: Callable[[], Tensor],
         values: Callable[[], Tensor],
+        products: Callable[[Tensor], Tensor],
         positions: Tensor,
         queries: Tensor,
         query_positions: Tensor,
@@ -60,13 +65,15 @@ class SlotView:
     ) -> None:
         """queries: [lanes, heads, ring, head_dim]; query_positions: [lanes, ring], -1 where there is none
 
+        layers: [lanes, 1, 1], the layer of each lane; layer_number: where that is the same for all
+        products: of queries, [lanes, kv_heads, many, head_dim], with the keys: [..., many, slots]
         scale: of queries times keys; inv_freq: [rotated / 2], RoPE's, for who undoes it; seeds: [lanes]
         memos: [lanes, kv_heads, slots] each; output_weight: [hidden, heads * head_dim], where it is needed
         protected: prompt tokens that stay whatever happens, None: all; most_candidates: of a head, at most
         ago: show how it was so many tokens ago, if nothing was evicted since
         """
-        self._layer_number = layer_number
-        self._read_keys, self._read_values = keys, values
+        self.layers, self._layer_number = layers, layer_number
+        self._read_keys, self._read_values, self._products = keys, values, products
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
         self.scale, self.positions = scale, positions
@@ -90,7 +97,7 @@ class SlotView:
     @property
     def keys(self) -> Tensor:
         """[lanes, kv_heads, slots, head_dim], unpacked when somebody asks"""
-        if self._keys is None:  # not functools.cached_property: a compiler does not look through its lock
+        if self._keys is None:
             self._keys = self._read_keys()
         return self._keys
 
@@ -111,8 +118,9 @@ class SlotView:
 
     @property
     def layer(self) -> int:
-        """Its number, asked late: whoever reads it is compiled for every layer by itself."""
-        return self._layer_number()
+        """Its number, for a scorer that sees one layer at a time (not `Scorer.together`)."""
+        assert self._layer_number is not None, "several layers have several numbers"
+        return self._layer_number
 
     # Attention, computed again from the remembered queries
 
@@ -124,7 +132,11 @@ class SlotView:
         import torch
 
         queries, positions = self.newest_queries(window)
-        products = queries.flatten(2, 3) @ self.precise(self.keys).transpose(2, 3) * self.scale
+        rows = queries.flatten(2, 3)
+        if self._keys is None:  # a layer at a time, not turned back
+            products = self._products(rows) * self.scale
+        else:
+            products = rows @ self.precise(self.keys).transpose(2, 3) * self.scale
         slots = self.positions.unsqueeze(2).unsqueeze(2)
         hidden = (slots < 0) | (slots > positions.view(-1, 1, 1, window, 1))
         return products.unflatten(2, (-1, window)).masked_fill(hidden, -torch.inf)
@@ -283,7 +295,7 @@ class SlotView:
 
         heads = torch.arange(self.positions.shape[1], device=self.positions.device).view(1, -1, 1)
         mixed = self.seeds.view(-1, 1, 1) + salt
-        for part in (torch.full_like(heads, self.layer), heads, self.n):
+        for part in (self.layers, heads, self.n):
             mixed = _splitmix(mixed + part + 1)
         return mixed
 

@@ -8,8 +8,9 @@ import torch
 from torch.nn.attention.bias import causal_lower_right
 
 from scope_cli.cache.cache import ScopeCache
-from scope_cli.cache.layers import FREE, Chunk, causal_mask
+from scope_cli.cache.layers import Chunk, causal_mask
 from scope_cli.cache.policy_layer import PolicyLayer
+from scope_cli.cache.policy_slots import FREE
 from scope_cli.engine.plan import plan_run
 from scope_cli.engine.prefill import read_prompt
 from scope_cli.engine.run_plan import policy_of

@@ -236,7 +236,7 @@ def test_a_prompt_that_needs_other_buffers_is_followed(native):
         for name, tensor in run.cache.tensors().items():
             tensor.copy_(again.cache.tensors()[name])
         run.cache.lanes = again.cache.lanes
-        run.cache._set_read_slots()
+        run.cache.set_read_slots()
     expected, got = (run.logits(step, tokens=5) for run, step in zip((theirs, ours), steps, strict=True))
     assert distance(got, expected) < 2e-5
 

@@ -37,6 +37,7 @@ class Scorer:
     needs: ClassVar[str] = "-"  # attention, keys, values, ...: what it reads, for `scope scorers`
     cost: ClassVar[str] = "-"  # of one eviction, per KV head with S slots of width D
     every_step: ClassVar[bool] = False  # `observe` is called at every token, not only before evictions
+    together: ClassVar[bool] = False  # a view may show it several layers at once, as if they were lanes
     counts_prompt: ClassVar[bool] = False  # wants `observe_prompt` where the prompt is not protected
 
     @property

@@ -26,6 +26,7 @@ class Cascade(Scorer):
 
     needs: ClassVar[str] = "nothing"
     cost: ClassVar[str] = "S"
+    together: ClassVar[bool] = True
 
     def score(self, view: SlotView) -> Tensor:
         """Its position; less NEVER where it is not on its level's stride. [lanes, kv_heads, slots]

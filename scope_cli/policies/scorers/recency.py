@@ -19,6 +19,7 @@ class Recency(Scorer):
 
     needs: ClassVar[str] = "nothing"
     cost: ClassVar[str] = "S"
+    together: ClassVar[bool] = True
 
     def score(self, view: SlotView) -> Tensor:
         """[lanes, kv_heads, slots], higher is kept; exact up to 2**24 tokens."""

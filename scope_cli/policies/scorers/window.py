@@ -33,6 +33,7 @@ class Window(Scorer):
 
     needs: ClassVar[str] = "attention"
     cost: ClassVar[str] = "w S D"
+    together: ClassVar[bool] = True
 
     @property
     def ring(self) -> int:

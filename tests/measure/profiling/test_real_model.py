@@ -14,6 +14,8 @@ pytestmark = pytest.mark.real_model
     [
         pytest.param(200, {"decode.strategy": "slide", "model.load_in": None}, marks=pytest.mark.long),
         (600, {"decode.strategy": "adaptive", "prefill.method": "snapkv", "prefill.budget": "50%"}),
+        (900, {"decode.strategy": "slide", "cache.kv": "int8"}),
+        (900, {"decode.strategy": "slide", "cache.kv": "k8v4"}),
     ],
 )
 def test_peaks_are_as_planned(prompt_tokens, keys):

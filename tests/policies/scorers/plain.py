@@ -94,6 +94,8 @@ def watched(scorer, watch):
     """The same scorer, telling `watch` about every view after it has observed it."""
 
     class Watched(type(scorer)):
+        together = False
+
         def observe(self, view):
             super().observe(view)
             watch(view)
