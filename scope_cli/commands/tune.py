@@ -51,6 +51,9 @@ def tune_command(
     scorer: Annotated[
         list[str], typer.Option("--scorer", help="Scorers to try, by name or in YAML; six of them.")
     ] = [],  # noqa: B006
+    kv: Annotated[
+        list[str], typer.Option("--kv", help="Slot formats to try at the end; int8 and k8v4.")
+    ] = [],  # noqa: B006
     force: Annotated[bool, typer.Option("--force", help="Overwrite the profile.")] = False,
     profile: o.Profile = "default",
     offline: o.Offline = False,
@@ -85,24 +88,34 @@ def tune_command(
         raise UsageError("--strategy full has no budget to tune", "try slide, adaptive or discontinuous")
     for keys in search.pairs(strategies, scorers):
         load({**keys, "decode.budget": 4096})  # every mistake is known before the model is
+    typed_forms = [load({"cache.kv": form}).profile.cache for form in kv]
     settings = load({})
     check_model(settings.profile.model)
 
     with loading(settings.profile.model.name) as phases:
         from scope_cli.console import tables
         from scope_cli.console.progress import Progress
+        from scope_cli.engine.plan import packable
+        from scope_cli.formats.base import SHORT
         from scope_cli.measure.evaluate.fidelity import Reference
         from scope_cli.measure.evaluate.statistics import as_text
         from scope_cli.models.model import open_model
 
         opened = open_model(settings.profile.model, offline, phases.say)
+        for typed in typed_forms:
+            packable(typed, opened.geometry)
+        forms = tuple(kv) or tuple(
+            form
+            for form in search.FORMS
+            if not any(SHORT[form].problem(layer.head_dim) for layer in opened.geometry.layers)
+        )
         loaded = opened.load()
     if prompt_file is not None:
         known = text_of_prompt(loaded, Variant(profile, settings), prompt_file, asked, tokens)
     else:
         known = text_of_file(opened, text or "-", asked, 256, tokens)
     reference = Reference.of(loaded, known)
-    progress = Progress(search.most_tried(len(known.output_ids), strategies, scorers))
+    progress = Progress(search.most_tried(len(known.output_ids), strategies, scorers, forms))
 
     def told(tried: search.Tried) -> None:
         progress.one_more()
@@ -110,7 +123,7 @@ def tune_command(
         tell(f"  {_words(tried.keys)}: KL {as_text(tried.fidelity.kl)}{left}")
 
     found = search.tune(
-        reference, load, max_gap, strategies=strategies, scorers=scorers, sure=sure, told=told
+        reference, load, max_gap, strategies=strategies, scorers=scorers, forms=forms, sure=sure, told=told
     )
     tables.show(as_table(found))
     if found.best is None:
@@ -145,6 +158,7 @@ def as_table(found: "Tuned") -> "Table":
         "budget",
         "strategy",
         "scorer",
+        "slots",
         "KL to full (nats)",
         "same top token",
         "held of full",
@@ -155,12 +169,12 @@ def as_table(found: "Tuned") -> "Table":
         kl, top1, held = tried.fidelity.kl, tried.fidelity.top1, tried.fidelity.bytes
         rows.append(
             [
-                str(tried.budget), tried.keys["decode.strategy"], _scorer(tried.keys), as_text(kl),
-                as_text(top1, 3), as_ratio(held.held_mean, held.full_mean),
-                "chosen" if tried is found.best else "",
+                str(tried.budget), tried.keys["decode.strategy"], _scorer(tried.keys),
+                str(tried.settings.profile.cache.form), as_text(kl), as_text(top1, 3),
+                as_ratio(held.held_mean, held.full_mean), "chosen" if tried is found.best else "",
             ]
         )  # fmt: skip
-    return Table(heads, rows, names=3)
+    return Table(heads, rows, names=4)
 
 
 def write_profile(
@@ -187,7 +201,8 @@ def write_profile(
 
 
 def _words(keys: dict[str, Any]) -> str:
-    return f"{keys['decode.strategy']}, {_scorer(keys)}, budget {keys['decode.budget']}"
+    slots = f", slots {keys['cache.kv']}" if "cache.kv" in keys else ""
+    return f"{keys['decode.strategy']}, {_scorer(keys)}, budget {keys['decode.budget']}{slots}"
 
 
 def _scorer(keys: dict[str, Any]) -> str:

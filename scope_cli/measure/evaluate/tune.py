@@ -2,7 +2,7 @@
 
 The gap is the mean KL(full || profile) in nats. First a bisection over a grid of budgets, on the assumption
 that more budget is never worse; then strategies and scorers at the budget that was found; then the best of
-them at smaller budgets, as long as the limit holds.
+them at smaller budgets, as long as the limit holds; then the formats in which slots may lie.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +25,7 @@ SCORERS: tuple[Any, ...] = (
     "recency",
     "random",
 )
+FORMS = ("int8", "k8v4")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def tune(
     *,
     strategies: Sequence[str] = STRATEGIES,
     scorers: Sequence[Any] = SCORERS,
+    forms: Sequence[str] = FORMS,
     sure: bool = False,
     told: Callable[[Tried], None] = lambda tried: None,
 ) -> Tuned:
@@ -96,12 +98,14 @@ def tune(
         limit, sure
     ):
         best, place = smaller, place - 1
+    packed = [search.at(best.budget, {**_without_budget(best.keys), "cache.kv": form}) for form in forms]
+    best = min([best, *(one for one in packed if one.within(limit, sure))], key=_held)
     return Tuned(best, tuple(search.tried), budgets)
 
 
-def most_tried(tokens: int, strategies: Sequence[str], scorers: Sequence[Any]) -> int:
+def most_tried(tokens: int, strategies: Sequence[str], scorers: Sequence[Any], forms: Sequence[str]) -> int:
     """How many measurements a search makes at most, but for the last budgets down, which are rare."""
-    return len(grid(tokens)).bit_length() + len(list(pairs(strategies, scorers))) + 2
+    return len(grid(tokens)).bit_length() + len(list(pairs(strategies, scorers))) + 2 + len(forms)
 
 
 def pairs(strategies: Sequence[str], scorers: Sequence[Any]) -> Iterator[dict[str, Any]]:
@@ -149,6 +153,10 @@ def _smallest(budgets: Sequence[int], holds: Callable[[int], bool]) -> int | Non
 
 def _gap(tried: Tried) -> float:
     return tried.gap
+
+
+def _held(tried: Tried) -> float:
+    return tried.fidelity.bytes.held_mean
 
 
 def _without_budget(keys: dict[str, Any]) -> dict[str, Any]:

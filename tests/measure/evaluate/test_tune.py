@@ -9,8 +9,14 @@ from scope_cli.settings.load import load_profile
 
 
 @dataclass
+class FakeBytes:
+    held_mean: float
+
+
+@dataclass
 class FakeFidelity:
     kl: list
+    bytes: FakeBytes
 
 
 @dataclass
@@ -23,15 +29,18 @@ class FakeReference:
     text: FakeText
 
 
+PACKED = {"plain": (0.0, 4.0), "int8": (0.0002, 1.0), "k8v4": (0.001, 0.8)}  # added to the gap, bytes
+
+
 def run(monkeypatch, gap, limit, tokens=1024, **more):
     """Tune over a made-up function of budget, strategy and scorer; the result and what was measured."""
     measured = []
 
     def measure(reference, settings):
-        decode = settings.profile.decode
-        measured.append((decode.budget, decode.strategy, decode.scorer.name))
-        mean = gap(*measured[-1])
-        return FakeFidelity([mean, mean * 0.8, mean * 1.2])
+        decode, form = settings.profile.decode, settings.profile.cache.kv
+        measured.append((decode.budget, decode.strategy, decode.scorer.name, form))
+        mean = gap(*measured[-1][:3]) + PACKED[form][0]
+        return FakeFidelity([mean, mean * 0.8, mean * 1.2], FakeBytes(decode.budget * PACKED[form][1]))
 
     monkeypatch.setattr("scope_cli.measure.evaluate.fidelity.measure", measure)
     found = search.tune(
@@ -68,6 +77,15 @@ def test_the_best_scorer_meets_the_best_strategy(monkeypatch):
 
     found, _ = run(monkeypatch, gap, 0.02)
     assert (found.best.keys["decode.strategy"], found.best.keys["decode.scorer"]) == ("adaptive", "random")
+
+
+@pytest.mark.parametrize(
+    ("limit", "chosen"), [(0.02, "k8v4"), (10 / 512 * 0.7 + 0.0005, "int8"), (10 / 512 * 0.7 + 1e-5, None)]
+)
+def test_the_format_that_holds_least_and_keeps_the_limit_is_chosen(monkeypatch, limit, chosen):
+    found, measured = run(monkeypatch, by_budget, limit)
+    assert found.best.keys.get("cache.kv") == chosen
+    assert [form for *_, form in measured if form != "plain"] == ["int8", "k8v4"]
 
 
 def test_a_limit_that_nothing_keeps_is_told(monkeypatch):
