@@ -55,6 +55,7 @@ H2O = {("logbook", 64), ("logbook", 256), ("logbook", 1024), ("report", 256), ("
 RECALL_BUDGETS = (64, 256)
 RECALL_TOKENS = 768
 SHARES = ("25%", "50%")
+PACKED = ("int8", "k8v4")  # slots in which nothing is evicted: what eviction is compared with
 STORIES = (
     "Write a long story about a lighthouse keeper and the people who visit him.",
     "Explain how bread is made, from the field to the table, in great detail.",
@@ -315,6 +316,8 @@ def encoded(text: str) -> list[int]:
 
 def claim_jobs(text: str) -> Iterator[Job]:
     yield Job("drift", text, 35, lambda: drift_row(text))
+    for kv in PACKED:
+        yield Job("equal-bytes", (text, "all", "both", kv), 30, lambda kv=kv: packed_row(text, kv))
     pairs = list(claims.equal_bytes(PROMPT_TOKENS[text], OUTPUT, SHARES, window=32))
     for share in dict.fromkeys(pair.share for pair in pairs):
         of_share = [pair for pair in pairs if pair.share == share]
@@ -337,6 +340,13 @@ def drift_row(text: str) -> dict[str, Any]:
 def prompt_row(text: str, pair: claims.EqualBytes) -> dict[str, Any]:
     """The compressed prompt, with which both the budget of equal peak and that of equal mean are compared."""
     return {**equal_bytes_row(text, pair, "prompt"), "matched": "both", "output_budget": None}
+
+
+def packed_row(text: str, kv: str) -> dict[str, Any]:
+    """Prompt and output whole, in fewer bits."""
+    settings = load_profile("full", {"cache.kv": kv})
+    row = measure(reference(text), settings).as_dict()
+    return {**row, "share": "all", "matched": "both", "way": kv, "profile": settings.profile.as_dict()}
 
 
 def equal_bytes_row(text: str, pair: claims.EqualBytes, way: str) -> dict[str, Any]:

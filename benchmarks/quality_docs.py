@@ -169,6 +169,10 @@ def equal_bytes(rows: Sequence[Row]) -> str:
             as_text(found) + (" *" if found.differs_from_zero else ""),
             " and ".join(bytes_of),
         ])  # fmt: skip
+    for row in (row for row in rows if row["share"] == "all"):
+        held = " and ".join(as_bytes(row["bytes"][key]) for key in ("held_mean", "held_peak"))
+        cells = [row["text"], "all", f"nothing evicted, {row['way']}", as_text(row["kl"]), "-", "-", held]
+        lines.append(cells)
     heads = ["text", "of the prompt", "equal", "KL, prompt compressed", "KL, output compressed"]
     heads += ["difference", "held"]
     return markdown(heads, lines)
