@@ -76,7 +76,7 @@ class CacheShape:
         return max(1, LOOKED_AT // (self.lanes * self.layer_slots(index, layer) * self.slot_numbers(layer)))
 
     def slot_numbers(self, layer: LayerGeometry) -> int:
-        """That an eviction computes for a slot: logits twice, or an order in int64; beside them what it is."""
+        """That an eviction computes for a slot: logits twice, or an order in int64; and masks."""
         return max(2 * layer.heads * self.ring, 6 * layer.kv_heads) + 2 * layer.kv_heads
 
     def space(self, geometry: Geometry) -> int:

@@ -53,7 +53,7 @@ def reading_bytes(shape: ModelShape, plan: LanePlan, tokens: int, dtype_bytes: i
     the other half, their product; packed products round less); attention's (queries before and after their
     rotation and halfway, the same of keys, values, the output, a mask over everything read so far as bool and
     as numbers); and what a prefill method computes when it is shown a chunk. Where slots are packed there are
-    turned queries and outputs, a chunk's tokens on their way into numbers, and, where the prompt is staged,
+    turned queries, then outputs, a chunk's tokens on their way into numbers and, where the prompt is staged,
     one layer of it unpacked; a prompt that is not is unpacked into the cache's own space.
     """
     prompt = plan.prompt_tokens
@@ -65,8 +65,7 @@ def reading_bytes(shape: ModelShape, plan: LanePlan, tokens: int, dtype_bytes: i
     mask = tokens * prompt * (1 + dtype_bytes)
     unpacked = 0
     if plan.shape.form.packs:
-        turned = plan.shape.form.turns_keys + plan.shape.form.turns_values
-        attention += turned * queries + (1 + turned) * keys
+        attention += queries + 2 * keys
         if plan.prompt.staged:
             unpacked = prompt * layer.slot_bytes(dtype_bytes)
     observing = unpacked
