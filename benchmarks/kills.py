@@ -1,6 +1,6 @@
 """Forty SIGKILLs at random moments: is every text, resumed, that of a run that nobody disturbed?
 
-    python benchmarks/kills.py [--kills N] [--seed N]
+    PYTHONPATH=. python benchmarks/kills.py [--kills N] [--seed N]
 
 A tiny random model writes with `scope generate` (greedy, sampled, compiled, three texts in two lanes) and
 `scope batch` (lanes; a second process that joins; Ray, where it is installed). Each is killed again and again
@@ -33,7 +33,7 @@ SAVING = ["--checkpoint-every", 0.02]
 WRITES = {
     "greedy, lru": ["--temperature", 0, "--scorer", "lru", "--compile", "off"],
     "sampled, random": ["--temperature", 1, "--scorer", "random", "--compile", "off"],
-    "sampled, int8 slots": ["--temperature", 1, "--set", "cache.format=int8", "--compile", "off"],
+    "sampled, int8 slots": ["--temperature", 1, "--set", "cache.kv=int8", "--compile", "off"],
     "compiled": ["--temperature", 1, "--compile", "on"],
     "three texts, two lanes": ["-n", 3, "--lanes", 2, "--temperature", 1, "--strategy", "adaptive"],
 }
