@@ -265,9 +265,13 @@ def test_tune_writes_a_profile_that_generate_takes(scope, tiny_folder, text, pro
     run = scope("tune", *given, "--max-gap", "5", "-o", out, *small(tiny_folder))
     assert run.code == 0
     assert "| chosen |" in run.stdout
-    assert "verdict: slide, attention, budget 16: KL " in run.stderr and " left at most)" in run.stderr
+    assert (
+        "verdict: slide, attention, budget 16, slots int8: KL " in run.stderr
+        and " left at most)" in run.stderr
+    )
     tuned = yaml.safe_load(out.read_text())
     assert tuned["decode"]["budget"] == 16, "a limit of 5 nats is kept by the smallest budget"
+    assert tuned["cache"]["kv"] == "int8", "and by the format that holds least"
     assert "mean KL to the full cache" in out.read_text()
     assert scope("profiles", "check", out).code == 0
     assert scope("generate", "-f", prompts[0], "-p", out, "--max-new-tokens", "5", "-q").code == 0
