@@ -19,6 +19,7 @@ from scope_cli.engine.run import Run
 from scope_cli.engine.state import LaneState
 from scope_cli.events import Finished, Token
 from scope_cli.machine.gauge import PeakMeter
+from tests.helpers.caches import loaded_tiny
 from tests.helpers.lanes import SCORERS, settings_of, work_of
 
 STRATEGIES = ["slide", "adaptive", "discontinuous", "rpc", "full"]
@@ -107,6 +108,19 @@ def test_a_lane_goes_on_bit_for_bit_from_any_token(models, named, tmp_path_facto
     rest, ends_of_rest = run_all(loaded, chosen, again, shape)
     assert all(rest[number] == whole[number][at[number] :] for number in range(len(works)))
     assert all(same_end(ends[number], ends_of_rest[number]) for number in range(len(works)))
+
+
+@pytest.mark.parametrize("exact", [0, 3])
+@pytest.mark.parametrize("kv", ["int8", "k8v4"])
+def test_a_lane_of_packed_slots_goes_on_bit_for_bit(tmp_path, kv, exact):
+    loaded = loaded_tiny(tmp_path / "model", "llama-32")
+    chosen = settings_of(**{"cache.kv": kv, "cache.exact": exact, "decode.budget": 12, "decode.recent": 4})
+    works = [work_of(loaded, chosen, seed, 9 + seed) for seed in range(2)]
+    shape, book = shared_shape([work.plan for work in works], 2), Notebook(tmp_path)
+    whole, _ = run_all(loaded, chosen, works, shape, book)
+    for written in (1, 17, 30):
+        rest, _ = run_all(loaded, chosen, going_on(works, book, [written, written + 2]), shape)
+        assert rest == {number: whole[number][written + 2 * number :] for number in range(2)}
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
