@@ -46,7 +46,7 @@ def test_the_sizes_are_those_of_the_model(name, tmp_path, monkeypatch):
     model = opened(f"random:{name}")
     assert model.weight_bytes == 2 * parameters
     assert model.geometry.token_bytes(2) == token_bytes
-    assert sum(torch.Size(shape).numel() for shape in model.weight_shapes().values()) == parameters
+    assert sum(torch.Size(shape).numel() for shape in model.target.shape.weights.values()) == parameters
     windows = [layer.window for layer in model.geometry.layers if layer.kind == "window"]
     assert windows == ([1024] * 40 if name == "gemma-3-12b" else [])
 
