@@ -5,7 +5,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadgroup  # a proce
 
 AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 
-.PHONY: run test test-fast test-avx2 test-long check coverage slow format docs docs-site wheel clean
+TRANSFORMERS := 5.19.0 5.24.0
+SEAM := tests/models tests/test_same_tokens.py
+
+.PHONY: run test test-fast test-avx2 test-versions test-long check coverage slow format docs docs-site wheel clean
 
 run: .venv/installed  ## set everything up and write a text that is longer than its budget of 128 tokens
 	$(BIN)/scope generate --prompt-file examples/prompts/bread.txt --budget 128 --seed 8
@@ -23,6 +26,13 @@ test-fast: .venv/installed  ## what to run between two edits: every quick test, 
 
 test-avx2: .venv/installed  ## the tests that compute, as a CPU without AVX-512 computes
 	$(AVX2) $(PYTEST) -m "numeric and not once and not long and not gpu"
+
+test-versions: .venv/installed  ## what meets transformers, with both ends of the range that pyproject.toml allows
+	for version in $(TRANSFORMERS); do \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+			--target build/transformers/$$version transformers==$$version && \
+		PYTHONPATH=build/transformers/$$version $(PYTEST) -p no:cacheprovider $(SEAM) || exit 1; \
+	done
 
 test-long: .venv/installed  ## what takes minutes: thousands of tokens of the embedded model
 	$(BIN)/pytest -q -m "long and not gpu"
