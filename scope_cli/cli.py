@@ -177,7 +177,7 @@ def _told(error: Exception | SystemExit, argv: Sequence[str]) -> int:
 
 
 def _in_words(error: typer.TyperException) -> str:
-    """'--budget: is 'abc', and has to be a whole number'; '' where a value is not what is wrong."""
+    """'--budget: is 'abc'; it must be a whole number'; '' where a value is not what is wrong."""
     problems: list[dict[str, Any]] = getattr(error.__cause__, "errors", list)()
     param = getattr(error, "param", None)
     if not problems or param is None:

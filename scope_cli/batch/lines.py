@@ -52,7 +52,7 @@ def _read_line(found: Input, line: bytes) -> Input:
     if problem := _unwritable(fields):
         return replace(found, problem=problem)
     if not isinstance(fields, dict):
-        return replace(found, problem=f"is a JSON {type(fields).__name__}, and has to be an object")
+        return replace(found, problem=f"is a JSON {type(fields).__name__}; it must be an object")
     name = "id" if "id" in fields else "custom_id"
     given = fields.get(name, found.id)
     if isinstance(given, bool) or not isinstance(given, str | int) or given == "":

@@ -115,7 +115,7 @@ def batch_command(
         need("matplotlib", "--report")
     if status is not None:
         if prompts is not None or output_dir is not None:
-            raise UsageError("--status names the output folder, and goes alone", "scope batch --status OUT")
+            raise UsageError("--status takes the output folder and nothing else", "scope batch --status OUT")
         show_status(status, json, report)
         raise typer.Exit(0)
     if prompts is None or output_dir is None:
@@ -125,20 +125,20 @@ def batch_command(
         told = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
         raise UsageError(told, "scope batch PROMPTS --output-dir OUT")
     if order not in ("longest", "input"):
-        raise UsageError(f"--order is {order!r}, and has to be longest or input")
+        raise UsageError(f"--order must be longest or input, not {order!r}")
     if engine not in ("local", "ray"):
-        raise UsageError(f"--engine is {engine!r}, and has to be local or ray")
+        raise UsageError(f"--engine must be local or ray, not {engine!r}")
     if engine == "local" and (ray_address is not None or workers is not None):
-        raise UsageError("--ray-address and --workers go with --engine ray")
+        raise UsageError("--ray-address and --workers need --engine ray")
     if json:
-        raise UsageError("--json goes with --status", "results.jsonl in the output folder has every result")
+        raise UsageError("--json needs --status", "results.jsonl in the output folder has every result")
     for one, other, named in (
         (restart, join, "--restart and --join"),
         (dry_run, join, "--dry-run and --join"),
         (restart, accept_changed_profile, "--restart and --accept-changed-profile"),
     ):
         if one and other:
-            raise UsageError(f"{named} exclude each other")
+            raise UsageError(f"{named} cannot be combined")
     read_into(given, "system", system_file, "--system-file")
     typed = overrides_of(**given)
 
@@ -190,7 +190,7 @@ def lanes_of(text: str) -> int | None:
     if text == "auto":
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--lanes is {text!r}, and has to be auto or a number from 1 on")
+        raise UsageError(f"--lanes must be auto or a number from 1 up, not {text!r}")
     return int(text)
 
 

@@ -144,9 +144,9 @@ def bench_command(
     if first not in names:
         raise UsageError(f"--baseline: there is no contender {first!r}{did_you_mean(first, names)}")
     if json and csv:
-        raise UsageError("--json and --csv exclude each other", "one of them goes to stdout")
+        raise UsageError("--json and --csv cannot be combined", "one of them goes to stdout")
     if apart and sequential:
-        raise UsageError("--apart and --sequential exclude each other")
+        raise UsageError("--apart and --sequential cannot be combined")
     check_writable(output, plot, force)
     wanted = typed_positions(positions)
     if prompt_tokens is not None and prompt_tokens < 1:

@@ -115,19 +115,19 @@ def generate_command(
         scope generate --prompt-file report.txt --budget 2048
     """
     if prompt_cache is not None and (prompt is not None or prompt_file):
-        raise UsageError("--prompt-cache holds the prompt: it goes without another one")
+        raise UsageError("--prompt-cache already holds the prompt: give no other")
     prompts = prompts_of(prompt, prompt_file) if prompt_cache is None else [Asked("", str(prompt_cache))]
     read_into(given, "system", system_file, "--system-file")
     read_into(given, "continue_text", continue_file, "--continue-file")
     typed = overrides_of(**given)
     if append and force:
-        raise UsageError("--append and --force exclude each other")
+        raise UsageError("--append and --force cannot be combined")
     output = output.expanduser() if output else None
     if output is None and (append or force):
         flag = "--append" if append else "--force"
         raise UsageError(f"{flag} needs --output", "for example --output story.txt")
     if quiet and verbose:
-        raise UsageError("--quiet and --verbose exclude each other")
+        raise UsageError("--quiet and --verbose cannot be combined")
 
     from scope_cli.settings.load import load_profile
     from scope_cli.sinks.several import Every

@@ -28,7 +28,7 @@ class Asked:
 def prompts_of(argument: str | None, files: list[str]) -> list[Asked]:
     """The prompts from the one place they were given in; without any, what is piped in."""
     if argument is not None and files:
-        raise UsageError("a prompt and --prompt-file exclude each other")
+        raise UsageError("a prompt and --prompt-file cannot be combined")
     if files.count("-") > 1:
         raise UsageError("--prompt-file - was given twice: standard input can be read once")
     if argument is not None and argument != "-":
@@ -64,7 +64,7 @@ def is_piped() -> bool:
 def read_into(given: Given, name: str, file: str | None, option: str) -> None:
     """A setting that may be typed or read from a file."""
     if given[name] is not None and file is not None:
-        raise UsageError(f"--{name.replace('_', '-')} and {option} exclude each other")
+        raise UsageError(f"--{name.replace('_', '-')} and {option} cannot be combined")
     if file:
         given[name] = read_text(file, option)
 

@@ -135,11 +135,11 @@ def rm(
     copies = kept_copies(name)
     if not copies:
         hint = "`scope models list` shows what there is; `hf cache rm` removes what lies in the hub's cache"
-        raise UsageError(f"scope keeps nothing of {name!r}", hint)
+        raise UsageError(f"scope has no copy of {name!r}", hint)
     frees = as_bytes(sum(copies.values()))
     if not yes:
         if not (sys.stdin and sys.stdin.isatty()):
-            raise UsageError(f"removing {name} frees {frees}: not without being asked", "--yes says so")
+            raise UsageError(f"removing {name} would free {frees}: confirm it", "add --yes")
         if not typer.confirm(f"Remove {', '.join(map(str, copies))}? This frees {frees}.", err=True):
             return
     for folder in copies:

@@ -104,7 +104,7 @@ def open_sinks(
 def outputs_of(output: Path | None, outputs: int) -> list[Path]:
     """story.txt; of several, story-1.txt, story-2.txt, ..."""
     if output is not None and str(output) == "-":
-        raise UsageError("--output - is no file: stdout has the text anyway", "leave --output away")
+        raise UsageError("--output - is not a file: the text goes to stdout anyway", "omit --output")
     if output is None or outputs == 1:
         return [output] if output else []
     return [output.with_name(f"{output.stem}-{number + 1}{output.suffix}") for number in range(outputs)]

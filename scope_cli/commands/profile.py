@@ -30,11 +30,11 @@ def typed_memory(text: str | None) -> int | None:
         return None
     found = parse_bytes(text)
     if not found:
-        raise UsageError(f"--memory {text}: no size", "for example --memory 24GiB")
+        raise UsageError(f"--memory {text} is not a size", "for example --memory 24GiB")
     if found < SMALLEST_MEMORY:
         plain = text.strip().isdecimal()
         unit = f"did you mean --memory {text.strip()}GiB?" if plain else "for example --memory 24GiB"
-        raise UsageError(f"--memory {text}: that is {found:,} bytes, which no model fits", unit)
+        raise UsageError(f"--memory {text}: {found:,} bytes are too little for any model", unit)
     return found
 
 
@@ -113,12 +113,12 @@ def profile_command(
         return
     if [json, csv, fit].count(True) > 1:
         both = [name for name, asked in (("--json", json), ("--csv", csv), ("--fit", fit)) if asked]
-        raise UsageError(f"{' and '.join(both)} exclude each other", "one of them goes to stdout")
+        raise UsageError(f"{' and '.join(both)} cannot be combined", "one of them goes to stdout")
     free = typed_memory(memory)
     planning = plan or fit or config is not None
     text = prompt_text(prompt, prompt_file, prompt_tokens)
     if config is not None and given["model"] is not None:
-        raise UsageError("--config and --model exclude each other", "both say which model is planned")
+        raise UsageError("--config and --model cannot be combined", "both say which model is planned")
     if not planning and (free is not None or lanes > 1):
         raise UsageError(f"{'--memory' if free else '--lanes'} is for planning", "add --plan")
     from scope_cli.measure.profiling.pages import check_plot
@@ -145,7 +145,7 @@ def prompt_text(prompt: str | None, file: str | None, tokens: int | None) -> str
     options = {"--prompt": prompt, "--prompt-file": file, "--prompt-tokens": tokens}
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} exclude each other")
+        raise UsageError(f"{' and '.join(given)} cannot be combined")
     text = read_text(file, "--prompt-file") if file is not None else prompt
     if text is not None and not text.strip():
         raise UsageError("the prompt is empty", "--prompt-tokens N makes one up")
@@ -159,7 +159,9 @@ def numbers(text: str | None) -> list[int | None]:
     try:
         found = [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise UsageError(f"--budget {text}: not numbers", "for example --budget 256,512,1024") from error
+        raise UsageError(
+            f"--budget {text} is not a list of numbers", "for example --budget 256,512,1024"
+        ) from error
     return list(dict.fromkeys(found))
 
 

@@ -59,7 +59,7 @@ def save_command(
     """
     asked = prompts_of(prompt, prompt_file)
     if len(asked) > 1:
-        raise UsageError("one prompt goes into a file", "give each a file of its own")
+        raise UsageError("one file holds one prompt", "give each a file of its own")
     read_into(given, "system", system_file, "--system-file")
     check_writable(output, None, force)
 
@@ -160,7 +160,7 @@ def facts_of(file: Path) -> dict[str, Any]:
 
     facts = read_facts(file)
     if facts.get("kind") != "prompt":
-        raise Refused(f"{printable(str(file))} is no prompt of scope prompt save")
+        raise Refused(f"{printable(str(file))} was not written by scope prompt save")
     return facts
 
 
@@ -171,7 +171,7 @@ def settings_with(settings: "LoadedProfile", file: Path) -> "LoadedProfile":
     then = Profile.model_validate(facts_of(file)["profile"])
     if typed := sorted(key for key in settings.typed if key.split(".")[0] in READ_WITH):
         named = settings.names.get(typed[0], typed[0])
-        raise UsageError(f"{named} goes with scope prompt save: {file} holds a prompt that was read")
+        raise UsageError(f"{named} belongs to scope prompt save: {file} already holds the prompt")
     update = {section: getattr(then, section) for section in READ_WITH}
     return replace(settings, profile=settings.profile.model_copy(update=update))
 
@@ -183,6 +183,8 @@ def work_from(file: Path, settings: "LoadedProfile", opened: "OpenedModel") -> "
     from scope_cli.models.fingerprint import fingerprint
 
     if facts_of(file)["model"] != fingerprint(opened.folder):
-        raise UsageError(f"{file} is of another model than {opened.name}", "scope prompt save reads it again")
+        raise UsageError(
+            f"{file} was made with another model than {opened.name}", "scope prompt save reads it again"
+        )
     work = new_work(settings, opened.geometry, lane_in(file).prompt_ids)
     return replace(work, state=partial(lane_in, file))

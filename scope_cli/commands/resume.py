@@ -123,8 +123,8 @@ class Kept:
 
     def edited(self) -> UsageError:
         return UsageError(
-            f"{self.path} was changed since it was written: it is not the text that its state goes on with",
-            "put it back; or --continue-file of scope generate goes on behind any text",
+            f"{self.path} has changed since it was written: its state no longer fits it",
+            "restore it; or scope generate --continue-file continues any text",
         )
 
     def output(self, command: list[str]) -> Output:
@@ -175,7 +175,7 @@ def no_state(file: Path) -> UsageError:
     what = "there is no such file" if not file.exists() else f"there is no {file.name}.state beside it"
     return UsageError(
         f"cannot go on with {printable(str(file))}: {what}",
-        "scope generate --output keeps one while it writes; --continue-file goes on behind any text",
+        "scope generate --output keeps one while it writes; --continue-file continues any text",
     )
 
 
@@ -223,8 +223,8 @@ def load(
         opened = open_model(settings.profile.model, offline, phases.say, lanes)
         if fingerprint(opened.folder) != kept[0].facts["model"]:
             raise UsageError(
-                f"the state is of another model: {opened.name} has other weights, config or tokenizer now",
-                "put the model back that the text was begun with",
+                f"{opened.name} has changed: other weights, config or tokenizer than when the text was begun",
+                "put the original model back",
             )
         works = [work_of(settings, opened, one) for one in kept]
         shape = shape_of(kept[0], works, lanes)

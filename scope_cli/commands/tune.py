@@ -68,7 +68,7 @@ def tune_command(
             "give either --prompt-file FILE or --text FILE", "it is what the budget is tuned for"
         )
     if not max_gap > 0:
-        raise UsageError(f"--max-gap is {max_gap}, and has to be above 0", "0.02 nats is a small difference")
+        raise UsageError(f"--max-gap must be above 0, not {max_gap}", "0.02 nats is a small difference")
     check_writable(output, None, force)
     common = overrides_of(**given)
 

@@ -77,6 +77,7 @@ def free_without_torch(device: str) -> int:
     if int(index or 0) >= len(rows):
         there = f"nvidia-smi names {len(rows)}" if kind == "cuda" else "nothing tells without PyTorch"
         raise ModelError(
-            f"no free memory known for --device {device}: {there}", "say it: --memory 24GiB; or --device cpu"
+            f"the free memory of --device {device} is unknown: {there}",
+            "give it: --memory 24GiB; or --device cpu",
         )
     return rows[int(index or 0)]

@@ -55,7 +55,7 @@ class Chat:
             if settings.system is not None:
                 raise UsageError(f"there is no place for a system message: {why}", "put it into the prompt")
             if settings.template_args:
-                raise UsageError(f"there is nothing that takes template arguments: {why}", "leave them away")
+                raise UsageError(f"there is nothing that takes template arguments: {why}", "omit them")
             return self._plain(text, settings, frame)
         messages: list[Message] = [{"role": "user", "content": text}]
         if settings.system is not None:
@@ -207,7 +207,7 @@ class Chat:
                 instead = f"; did you mean {near[0]}?" if near else ""
                 raise UsageError(
                     f"the chat template of {self.name} does not read {argument!r}{instead}",
-                    "leave it away, or see the model's card for what its template takes",
+                    "omit it, or see the model's card for what its template takes",
                 )
 
     def _best_rendering(

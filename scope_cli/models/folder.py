@@ -79,7 +79,7 @@ def refuse_adapters(folder: Path, name: str) -> None:
         )
     raise ModelError(
         f"{name} has an adapter beside the weights ({', '.join(there)}), which scope does not apply",
-        "merge it with peft's merge_and_unload; or move these files away to run the base model alone",
+        "merge it with peft's merge_and_unload; or move these files elsewhere to run the base model alone",
     )
 
 
@@ -87,12 +87,12 @@ def read_config(file: Path) -> dict[str, Any]:
     """A config.json, with counts where counts belong."""
     config = read_json(file)
     if not isinstance(config, dict):
-        raise ModelError(f"{file} holds no mapping of keys", "give a model's config.json")
+        raise ModelError(f"{file} is not a JSON object", "give a model's config.json")
     for part in (config, config.get("text_config")):
         for key in SIZES:
             value = part.get(key) if isinstance(part, dict) else None
             if value is not None and not _is_sizes(value):
-                raise ModelError(f"{file} has {key}: {as_json(value)[:80]}, which is no size", AGAIN)
+                raise ModelError(f"{file} has {key}: {as_json(value)[:80]}, which is not a size", AGAIN)
     return config
 
 
@@ -139,7 +139,7 @@ def weight_files(folder: Path) -> list[Path]:
         if not isinstance(places, dict) or not places:
             raise ModelError(f"{index} does not say where the weights are (weight_map)", AGAIN)
         if odd := [one for one in places.values() if not isinstance(one, str) or Path(one).name != one]:
-            raise ModelError(f"{index} names {odd[0]!r}, which is no file of this folder", AGAIN)
+            raise ModelError(f"{index} names {odd[0]!r}, which is not a file of this folder", AGAIN)
         names = set(places.values())
         if pickles := sorted(one for one in names if one.endswith(PICKLES)):
             raise ModelError(
@@ -166,10 +166,10 @@ def header_of(file: Path) -> Header:
             if is_pointer(start):
                 raise ModelError(f"{file} is a pointer to the weights, not the weights", LFS)
             if size < 8 or not start.strip(b"\0"):
-                raise ModelError(f"{file} is {'empty' if not size else 'no safetensors file'}", AGAIN)
+                raise ModelError(f"{file} is {'empty' if not size else 'not a safetensors file'}", AGAIN)
             if length > MOST_HEADER_BYTES:
                 raise ModelError(
-                    f"{file} is no safetensors file: its header would have {length:,} bytes", AGAIN
+                    f"{file} is not a safetensors file: its header would have {length:,} bytes", AGAIN
                 )
             if 8 + length > size:
                 raise ModelError(f"{file} is cut off: it ends at {size:,} bytes, within its header", AGAIN)
@@ -178,7 +178,7 @@ def header_of(file: Path) -> Header:
     except OSError as error:
         raise ModelError(f"cannot read {file}: {error.strerror}", AGAIN) from error
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{file} is no safetensors file: its header is not JSON", AGAIN) from error
+        raise ModelError(f"{file} is not a safetensors file: its header is not JSON", AGAIN) from error
     try:
         tensors, end = _tensors(header)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -68,7 +68,7 @@ def from_hub(
         )
     except GatedRepoError as error:
         raise ModelError(
-            f"{hub_name} is on the {HUB} for those who accepted its terms",
+            f"{hub_name} is gated on the {HUB}: its terms have to be accepted first",
             f"accept them at https://huggingface.co/{hub_name}, then run `hf auth login`",
         ) from error
     except RepositoryNotFoundError:

@@ -148,7 +148,7 @@ class OpenedModel:
         file = self.folder.path / "generation_config.json"
         found = read_json(file) if file.is_file() else {}
         if not isinstance(found, dict):
-            raise ModelError(f"{file} holds no mapping of keys", "remove it, or fetch the model again")
+            raise ModelError(f"{file} is not a JSON object", "remove it, or fetch the model again")
         return found
 
     @property
@@ -248,7 +248,7 @@ class OpenedModel:
             import bitsandbytes  # noqa: F401
         except Exception as error:  # not there, or its library does not fit this machine
             raise ModelError(
-                f"load_in {self.load_in} needs bitsandbytes: {first_line(error)}", "leave model.load_in away"
+                f"load_in {self.load_in} needs bitsandbytes: {first_line(error)}", "omit model.load_in"
             ) from error
         if self.load_in == "8bit":
             return BitsAndBytesConfig(load_in_8bit=True)

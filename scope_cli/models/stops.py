@@ -40,7 +40,7 @@ def stops_of(
     if sampling.ignore_eos and (never := [tokens[one] for one in tokens if one in eos_ids]):
         raise UsageError(
             f"the stop {never[0]!r} never comes: it ends the model's turn, and --ignore-eos rules it out",
-            "leave one of the two away",
+            "drop one of the two",
         )
     return Stops(tuple(texts), tokens)
 

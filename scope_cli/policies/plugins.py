@@ -138,7 +138,7 @@ def build(kind: str, name: str, options: dict[str, Any]) -> Any:
 def yes_or_no(value: bool) -> PydanticCustomError:
     """YAML reads yes, on and no as true and false, and pydantic true as 1."""
     return PydanticCustomError(
-        "yes_or_no", "is {value}, which is no value here", {"value": str(value).lower()}
+        "yes_or_no", "is {value}, which is not allowed here", {"value": str(value).lower()}
     )
 
 

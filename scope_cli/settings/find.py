@@ -83,7 +83,7 @@ def parse_yaml(text: str) -> Any:
     try:
         return yaml.load(text, _Strict)
     except RecursionError:
-        raise yaml.YAMLError("too many brackets inside each other") from None
+        raise yaml.YAMLError("brackets are nested too deep") from None
     except (ValueError, OverflowError) as error:  # a date that is none
         raise yaml.YAMLError(str(error)) from error
 

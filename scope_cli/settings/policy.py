@@ -79,7 +79,7 @@ class PrefillSettings(Settings):
                 "or a share such as 25%",
             )
         if self.budget is not None and finds_budget:
-            yield "budget", f"is {self.budget}; with tau, mass finds its own: take one of the two away"
+            yield "budget", f"is {self.budget}; with tau, mass finds its own: drop one of the two"
         if isinstance(self.budget, int) and self.window > self.budget:
             yield "window", f"is {self.window}; it is part of the budget ({self.budget}) and cannot be larger"
 

@@ -46,20 +46,20 @@ def in_words(error: dict[str, Any], known: list[str]) -> str:
         meant = "; did you mean cuda?" if str(value).lower() in ("gpu", "nvidia", "cuda:") else ""
         return f"is {value!r}; a device is auto, cpu, mps, cuda or cuda:N{meant}"
     if kind in ("model_type", "dict_type", "model_attributes_type"):
-        return f"is {value!r}, and has to be a mapping of keys"
+        return f"is {value!r}; it must be a mapping of keys"
     if words := about_value(kind, value, context):
         return words + _advice(name, value)
     return f"is {value!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
 def about_value(kind: str, value: Any, context: dict[str, Any]) -> str | None:
-    """'is -1, and has to be at least 1'; None where the error is of another kind."""
+    """'is -1; it must be at least 1'; None where the error is of another kind."""
     for bound, wanted in BOUNDS.items():
         if bound in context:
-            return f"is {_number(value)}, and has to be {wanted} {_number(context[bound])}"
+            return f"is {_number(value)}; it must be {wanted} {_number(context[bound])}"
     for prefix, wanted in PARSING.items():
         if kind.startswith(prefix):
-            return f"is {value!r}, and has to be {wanted}"
+            return f"is {value!r}; it must be {wanted}"
     return None
 
 

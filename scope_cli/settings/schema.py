@@ -116,7 +116,7 @@ class SamplingSettings(Settings):
         if 0 < self.temperature < COLDEST:
             yield (
                 "temperature",
-                f"is {self.temperature:g}, and has to be 0 (the most probable token) or at least {COLDEST:g}",
+                f"is {self.temperature:g}; it must be 0 (the most probable token) or at least {COLDEST:g}",
             )
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             yield (

@@ -46,8 +46,8 @@ class StatsFile:
         self._file.close()
         if self._failure is not None:
             raise ScopeError(
-                f"--stats-file: cannot go on writing {self._path}: {self._failure.strerror}",
-                "the run itself is through",
+                f"--stats-file: cannot continue writing {self._path}: {self._failure.strerror}",
+                "the run itself is finished",
             )
 
     def _write_on(self) -> None:

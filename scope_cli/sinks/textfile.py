@@ -87,7 +87,7 @@ class TextFile:
 
     def _failed(self, error: OSError) -> ScopeError:
         kept = f"the {as_bytes(self._end)} written before are kept" if self._is_regular else ""
-        return ScopeError(f"cannot go on writing {self._path}: {error.strerror}", kept)
+        return ScopeError(f"cannot continue writing {self._path}: {error.strerror}", kept)
 
 
 def _open(path: Path) -> FileIO:

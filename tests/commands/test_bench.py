@@ -92,7 +92,7 @@ BAD = {
     "two on stdout": ([PROMPT, "--json", "--csv"], "one of them"),
     "no folder": ([PROMPT, "--output", "/no/such/folder/x.json"], "there is no folder"),
     "no picture": ([PROMPT, "--plot", "x.txt"], ".png"),
-    "both": ([PROMPT, "--apart", "--sequential"], "exclude each other"),
+    "both": ([PROMPT, "--apart", "--sequential"], "cannot be combined"),
     "no text": ([PROMPT, "--text", "/no/such/file"], "--text"),
     "no tokens": ([PROMPT, "--prompt-tokens", "0"], "0"),
 }

@@ -296,10 +296,10 @@ MISTAKES = [
     (["evaluate", "fidelity", "--text", "T", "-p", "slide budget"], "'budget' is not KEY=VALUE"),
     (["evaluate", "fidelity", "--text", "T", "-p", "slide 'a"], "No closing quotation"),
     (["evaluate", "fidelity", "--text", "T", "-p", "full", "-p", "slide dtype=bfloat16"], "different models"),
-    (["evaluate", "fidelity", "--text", "T", "--plot", "p.doc"], "no picture that can be drawn"),
+    (["evaluate", "fidelity", "--text", "T", "--plot", "p.doc"], "not a kind of picture that can be drawn"),
     (["evaluate", "fidelity", "--text", "T", "-o", "none/f.json"], "there is no folder none"),
     (["evaluate", "fidelity", "--run", "T"], "--run needs the run's prompt"),
-    (["evaluate", "fidelity", "--run", "T", "-f", "T"], "is no record of a run"),
+    (["evaluate", "fidelity", "--run", "T", "-f", "T"], "is not the record of a run"),
     (["evaluate", "fidelity", "--text", "T", "--prompt-tokens", "5000"], "of them are to be the prompt"),
     (["evaluate", "recall", "--kind", "output-facts"], "did you mean output-fact?"),
     (["evaluate", "compare", "T"], "is not JSON"),
@@ -307,7 +307,7 @@ MISTAKES = [
     (["evaluate", "longgenbench", "--data", "T", "-o", "g.json"], "not JSON"),
     (["evaluate", "longgenbench", "--data", "T", "-o", "g.json", "--task", "math"], "there is no 'math'"),
     (["tune"], "give either --prompt-file FILE or --text FILE"),
-    (["tune", "--text", "T", "--max-gap", "0"], "has to be above 0"),
+    (["tune", "--text", "T", "--max-gap", "0"], "must be above 0"),
     (["tune", "--text", "T", "--strategy", "full"], "no budget to tune"),
     (["tune", "--text", "T", "--scorer", "atention"], "did you mean attention?"),
 ]
@@ -333,4 +333,4 @@ def test_a_result_of_another_format_is_refused(scope, tmp_path):
     (tmp_path / "old.json").write_text('{"scope_evaluate": "fidelity", "format": 0, "profiles": []}')
     assert "has format 0; this version reads 1" in scope("evaluate", "compare", tmp_path / "old.json").stderr
     (tmp_path / "other.json").write_text("{}")
-    assert "is no result of scope evaluate" in scope("evaluate", "compare", tmp_path / "other.json").stderr
+    assert "is not a result of scope evaluate" in scope("evaluate", "compare", tmp_path / "other.json").stderr

@@ -193,7 +193,7 @@ def test_the_default_length_is_cut_to_the_context_with_a_note(scope, tiny_folder
     [
         (["generate"], "there is no prompt"),
         (["generate", "  "], "the prompt is empty"),
-        (["generate", "hi", "--prompt-file", "x"], "exclude each other"),
+        (["generate", "hi", "--prompt-file", "x"], "cannot be combined"),
         (["generate", "--prompt-file", "no/such/file"], "cannot read no/such/file"),
         (["generate", "hi", "--strategy", "slid"], "did you mean slide?"),
         (["generate", "hi", "--scorer", "atention"], "did you mean attention?"),
@@ -212,7 +212,7 @@ def test_the_default_length_is_cut_to_the_context_with_a_note(scope, tiny_folder
         (["generate", "hi", "--load-in", "3bit"], "--load-in: there is no '3bit'"),
         (["generate", "hi", "--threads", "0"], "--threads: is 0"),
         (["generate", "hi", "--threads", "many"], "--threads: is 'many'"),
-        (["generate", "hi", "--append", "--force"], "exclude each other"),
+        (["generate", "hi", "--append", "--force"], "cannot be combined"),
     ],
 )
 def test_bad_input_is_one_line_and_a_hint_and_code_2(scope, tiny_folder, argv, message):
@@ -505,7 +505,7 @@ def test_a_full_stdout_ends_the_run_unless_the_text_goes_to_a_file_too(generate,
 def test_a_full_disk_for_the_stats_takes_nothing_from_the_run(generate):
     plain, ran = generate(PROMPT), generate(PROMPT, "--stats-file", "/dev/full")
     assert (ran.code, ran.stdout) == (1, plain.stdout)
-    assert "error: --stats-file: cannot go on writing /dev/full: No space left" in ran.stderr
+    assert "error: --stats-file: cannot continue writing /dev/full: No space left" in ran.stderr
     assert "audit:" in ran.stderr
 
 
@@ -641,7 +641,7 @@ def test_what_is_going_on_is_said_from_the_start(generate, tiny_folder):
     [
         (["--append"], "--append needs --output"),
         (["--force"], "--force needs --output"),
-        (["--quiet", "--verbose"], "--quiet and --verbose exclude each other"),
+        (["--quiet", "--verbose"], "--quiet and --verbose cannot be combined"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(generate, argv, message):

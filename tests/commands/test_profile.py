@@ -129,7 +129,7 @@ def test_a_plan_says_what_smaller_weights_would_take(scope, llama):
 @pytest.mark.parametrize("size", ["24", "1000000", " 24", "512KiB"])
 def test_a_memory_without_a_unit_is_asked_back(scope, llama, size):
     result = scope("profile", "--plan", "--config", llama, "--memory", size)
-    assert (result.code, result.stdout) == (2, "") and "bytes, which no model fits" in result.stderr
+    assert (result.code, result.stdout) == (2, "") and "bytes are too little for any model" in result.stderr
     assert ("did you mean --memory" in result.stderr) == size.strip().isdecimal()
 
 
@@ -195,18 +195,18 @@ def test_a_prompt_file_is_counted_with_the_models_own_tokenizer(scope, tiny_fold
 BAD = {
     "a device that does not exist": (
         ["--plan", "--device", "cuda:7"],
-        "no free memory known for --device cuda:7",
+        "the free memory of --device cuda:7 is unknown",
     ),
     "no such kind of device": (["--device", "tpu"], "'tpu'"),
     "an output beyond the context": (["--plan", "--max-new-tokens", "999999"], "exceed the model's context"),
     "measured: an output beyond the context": (["--max-new-tokens", "999999"], "exceed the model's context"),
     "a plot nobody knows": (["--plot", "map.pdf"], "--plot map.pdf: no such format"),
     "a plot in no folder": (["--plot", "no/such/map.png"], "there is no folder"),
-    "no size": (["--plan", "--memory", "lots"], "--memory lots: no size"),
-    "no numbers": (["--budget", "256,many"], "--budget 256,many: not numbers"),
+    "no size": (["--plan", "--memory", "lots"], "--memory lots is not a size"),
+    "no numbers": (["--budget", "256,many"], "--budget 256,many is not a list of numbers"),
     "a budget of nothing": (["--plan", "--budget", "0"], "decode.budget"),
     "a strategy nobody knows": (["--plan", "--strategy", "slid"], "did you mean slide?"),
-    "two prompts": (["--prompt", "a", "--prompt-tokens", "9"], "exclude each other"),
+    "two prompts": (["--prompt", "a", "--prompt-tokens", "9"], "cannot be combined"),
     "an empty prompt": (["--prompt", " "], "the prompt is empty"),
     "two formats": (["--json", "--csv"], "--json and --csv"),
     "memory without a plan": (["--memory", "24GiB"], "--memory is for planning"),

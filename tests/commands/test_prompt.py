@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_refused(scope, folder, writes, tiny_folder):
     tiny_model(dtype=torch.float32, seed=1).save_pretrained(other)
     tiny_tokenizer().save_pretrained(other)
     cases = [
-        (["hi", "--prompt-cache", kept, *writes], "without another one"),
+        (["hi", "--prompt-cache", kept, *writes], "give no other"),
         (["--prompt-cache", kept, *writes, "--prefill", "streaming", "--prefill-budget", 40], "--prefill"),
         (["--prompt-cache", folder / "report.txt", *writes], "no state"),
         (["--prompt-cache", folder / "no.scope", *writes], "cannot read"),

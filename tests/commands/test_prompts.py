@@ -118,7 +118,7 @@ def test_an_answer_that_stopped_is_gone_on_with_in_its_file(ask, tmp_path):
     assert ask("hi", "--continue-text", "It was Fi").stdout == "ne"
     assert ask("--raw", "hi", "--continue-text", "Fi").stdout == "ne"
     both = ask("hi", "--continue-text", "a", "--continue-file", story)
-    assert both.code == 2 and "exclude each other" in both.stderr
+    assert both.code == 2 and "cannot be combined" in both.stderr
 
 
 def test_bytes_that_are_no_text_on_the_command_line_are_a_sentence(ask):

@@ -173,10 +173,10 @@ SPOILED = {
     "cut off": (lambda state: os.truncate(state, 5000), "damaged"),
     "foreign": (lambda state: state.write_text("Once upon a time."), "no state"),
     "gone": (lambda state: state.unlink(), "story.txt.state"),
-    "another model": (of_another_model, "another model"),
-    "text longer": (lambda state: append(state.with_suffix(""), b" The end."), "was changed"),
-    "text shorter": (lambda state: os.truncate(state.with_suffix(""), 1), "was changed"),
-    "text other": (lambda state: overwrite(state.with_suffix("")), "was changed"),
+    "another model": (of_another_model, "has changed: other weights"),
+    "text longer": (lambda state: append(state.with_suffix(""), b" The end."), "has changed since"),
+    "text shorter": (lambda state: os.truncate(state.with_suffix(""), 1), "has changed since"),
+    "text other": (lambda state: overwrite(state.with_suffix("")), "has changed since"),
     "text gone": (lambda state: state.with_suffix("").unlink(), "cannot read"),
 }
 

@@ -68,13 +68,17 @@ NORM = "model.norm.weight"
 BROKEN = {  # what is done to a whole folder, and what is said
     "weights a pointer": (lambda f: write(f, WEIGHTS, POINTER), "pointer", "git lfs pull"),
     "weights empty": (lambda f: write(f, WEIGHTS, b""), "is empty", ""),
-    "weights zeros": (lambda f: write(f, WEIGHTS, bytes(10_000)), "no safetensors file", ""),
-    "weights cut in the length": (lambda f: cut(f, WEIGHTS, 5), "no safetensors file", ""),
+    "weights zeros": (lambda f: write(f, WEIGHTS, bytes(10_000)), "not a safetensors file", ""),
+    "weights cut in the length": (lambda f: cut(f, WEIGHTS, 5), "not a safetensors file", ""),
     "weights cut in the header": (lambda f: cut(f, WEIGHTS, 300), "cut off", ""),
     "weights cut in the data": (lambda f: cut(f, WEIGHTS, -1), "cut off", ""),
     "weights longer": (lambda f: write(f, WEIGHTS, (f / WEIGHTS).read_bytes() + b"x"), "longer than", ""),
-    "weights a web page": (lambda f: write(f, WEIGHTS, b"<!DOCTYPE html><html>" * 9), "no safetensors", ""),
-    "weights a pickle": (lambda f: write(f, WEIGHTS, b"PK\3\4" + bytes(50)), "cut off|no safetensors", ""),
+    "weights a web page": (
+        lambda f: write(f, WEIGHTS, b"<!DOCTYPE html><html>" * 9),
+        "not a safetensors",
+        "",
+    ),
+    "weights a pickle": (lambda f: write(f, WEIGHTS, b"PK\3\4" + bytes(50)), "cut off|not a safetensors", ""),
     "header too long": (
         lambda f: write(f, WEIGHTS, (200_000_000).to_bytes(8, "little") + bytes(99)),
         "200,000,000 bytes",
@@ -91,7 +95,7 @@ BROKEN = {  # what is done to a whole folder, and what is said
     ),
     "config empty": (lambda f: write(f, "config.json", ""), "it is empty", ""),
     "config cut": (lambda f: cut(f, "config.json", -20), "not JSON", ""),
-    "config a list": (lambda f: write(f, "config.json", "[]"), "no mapping", ""),
+    "config a list": (lambda f: write(f, "config.json", "[]"), "not a JSON object", ""),
     "config of zeros": (lambda f: write(f, "config.json", bytes(500)), "not JSON", ""),
     "config nested": (lambda f: write(f, "config.json", "[" * 100_000), "not JSON", ""),
     "config with a mark": (
@@ -129,7 +133,7 @@ BROKEN = {  # what is done to a whole folder, and what is said
     "an adapter beside": (lambda f: write(f, "adapter_config.json", "{}"), "adapter_config.json", "peft"),
     "an adapter's weights beside": (lambda f: write(f, "adapter_model.safetensors", b""), "adapter", "peft"),
     "generation_config cut": (lambda f: cut(f, "generation_config.json", -5), "not JSON", ""),
-    "generation_config a list": (lambda f: write(f, "generation_config.json", "[1]"), "no mapping", ""),
+    "generation_config a list": (lambda f: write(f, "generation_config.json", "[1]"), "a JSON object", ""),
     "an end in words": (
         lambda f: write(f, "generation_config.json", '{"eos_token_id": ["</s>"]}'),
         "eos_token_id",
@@ -179,7 +183,7 @@ IN_SHARDS = {
     "index with numbers": (lambda f: write(f, INDEX, '{"weight_map": {"a": 1}}'), "names 1"),
     "index with a path": (
         lambda f: write(f, INDEX, '{"weight_map": {"a": "../x.safetensors"}}'),
-        "no file of this folder",
+        "not a file of this folder",
     ),
     "index of pickles": (
         lambda f: write(f, INDEX, '{"weight_map": {"a": "pytorch_model-00001-of-00002.bin"}}'),

@@ -123,7 +123,7 @@ def test_a_run_uses_them(scope, acme, tiny_folder, tmp_path):
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
-        ("decode.scorer={name: loudest, times: 0}", "times): is 0, and has to be at least 1 (default 3)"),
+        ("decode.scorer={name: loudest, times: 0}", "times): is 0; it must be at least 1 (default 3)"),
         ("decode.scorer={name: loudest, tims: 2}", "no such key; did you mean times?"),
         ("decode.scorer=loudes", "did you mean loudest?"),
     ],

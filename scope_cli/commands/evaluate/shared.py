@@ -109,7 +109,7 @@ def check_writable(output: Path | None, plot: Path | None = None, force: bool = 
         raise UsageError(f"{output} exists already", "choose another --output, or add --force")
     if plot is not None and plot.suffix not in PICTURES:
         raise UsageError(
-            f"--plot: {plot} is no picture that can be drawn", f"end it in {', '.join(PICTURES)}"
+            f"--plot: {plot} is not a kind of picture that can be drawn", f"end it in {', '.join(PICTURES)}"
         )
     if plot is not None:
         need("matplotlib", "--plot")

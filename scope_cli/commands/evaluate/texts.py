@@ -82,7 +82,7 @@ def read_run(record: Path) -> Run:
         written = sum(one["output_tokens"] for one in saved["results"])
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"--run: {record} is no record of a run",
+            f"--run: {record} is not the record of a run",
             "it is the OUT.run.json beside the OUT of `scope generate -o OUT`",
         ) from error
     file = record.with_name(record.name.removesuffix(".run.json"))

@@ -144,7 +144,7 @@ def _values(items: Sequence[dict[str, Any]], metric: str) -> Blocks:
 def _difference(name: str, mine: dict[str, Blocks], against: str, other: dict[str, Blocks]) -> Estimate:
     shared = [key for key in mine if key in other]
     if not shared:
-        raise UsageError(f"{name} and {against} were measured on nothing that is the same")
+        raise UsageError(f"{name} and {against} share no measurement")
     return paired_difference(_pooled(mine[key] for key in shared), _pooled(other[key] for key in shared))
 
 

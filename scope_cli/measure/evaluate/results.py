@@ -57,7 +57,7 @@ def read_result(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}") from error
     if not isinstance(result, dict) or "scope_evaluate" not in result:
-        raise UsageError(f"{path} is no result of scope evaluate", "--output of scope evaluate writes one")
+        raise UsageError(f"{path} is not a result of scope evaluate", "--output of scope evaluate writes one")
     if result.get("format") != FORMAT:
         raise UsageError(f"{path} has format {result.get('format')}; this version reads {FORMAT}")
     return result

@@ -283,4 +283,4 @@ def read_results(file: Path) -> list[Result]:
             if isinstance(error, ValidationError)
             else ""
         )
-        raise UsageError(f"{file} is no result of scope profile: {where or error}", hint) from error
+        raise UsageError(f"{file} is not a result of scope profile: {where or error}", hint) from error

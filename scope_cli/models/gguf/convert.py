@@ -42,7 +42,7 @@ class GgufModel:
             return AutoConfig.for_model(**self.config)
         except Exception as error:  # each configuration checks itself, and raises what it likes
             why = " ".join(str(error).split())
-            raise ModelError(f"{self.header.name} says what transformers does not take: {why}") from error
+            raise ModelError(f"{self.header.name} says what transformers rejects: {why}") from error
 
     @cached_property
     def transformers_tokenizer(self) -> "PreTrainedTokenizerFast":

@@ -177,7 +177,7 @@ class _Part:
             metadata[key] = self._value(self._number("I", key), key)
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or not 1 <= alignment <= 1 << 20 or alignment & alignment - 1:
-            raise self._broken(f"has general.alignment {alignment!r}, which is no power of two")
+            raise self._broken(f"has general.alignment {alignment!r}, which is not a power of two")
         entries = [self._entry() for _ in range(tensors)]
         start = -(-self.at // alignment) * alignment
         found = [Tensor(name, shape, kind, self.file, start + at) for name, shape, kind, at in entries]

@@ -15,7 +15,7 @@ def test_models_rm_frees_what_a_file_took(tmp_path, cache, scope):
     assert removed.code == 0 and "free again" in removed.stderr and path.is_file()
     assert not converted.exists() and not list(cache.rglob("*.safetensors"))
     nothing = scope("models", "rm", path, "--yes")
-    assert nothing.code == 2 and "keeps nothing" in nothing.stderr
+    assert nothing.code == 2 and "has no copy" in nothing.stderr
 
 
 def test_models_rm_works_for_a_file_that_is_gone(tmp_path, scope):

@@ -15,7 +15,7 @@ from scope_cli.settings.load import check, load_profile
         ({"method": "snapkv", "budget": 0}, "prefill.budget", "a share of the prompt such as"),
         ({"method": "snapkv", "budget": "quarter"}, "prefill.budget", "a share of the prompt such as"),
         ({"method": "snapkv", "budget": "120%"}, "prefill.budget", "a share of the prompt such as"),
-        ({"method": "snapkv", "budget": True}, "prefill.budget", "is true, which is no value here"),
+        ({"method": "snapkv", "budget": True}, "prefill.budget", "is true, which is not allowed here"),
         ({"method": "snapkv", "budget": 20}, "prefill.window", "is 32; it is part of the budget (20)"),
         ({"method": "snapkw", "budget": 64}, "prefill.method", "did you mean snapkv?"),
         ({"method": {"name": "snapkv", "kernel": 6}, "budget": 64}, "prefill.method.kernel", "an even pool"),
