@@ -45,18 +45,26 @@ class Chunk:
         return self.start + self.tokens
 
 
-def causal_mask(chunk: Chunk, device: torch.device) -> Any:
-    """Each of a chunk's queries sees the tokens up to its own, [tokens, end]; None where none came before.
+@dataclass(frozen=True)
+class Causal:
+    """Each of a chunk's queries sees the tokens up to its own, the newest `window` of them."""
 
-    For scaled_dot_product_attention, whose `is_causal` is this mask where it is square.
-    """
-    if chunk.start == 0:
-        return None
-    if device.type == "cuda":  # a mask that takes no memory, and whose import takes seconds
-        from torch.nn.attention.bias import causal_lower_right
+    tokens: int  # of the chunk, the last of those
+    seen: int  # altogether
+    window: int | None = None
 
-        return causal_lower_right(chunk.tokens, chunk.end)
-    return torch.ones(chunk.tokens, chunk.end, dtype=torch.bool, device=device).tril(chunk.start)
+    def mask(self, device: torch.device) -> Any:
+        """For scaled_dot_product_attention, [tokens, seen]; None: its `is_causal` is this mask."""
+        if self.window is None and self.tokens == self.seen:
+            return None
+        if self.window is None and device.type == "cuda":  # takes no memory, but seconds to import
+            from torch.nn.attention.bias import causal_lower_right
+
+            return causal_lower_right(self.tokens, self.seen)
+        at = torch.arange(self.seen, device=device)
+        distance = at[self.seen - self.tokens :, None] - at
+        visible = distance >= 0
+        return visible if self.window is None else visible & (distance < self.window)
 
 
 class SlotLayer:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from scope_cli.cache.layers import Chunk, SlotLayer, causal_mask
+from scope_cli.cache.layers import Causal, Chunk, SlotLayer
 from scope_cli.cache.policy_slots import FREE, INF, PolicySlots, Together
 from scope_cli.cache.store import Parts, put
 from scope_cli.geometry import LayerGeometry
@@ -64,7 +64,7 @@ class PolicyLayer(SlotLayer):
         self.positions[lane, :, new] = torch.arange(chunk.start, chunk.end, device=keys.device)
         self.bias[lane, :, :, new] = 0
         seen = (slice(lane, lane + 1), slice(None), slice(chunk.end))
-        return *self.store.turned(seen, self.cache.space_of(lane)), causal_mask(chunk, keys.device)
+        return *self.store.turned(seen, self.cache.space_of(lane)), Causal(chunk.tokens, chunk.end)
 
     def place(self, lane: int, parts: Parts, positions: Tensor) -> None:
         """Hold what was kept of a prompt, in the first slots.

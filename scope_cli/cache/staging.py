@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scope_cli.cache.cache import ScopeCache
-from scope_cli.cache.layers import Chunk, SlotLayer, causal_mask
+from scope_cli.cache.layers import Causal, Chunk, SlotLayer
 from scope_cli.cache.policy_layer import PolicyLayer
 from scope_cli.cache.policy_slots import FREE
 from scope_cli.cache.shape import PromptPlan
@@ -46,7 +46,7 @@ class StagedLayer:
         assert self.store is not None, "the prompt has been settled"
         self.store.set((slice(None), slice(chunk.start, chunk.end)), self.store.pack(keys[0], values[0]))
         seen_keys, seen_values = self.store.turned((slice(None), slice(chunk.end)))
-        return seen_keys.unsqueeze(0), seen_values.unsqueeze(0), causal_mask(chunk, keys.device)
+        return seen_keys.unsqueeze(0), seen_values.unsqueeze(0), Causal(chunk.tokens, chunk.end)
 
     def remember(self, queries: Tensor, chunk: Chunk) -> None:
         """Queries of a chunk, [1, heads, tokens, head_dim]: for the method, and for the lane's own ring."""

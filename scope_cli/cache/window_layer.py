@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from scope_cli.cache.layers import Chunk, SlotLayer
+from scope_cli.cache.layers import Causal, Chunk, SlotLayer
 from scope_cli.cache.policy_slots import nothing_held
 from scope_cli.geometry import LayerGeometry
 
@@ -32,16 +32,17 @@ class WindowLayer(SlotLayer):
             [torch.cat(pair, 2) for pair in zip(old, parts, strict=True)]
         )
         newest = torch.arange(chunk.start, chunk.end, device=device)
-        distance = newest[:, None] - torch.cat([before, newest])[None]
         stays = newest[-self.most_held :]  # what a later token can still see
         slot = stays % self.most_held
         kept = tuple(part[0, :, stays - chunk.start] for part in parts)
         self.store.set((lane, slice(None), slot), kept)
         self.positions[lane, :, slot] = stays.to(torch.int32)
         self.bias[lane, :, :, slot] = 0
-        visible = (distance >= 0) & (distance < window)
+        seen = Causal(chunk.tokens, seen_keys.shape[2], window)
         if (exact := self.exact) is None or not chunk.known_output:
-            return seen_keys, seen_values, visible
+            return seen_keys, seen_values, seen
+        visible = seen.mask(device)
+        distance = newest[:, None] - torch.cat([before, newest])[None]
         prompt, most = self.cache.count(lane).prompt, exact.tokens
         visible &= (distance >= most) | (newest[:, None] - distance < prompt)
         here = torch.arange(max(prompt, chunk.start - most + 1), chunk.start, device=device)

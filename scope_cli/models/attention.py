@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scope_cli.cache.layers import LayerAttention
+from scope_cli.cache.layers import Causal, LayerAttention
 from scope_cli.errors import ModelError
 from scope_cli.geometry import Geometry
 from scope_cli.models.lean import AttentionInterface, PreTrainedModel
+from scope_cli.native.reading import attend_chunk, reads
 from scope_cli.policies.received import received
 
 if TYPE_CHECKING:
@@ -52,11 +53,15 @@ def attend(
         raise ModelError("models that scale their attention from call to call cannot be run")
     if scope_cache.chunk is not None:
         keys, values, visible = layer.read(scope_cache.chunk, key, value)
-        causal, store = visible is None, layer.store
+        store = layer.store
         asked = store.turned_queries(query)
-        out = F.scaled_dot_product_attention(
-            asked, keys, values, visible, is_causal=causal, scale=layer.scale, enable_gqa=True
-        )
+        if isinstance(visible, Causal) and reads(asked):
+            out = attend_chunk(asked, keys, values, layer.scale, visible.window)
+        else:
+            mask = visible.mask(asked.device) if isinstance(visible, Causal) else visible
+            out = F.scaled_dot_product_attention(
+                asked, keys, values, mask, is_causal=mask is None, scale=layer.scale, enable_gqa=True
+            )
         out = store.turned_back(out)
         if layer.counts_received and not scope_cache.chunk.known_output:
             layer.add_received(received(asked[0], keys[0], scope_cache.chunk.start, layer.scale))

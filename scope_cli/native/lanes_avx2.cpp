@@ -2,11 +2,13 @@
 #if defined(__x86_64__)
 #define SCOPE_AVX2
 #include "attention.inl"
+#include "reading.inl"
 #include "vectors.inl"
 
 namespace scope {
 
 const Attention attention_avx2 = {avx2::piece, avx2::merge};
+const Reading reading_avx2 = {avx2::attend};
 const Vectors vectors_avx2 = {avx2::root,   avx2::scale, avx2::add,  avx2::activate, avx2::cap,
                                avx2::rotate, avx2::turn,  avx2::store, avx2::multiply};
 

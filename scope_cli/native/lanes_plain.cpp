@@ -1,10 +1,12 @@
 // Attention and arithmetic on rows in plain C++: what the other two have to equal, bit by bit.
 #include "attention.inl"
+#include "reading.inl"
 #include "vectors.inl"
 
 namespace scope {
 
 const Attention attention_plain = {plain::piece, plain::merge};
+const Reading reading_plain = {plain::attend};
 const Vectors vectors_plain = {plain::root,   plain::scale, plain::add,  plain::activate, plain::cap,
                                plain::rotate, plain::turn,  plain::store, plain::multiply};
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention.bias import causal_lower_right
 
 from scope_cli.cache.cache import ScopeCache
-from scope_cli.cache.layers import Chunk, causal_mask
+from scope_cli.cache.layers import Causal
 from scope_cli.cache.policy_layer import PolicyLayer
 from scope_cli.cache.policy_slots import FREE
 from scope_cli.engine.plan import plan_run
@@ -106,7 +106,7 @@ def test_a_chunks_query_sees_the_tokens_up_to_its_own(start, tokens):
     torch.manual_seed(0)
     query = torch.randn(1, 4, tokens, 16)
     keys, values = torch.randn(2, 1, 2, start + tokens, 16)
-    mask = causal_mask(Chunk(0, start, tokens), query.device)
+    mask = Causal(tokens, start + tokens).mask(query.device)
     if mask is not None:
         rows = [[key <= start + row for key in range(start + tokens)] for row in range(tokens)]
         assert mask.tolist() == rows and mask.dtype == torch.bool  # a byte for each pair
