@@ -11,7 +11,7 @@ import scope_cli
 from scope_cli.machine.description import processor
 from scope_cli.models.attention import KERNEL
 from scope_cli.models.model import LoadedModel
-from scope_cli.native.library import why_not
+from scope_cli.native.library import library, why_not
 
 
 def slower(loaded: LoadedModel) -> Iterator[str]:
@@ -25,6 +25,7 @@ def slower(loaded: LoadedModel) -> Iterator[str]:
 def depends_on(loaded: LoadedModel, lanes: int, compiled: bool) -> dict[str, Any]:
     """What changes how sums are rounded, and so, now and then, a text: beside model, prompt and profile."""
     on_cpu, gpu = loaded.device.type == "cpu", loaded.device.type == "cuda"
+    native = library() if on_cpu else None  # whose step is taken
     return {
         "device": str(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
@@ -34,6 +35,7 @@ def depends_on(loaded: LoadedModel, lanes: int, compiled: bool) -> dict[str, Any
         "threads": torch.get_num_threads() if on_cpu else None,
         "processor": torch.cuda.get_device_name(loaded.device) if gpu else processor(),
         "instructions": torch.backends.cpu.get_cpu_capability() if on_cpu else None,
+        "native": native.instructions if native and loaded.why_not_native is None else None,
     }
 
 

@@ -17,6 +17,7 @@ from scope_cli.engine.run_plan import RunPlan, make_plan
 from scope_cli.errors import ModelError
 from scope_cli.models.model import open_model
 from scope_cli.models.native_step import NativeStep
+from scope_cli.native.library import library
 from scope_cli.settings.load import load_profile
 from scope_cli.settings.schema import ModelSettings
 from tests.helpers.forked import Piped
@@ -614,6 +615,7 @@ def test_the_record_says_where_a_text_comes_from_and_what_it_depends_on(generate
         assert (told["device"], told["dtype"], told["weights"]) == ("cpu", "float32", "plain")
         assert (told["compiled"], told["lanes"], told["threads"]) == (False, 1, 1)
         assert told["processor"] and told["instructions"]
+        assert told["native"] == (known.instructions if (known := library()) else None)
 
 
 def test_a_run_that_is_interrupted_while_it_reads_says_how_far_it_came(generate, tmp_path, monkeypatch):
