@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from scope_cli.policies.wrappers.base import Wrapper
 
 
+SNAPSHOTS = 2  # of a lane, in memory: what `sampling.on_loop=rollback` goes back to
 CPU_CHUNK = 512  # tokens: a CPU takes about a second for them, and Ctrl-C is heard between two chunks
 
 
@@ -39,6 +40,7 @@ class LanePlan:
     shape: CacheShape  # where the prompt decides (`prompt.late`), the largest that it can become
     prompt: PromptPlan
     notes: tuple[str, ...]
+    snapshots: int = 0  # in memory, of each lane
 
     @property
     def starting_shape(self) -> CacheShape:
@@ -121,6 +123,7 @@ def plan_run(
         ),
         prompt=prompt,
         notes=tuple(notes),
+        snapshots=SNAPSHOTS if profile.sampling.on_loop == "rollback" else 0,
     )
 
 

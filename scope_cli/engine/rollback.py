@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.engine.loops import LoopWatch
+from scope_cli.engine.plan import SNAPSHOTS
 from scope_cli.engine.sampling import AS_SET, Change
 from scope_cli.engine.state import LaneState, put_back, state_of
 from scope_cli.engine.text import TextStream
@@ -70,7 +71,7 @@ class Rollback:
     attempts: int = 0
     taken: tuple[TakenBack, ...] = ()
     _waiting: deque[Token] = field(default_factory=deque)
-    _snapshots: list[Snapshot] = field(default_factory=list)  # at most two, the older one first
+    _snapshots: list[Snapshot] = field(default_factory=list)  # at most SNAPSHOTS, the oldest first
 
     def place_of(self, loop: Loop) -> int:
         """So many tokens stay: up to the end of its first copy, and all that has been told."""
@@ -132,7 +133,7 @@ class Rollback:
         """Between two steps: take a snapshot where it is time for one."""
         newest = self._snapshots[-1].written if self._snapshots else None
         if newest is None or (newest <= self.told and lane.written - newest >= EVERY):
-            self._snapshots = [*self._snapshots[-1:], Snapshot.of(cache, lane)]
+            self._snapshots = [*self._snapshots[1 - SNAPSHOTS :], Snapshot.of(cache, lane)]
 
     def state(self, live: LaneState) -> LaneState:
         """Of the whole lane, for a checkpoint: a snapshot, and the ids that have been chosen since.

@@ -3,7 +3,7 @@
 Arithmetic on the largest tensors that are alive together, and one measured constant: docs/how-to/profile.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from scope_cli.cache.shape import MEMO_BYTES
@@ -21,8 +21,8 @@ while it writes, beside all tensors (events, text, half-used pages). On a GPU te
 class Workspace:
     """Peaks of the two phases, in bytes, beside weights and cache."""
 
-    prefill: int  # one lane's prompt at a time, staging included
-    decode: int  # all lanes together
+    prefill: int  # one lane's prompt at a time, staging included; snapshots of the others
+    decode: int  # all lanes together, with their snapshots
 
 
 def workspace(target: Target, plan: LanePlan, chunk: int) -> Workspace:
@@ -42,7 +42,11 @@ def workspace(target: Target, plan: LanePlan, chunk: int) -> Workspace:
     if staged:
         prefill = max(prefill, staged + settling_bytes(shape, plan, dtype_bytes))
     own = PROCESS_BYTES if target.device == "cpu" else 0
-    return Workspace(prefill, own + writing_bytes(shape, plan, dtype_bytes))
+    lane = replace(plan.shape, lanes=1).cache_bytes(shape.geometry, dtype_bytes)
+    snapshots, lanes = plan.snapshots * lane, plan.shape.lanes
+    return Workspace(
+        prefill + (lanes - 1) * snapshots, own + writing_bytes(shape, plan, dtype_bytes) + lanes * snapshots
+    )
 
 
 def reading_bytes(shape: ModelShape, plan: LanePlan, tokens: int, dtype_bytes: int) -> int:

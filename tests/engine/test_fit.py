@@ -52,6 +52,20 @@ def test_the_parts_add_up(settings, opened, lanes):
     assert replace(takes, loading=10**12).total == 10**12
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_rollback_counts_two_snapshots_of_each_lane(settings, opened, lanes):
+    """While a prompt is read, those of the other lanes; in a step all."""
+    plain = make_plan(settings, opened.geometry, PROMPT)
+    sampling = settings.profile.sampling.model_copy(update={"on_loop": "rollback"})
+    settings = replace(settings, profile=settings.profile.model_copy(update={"sampling": sampling}))
+    taken_back = make_plan(settings, opened.geometry, PROMPT)
+    before, after = (fit.needs(opened.target, [plan], lanes, 512) for plan in (plain, taken_back))
+    assert after.reading - before.reading == 2 * (lanes - 1) * before.cache // lanes > 0 or lanes == 1
+    assert after.writing - before.writing == 2 * before.cache
+    one, other = (Demand.of(0, plan, opened.target, 512) for plan in (plain, taken_back))
+    assert other.step_bytes - one.step_bytes == 2 * before.cache // lanes
+
+
 def test_a_run_that_the_plan_refuses_is_refused_by_generate_batch_and_bench(
     scope, tiny_folder, tmp_path, monkeypatch
 ):
