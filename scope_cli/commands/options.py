@@ -173,7 +173,7 @@ SETTINGS = {
     "ignore_eos": Setting("sampling.ignore_eos", SAMPLING),
     "stop": Setting("sampling.stop", SAMPLING, more="\\n, \\t and \\\\ are understood. Repeatable."),
     "stop_token": Setting("sampling.stop_tokens", SAMPLING, metavar="ID|TEXT", more="Repeatable."),
-    "on_loop": Setting("sampling.on_loop", SAMPLING, metavar="stop|rollback|ignore"),
+    "on_loop": Setting("sampling.on_loop", SAMPLING, metavar="WHAT"),
     "seed": Setting("sampling.seed", SAMPLING),
     "temperature": Setting("sampling.temperature", SAMPLING),
     "top_p": Setting("sampling.top_p", SAMPLING),

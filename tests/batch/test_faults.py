@@ -525,7 +525,6 @@ def test_older_ledgers_without_checksums_are_read():
 @pytest.mark.parametrize("where", ["tokenizer", "plan", "text"])
 def test_whatever_one_row_raises_it_fails_alone(run, out, whole, monkeypatch, error, where):
     """In its template or tokenizer, while it is planned, while its text is taken."""
-    from scope_cli.engine import run as generate
     from scope_cli.engine import text
 
     if where == "tokenizer":
@@ -559,7 +558,7 @@ def test_whatever_one_row_raises_it_fails_alone(run, out, whole, monkeypatch, er
                 raise error
             return feed(self, token_id)
 
-        monkeypatch.setattr(generate.TextStream, "feed", breaks_when_written)
+        monkeypatch.setattr(text.TextStream, "feed", breaks_when_written)
     code, said = run()
     assert code == 1 and f"2.txt: {'failed: ' if where == 'text' else ''}{type(error).__name__}" in said
     assert texts(out) == {name: one for name, one in whole.items() if name != "2.txt"}
