@@ -171,4 +171,4 @@ def lowest(scores: Tensor, positions: Tensor, most: int) -> Tensor:
         return by_age.gather(2, scores.gather(2, by_age).sort(dim=-1, stable=True).indices[:, :, :most])
     bits = (scores + 0.0).view(torch.int32)  # 0.0 in place of -0.0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # as integers, in the order of the numbers
-    return ((ordered.long() << 32) + positions).topk(most, largest=False).indices
+    return ordered.long().bitwise_left_shift_(32).add_(positions).topk(most, largest=False).indices

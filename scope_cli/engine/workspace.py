@@ -1,6 +1,6 @@
 """What a model call needs beside weights and cache: shape, chunk and prompt length in, bytes out.
 
-Arithmetic on the largest tensors that are alive together, and one measured constant: docs/how-to/profile.md.
+Arithmetic on the largest tensors that are alive together, and two measured constants: docs/how-to/profile.md.
 """
 
 from dataclasses import dataclass, replace
@@ -13,8 +13,9 @@ from scope_cli.models.target import Target
 
 INDEX_BYTES = 8  # an int64
 PROCESS_BYTES = 7 * 2**17
-"""The one constant that was measured and not derived: by how much a warm process's own memory grows
+"""What was measured and not derived: by how much a warm process's own memory grows
 while it writes, beside all tensors (events, text, half-used pages). On a GPU tensors alone are counted."""
+STAGE_BYTES = 2**19  # measured too: pages that a staged prompt leaves half used
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def workspace(target: Target, plan: LanePlan, chunk: int) -> Workspace:
         prefill = max(filled + reading(chunk), staged + reading(last))
     if staged:
         prefill = max(prefill, staged + settling_bytes(shape, plan, dtype_bytes))
-    own = PROCESS_BYTES if target.device == "cpu" else 0
+    own = (PROCESS_BYTES + STAGE_BYTES * bool(staged)) if target.device == "cpu" else 0
     lane = replace(plan.shape, lanes=1).cache_bytes(shape.geometry, dtype_bytes)
     snapshots, lanes = plan.snapshots * lane, plan.shape.lanes
     return Workspace(
@@ -100,8 +101,8 @@ def writing_bytes(shape: ModelShape, plan: LanePlan, dtype_bytes: int) -> int:
             slots = held.layer_slots(index, layer)
             many = min(held.looked_at_once(index, layer), shape.geometry.policy_layers)
             one_side = prod((slots, layer.kv_heads, layer.head_dim))
-            keys = one_side * 4 if dtype_bytes < 4 else 0  # in float32
             unpacked = one_side * dtype_bytes if held.form.packs else 0
+            keys = one_side * 4 if dtype_bytes < 4 or not unpacked else 0  # in float32 and one piece
             each = held.slot_numbers(layer) * slots * MEMO_BYTES
             # Several layers, a layer's keys after the other's; or one, its keys and values turned back.
             evicting = max(evicting, many * each + keys + unpacked, each + keys + 3 * unpacked)

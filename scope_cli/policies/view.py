@@ -134,12 +134,12 @@ class SlotView:
         queries, positions = self.newest_queries(window)
         rows = queries.flatten(2, 3)
         if self._keys is None:  # a layer at a time, not turned back
-            products = self._products(rows) * self.scale
+            products = self._products(rows).mul_(self.scale)
         else:
-            products = rows @ self.precise(self.keys).transpose(2, 3) * self.scale
+            products = (rows @ self.precise(self.keys).transpose(2, 3)).mul_(self.scale)
         slots = self.positions.unsqueeze(2).unsqueeze(2)
         hidden = (slots < 0) | (slots > positions.view(-1, 1, 1, window, 1))
-        return products.unflatten(2, (-1, window)).masked_fill(hidden, -torch.inf)
+        return products.unflatten(2, (-1, window)).masked_fill_(hidden, -torch.inf)
 
     def newest_queries(self, window: int) -> tuple[Tensor, Tensor]:
         """The newest queries, in any order, and their positions (-1: there were not that many yet).
@@ -168,11 +168,11 @@ class SlotView:
 
         logits = self.logits(window)
         if among is not None:
-            logits = logits.masked_fill(~among.unsqueeze(2).unsqueeze(2), -torch.inf)
+            logits.masked_fill_(~among.unsqueeze(2).unsqueeze(2), -torch.inf)
         if group == "logit_max":
             logits = logits.amax(2, keepdim=True)
         blind = logits.amax(-1, keepdim=True) == -torch.inf  # too early, or all it saw has been evicted
-        rows = logits.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
+        rows = logits.masked_fill_(blind, 0).softmax(-1).masked_fill_(blind, 0)
         per_query = rows.amax(2) if group == "max" else rows.mean(2)  # [lanes, kv_heads, window, slots]
         if queries == "max":
             return per_query.amax(2)

@@ -133,6 +133,7 @@ def measure(reference: Reference, settings: LoadedProfile, plan_tokens: int | No
     meter = ByteMeter(loaded.geometry, loaded.dtype.itemsize, settings.profile.cache.form)
     kl, same, nll = _compare(reference, meter.watch(_replay(reference, settings)))
     kl_blocks, same_blocks, nll_blocks = Blocks.of(kl), Blocks.of(same), Blocks.of(nll)
+    full_nll = _nll(reference.logprobs, text.output_ids).double().numpy()
     reading = meter.reading
     plan = make_plan(settings, loaded.geometry, len(text.prompt_ids))
     differs = np.flatnonzero(same == 0)
@@ -145,7 +146,7 @@ def measure(reference: Reference, settings: LoadedProfile, plan_tokens: int | No
         kl_p95=quantile(kl, 0.95).as_list(),
         top1=estimate([same_blocks]).as_list(),
         perplexity=float(np.exp(nll.mean())),
-        full_perplexity=float(_nll(reference.logprobs, text.output_ids).double().mean().exp()),
+        full_perplexity=float(np.exp(full_nll.mean())),
         first_divergence=int(differs[0]) if len(differs) else None,
         block_tokens=BLOCK,
         blocks={"kl": kl_blocks.means, "top1": same_blocks.means, "nll": nll_blocks.means},
