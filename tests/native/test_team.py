@@ -48,8 +48,9 @@ def test_ctrl_c_is_heard_between_two_calls(native):
         "torch.set_num_threads(2)\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # whoever starts the tests may ignore it
         "case = Case(64, 3, 777, ('int8', 'int8'))\n"
-        "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "case.attend()\n"  # the library is built or found
         "try:\n"
+        "    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "    while True: case.attend()\n"
         "except KeyboardInterrupt: print('heard')\n"
     )
