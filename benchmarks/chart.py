@@ -31,13 +31,15 @@ def series() -> dict[str, list[tuple[int, float]]]:
 
 def draw(file: Path = PICTURE) -> None:
     figure, axes = plt.subplots(figsize=(8, 3.8), dpi=100)
-    lines = series()
+    lines, above = series(), float("inf")
     for name in sorted(lines, key=lambda name: -lines[name][-1][1]):  # the legend in the order of the ends
         label, colour, marker, dashes = DRAWN[name]
         points = lines[name]
         axes.plot(*zip(*points, strict=True), dashes, marker=marker, color=colour, linewidth=2.5, label=label)
         x, y = points[-1]
-        axes.annotate(f"{y:.0f}", (x, y), xytext=(9, -4), textcoords="offset points", fontsize=11)
+        low = 10 if above - y < 3 else 4  # points: out of the way of the figure above
+        axes.annotate(f"{y:.0f}", (x, y), xytext=(9, -low), textcoords="offset points", fontsize=11)
+        above = y
     axes.set_xlim(0, 8600)
     axes.set_ylim(0)
     axes.set_xlabel("tokens of prompt and output so far", fontsize=12)
