@@ -164,7 +164,7 @@ def _told(error: Exception | SystemExit, argv: Sequence[str]) -> int:
         if not said:  # no command was named, and the help was the answer
             return 2
         context = getattr(error, "ctx", None)
-        command = context.command_path if context is not None else "scope"
+        command = context.command_path if context is not None else _named(argv)
         return _tell(said[0].lower() + said[1:].rstrip("."), f"{command} --help", 2)
     if is_out_of_memory(error) and not isinstance(error, ScopeError):
         error = OutOfMemoryError.of(error)
@@ -174,6 +174,18 @@ def _told(error: Exception | SystemExit, argv: Sequence[str]) -> int:
     if isinstance(error, ScopeError):
         return _tell(str(error), error.hint, error.exit_code)
     return _tell_of_a_bug(error, argv)
+
+
+def _named(argv: Sequence[str]) -> str:
+    """The command that a command line names, as 'scope models list'."""
+    found: TyperGroup | TyperCommand = command(defaults=False)
+    words = ["scope"]
+    for word in argv:
+        if not isinstance(found, TyperGroup) or word not in found.commands:
+            break
+        found = found.commands[word]  # type: ignore[assignment]
+        words.append(word)
+    return " ".join(words)
 
 
 def _in_words(error: typer.TyperException) -> str:

@@ -19,6 +19,7 @@ from scope_cli.names import did_you_mean
 if TYPE_CHECKING:
     from scope_cli.measure.bench.contest import Course, Spec
     from scope_cli.models.model import OpenedModel
+    from scope_cli.settings.load import Typed
 
 WHO, WHERE, RESULT = "Contenders", "Course", "Results"
 SPARE = 2  # tokens after the last position: one is picked and not fed, and a lane must not end with it
@@ -234,7 +235,7 @@ def bench_command(
     raise typer.Exit(130 if interrupted else 1 if any(row.failed for row in rows) else 0)
 
 
-def contenders(profiles: list[str], peers: list[str], common: dict[str, Any]) -> "list[Spec]":
+def contenders(profiles: list[str], peers: list[str], common: "Typed") -> "list[Spec]":
     """Every contender's command, checked as far as it can be without starting it."""
     from scope_cli.measure.bench.contest import Spec
     from scope_cli.settings.load import load_profile
@@ -244,7 +245,7 @@ def contenders(profiles: list[str], peers: list[str], common: dict[str, Any]) ->
     for text in profiles:
         name, profile, words = parsed(text, "--profile")
         overrides, lanes = settings_of(words, "--profile")
-        overrides = common | overrides
+        overrides = common.over(overrides)
         decode = load_profile(profile, overrides).profile.decode  # a problem is told now
         if (told := nothing_to_choose(decode, None)) is not None:
             tell(f"note: {name}: {told}")

@@ -1,7 +1,7 @@
 """scope profile: what a run will take, what it took, and what a budget should be."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,11 +13,12 @@ from scope_cli.commands.plan import show_plan, width_of
 from scope_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from scope_cli.settings.load import LoadedProfile
+    from scope_cli.settings.load import LoadedProfile, Typed
 
     Cases = list[tuple[str, LoadedProfile]]  # label, profile
 
 RUN, PLAN, SHOW = "What is run", "Planning", "Output"
+SEVERAL = {"decode.budget": "--budget", "decode.strategy": "--strategy"}
 SMALLEST_MEMORY = 2**20  # fewer bytes are a number whose unit was forgotten
 
 app = typer.Typer(help="Plan and measure memory and speed of one or several profiles.")
@@ -170,7 +171,7 @@ def names(text: str | None) -> list[str | None]:
 
 
 def side_by_side(
-    profiles: list[str], budgets: list[int | None], strategies: list[str | None], overrides: dict[str, Any]
+    profiles: list[str], budgets: list[int | None], strategies: list[str | None], overrides: "Typed"
 ) -> "Cases":
     """Every profile with every budget and strategy, each under a label of its own."""
     from scope_cli.settings.load import load_profile
@@ -179,10 +180,9 @@ def side_by_side(
     for name in profiles:
         for strategy in strategies:
             for budget in budgets:
-                typed = dict(overrides)
-                typed |= {} if budget is None else {"decode.budget": budget}
-                typed |= {} if strategy is None else {"decode.strategy": strategy}
-                settings = load_profile(name, typed)
+                each = {"decode.budget": budget, "decode.strategy": strategy}
+                asked = {key: value for key, value in each.items() if value is not None}
+                settings = load_profile(name, overrides.over(asked, SEVERAL))
                 full = settings.profile.decode.strategy == "full"
                 label = " ".join(
                     part

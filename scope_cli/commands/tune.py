@@ -19,6 +19,9 @@ from scope_cli.units import as_ratio
 if TYPE_CHECKING:
     from scope_cli.console.tables import Table
     from scope_cli.measure.evaluate.tune import Tuned
+    from scope_cli.settings.load import LoadedProfile
+
+TRIED = {"decode.strategy": "--strategy", "decode.scorer": "--scorer", "cache.kv": "--kv"}
 
 
 @o.with_settings(*o.MEASURED, "raw", "seed")
@@ -80,7 +83,7 @@ def tune_command(
     from scope_cli.settings.load import LoadedProfile, load_profile
 
     def load(keys: dict[str, Any]) -> LoadedProfile:
-        return load_profile(profile, {**common, "decode.recent": "auto", **keys})
+        return load_profile(profile, common.over({"decode.recent": "auto", **keys}, TRIED))
 
     strategies = tuple(strategy) or search.STRATEGIES
     scorers = tuple(yaml.safe_load(one) for one in scorer) or search.SCORERS
@@ -146,7 +149,7 @@ def tune_command(
         tell(f"not sure: the interval reaches {upper:.4f}; --sure asks for all of it, --tokens N narrows it")
     if smaller:
         tell(f"the next smaller budget of the grid, {smaller[-1]}, is over the limit")
-    write_profile(output, profile, common, best, known.name, max_gap)
+    write_profile(output, load(best.keys), best, known.name, max_gap)
     tell(f"written: {output}; scope generate --profile {output} ...")
 
 
@@ -177,18 +180,14 @@ def as_table(found: "Tuned") -> "Table":
     return Table(heads, rows, names=4)
 
 
-def write_profile(
-    output: Path, name: str, common: dict[str, Any], best: Any, text: str, max_gap: float
-) -> None:
+def write_profile(output: Path, settings: "LoadedProfile", best: Any, text: str, max_gap: float) -> None:
     """The whole profile in force, with a comment that says what was measured."""
     import yaml
 
     from scope_cli.errors import ScopeError
     from scope_cli.measure.evaluate.statistics import as_text
-    from scope_cli.settings.load import load_profile
 
-    keys = {**common, "decode.recent": "auto", **best.keys}
-    tree = load_profile(name, keys).profile.as_dict()
+    tree = settings.profile.as_dict()
     tree["description"] = f"tuned: {_words(best.keys)}, for a gap of at most {max_gap}"
     head = (
         f"# Written by scope tune: mean KL to the full cache {as_text(best.fidelity.kl)} nats over "

@@ -13,7 +13,7 @@ from scope_cli.commands.options import SETTINGS
 from scope_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from scope_cli.settings.load import LoadedProfile
+    from scope_cli.settings.load import LoadedProfile, Typed
 
 EXAMPLE = "for example -p 'slide budget=256', or -p 'small=slide budget=256'"
 Profiles = Annotated[
@@ -64,7 +64,7 @@ class Variant:
 
 
 def variants(
-    specs: Sequence[str], budgets: str | None, common: dict[str, Any], default: Sequence[str]
+    specs: Sequence[str], budgets: str | None, common: "Typed", default: Sequence[str]
 ) -> list[Variant]:
     """Every profile that was asked for; `common` are overrides that all of them get.
 
@@ -96,18 +96,21 @@ def _note(variant: Variant) -> None:
         tell(f"note: {variant.name}: {told}")
 
 
-def _of(spec: str, budgets: Sequence[int], common: dict[str, Any]) -> list[Variant]:
+def _of(spec: str, budgets: Sequence[int], common: "Typed") -> list[Variant]:
     from scope_cli.settings.load import load_profile
 
     name, profile, words = parsed(spec)
-    keys = {**common, **changes(words)}
+    keys = common.over(changes(words))
     settings = load_profile(profile, keys)
     if not budgets or settings.profile.decode.strategy in ("full", "rpc"):
         return [Variant(name, settings)]
     if settings.profile.decode.total_budget is not None:
         return [Variant(f"{name} budget={budget}", settings, budget) for budget in budgets]
     return [
-        Variant(f"{name} budget={budget}", load_profile(profile, {**keys, "decode.budget": budget}))
+        Variant(
+            f"{name} budget={budget}",
+            load_profile(profile, keys.over({"decode.budget": budget}, {"decode.budget": "--budget"})),
+        )
         for budget in budgets
     ]
 

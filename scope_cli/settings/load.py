@@ -52,6 +52,11 @@ class Typed(dict[str, Any]):
         super().__init__(values)
         self.names = dict(names)
 
+    def over(self, values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> "Typed":
+        """Other values laid over these; names: what was typed for those."""
+        kept = {key: name for key, name in self.names.items() if key not in values}
+        return Typed({**self, **values}, {**kept, **(names or {})})
+
 
 def load_profile(name: str = DEFAULT_PROFILE, overrides: Mapping[str, Any] | None = None) -> LoadedProfile:
     """Read a profile and lay `overrides` (dotted keys) over it.

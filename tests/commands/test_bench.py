@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from scope_cli.commands.bench import contenders
+from scope_cli.settings.load import Typed
 
 SHORT = ("--burst", "8", "--rounds", "2", "--positions", "80,120", "--offline")
 PROMPT = "The lighthouse keeper wrote a letter."
@@ -122,6 +123,6 @@ def test_a_prompt_of_a_given_length():
 
 
 def test_an_interval_that_leaves_the_scorer_nothing_to_choose_is_told(capsys):
-    contenders(["small=default decode.budget=16 decode.interval=16", "full"], [], {})
+    contenders(["small=default decode.budget=16 decode.interval=16", "full"], [], Typed({}, {}))
     told = "8 recent tokens and an interval of 16 leave the scorer nothing to choose; interval=4 would"
     assert capsys.readouterr().err == f"note: small: {told}\n"

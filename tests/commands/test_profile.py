@@ -204,7 +204,7 @@ BAD = {
     "a plot in no folder": (["--plot", "no/such/map.png"], "there is no folder"),
     "no size": (["--plan", "--memory", "lots"], "--memory lots is not a size"),
     "no numbers": (["--budget", "256,many"], "--budget 256,many is not a list of numbers"),
-    "a budget of nothing": (["--plan", "--budget", "0"], "decode.budget"),
+    "a budget of nothing": (["--plan", "--budget", "0"], "--budget"),
     "a strategy nobody knows": (["--plan", "--strategy", "slid"], "did you mean slide?"),
     "two prompts": (["--prompt", "a", "--prompt-tokens", "9"], "cannot be combined"),
     "an empty prompt": (["--prompt", " "], "the prompt is empty"),
