@@ -52,10 +52,8 @@ class Snapshot:
 
     def put_back(self, cache: ScopeCache, lane: Lane) -> None:
         """What was done since is not counted; ids and generator stay."""
-        seed = int(cache.seeds[lane.row])
         cache.lanes[lane.row] = None
         put_back(cache, lane, self.state)
-        cache.seeds[lane.row] = seed
         lane.text, lane.watch = copy(self.text), deepcopy(self.watch)
 
 

@@ -141,3 +141,13 @@ def test_what_the_exact_rule_finds_stays_found(repeated):
         loop, told = exact.feed(one), both.feed(one)
         assert loop is None or told == loop
     assert exact.longest() is None or both.longest() == exact.longest()
+
+
+def test_however_long_a_loop_was_sixteen_new_tokens_and_some_end_it():
+    watch, block = NearWatch(), list(range(20))
+    for token_id in block * 60:
+        loop = watch.feed(token_id)
+    assert loop is not None
+    for token_id in range(100, 124):
+        watch.feed(token_id)
+    assert all(watch.feed(token_id) is None for token_id in block * 8), "two periods, but not 256 tokens"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from scope_cli.engine import decode, rollback
 from scope_cli.engine.loops import ExactWatch, LoopWatch, NearWatch
 from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run import Run
-from scope_cli.engine.sampling import Change, Sampler
+from scope_cli.engine.sampling import AS_SET, Change, Sampler
 from scope_cli.events import Finished, TakenBack, Token
 from scope_cli.machine.gauge import PeakMeter
 from scope_cli.settings.schema import SamplingSettings
@@ -274,3 +275,45 @@ def test_warmer_divides_the_logits_by_the_sum_of_both_temperatures():
         for _ in range(50):
             a, b = changed.pick(logits, ids, Change(warmer=warmer)), plain.pick(logits, ids)
             assert int(a[0]) == int(b[0])
+
+
+def test_the_loops_first_token_is_not_chosen_again_at_its_place(models, monkeypatch):
+    """Hardly warmer: a model that was not forbidden it would choose it again."""
+    monkeypatch.setattr(rollback, "WARMER", 1e-6)
+    take_back, forbidden = rollback.Rollback.take_back, {}
+
+    def noted(self, cache, lane):
+        place = self.place_of(self.found)
+        token_id = int(lane.ids[0, lane.prompt_ids.shape[1] + place])
+        event = take_back(self, cache, lane)
+        forbidden.setdefault((event.prompt, event.n), []).append(token_id)
+        return event
+
+    monkeypatch.setattr(rollback.Rollback, "take_back", noted)
+    loaded, chosen = models["llama"], looping()
+    works = works_of(loaded, chosen, [9, 14, 20], temperature=0.0)
+    tokens = by_prompt(events_of(loaded, chosen, works, shared_shape([one.plan for one in works], 1)), Token)
+    assert len(forbidden) > 3
+    assert all(len(set(ids)) == len(ids) for ids in forbidden.values()), "forbidden, and chosen there again"
+    kept = [(tokens[prompt][place].token_id, ids) for (prompt, place), ids in forbidden.items()]
+    assert all(token_id not in ids for token_id, ids in kept)
+
+
+def test_some_tokens_from_the_place_on_are_chosen_warmer_and_the_first_is_forbidden():
+    back = rollback.Rollback(place=10, attempts=2, forbidden=(3, 7))
+    warmer = 2 * rollback.WARMER
+    assert [back.change(at) for at in (9, 10, 11, 10 + rollback.WARM - 1, 10 + rollback.WARM)] == [
+        AS_SET, Change((3, 7), warmer), Change((), warmer), Change((), warmer), AS_SET
+    ]  # fmt: skip
+    assert rollback.Rollback(place=0).change(0) == AS_SET, "nothing has been taken back"
+
+
+def test_there_is_always_a_snapshot_no_younger_than_what_was_told(monkeypatch):
+    """While a long paragraph waits, and when all of it is told at once."""
+    monkeypatch.setattr(rollback.Snapshot, "of", lambda _cache, lane: SimpleNamespace(written=lane.written))
+    back = rollback.Rollback()
+    for written in range(500):
+        back.told = written if written < 40 or written > 400 else 40
+        back.look(None, SimpleNamespace(written=written))
+        assert any(one.written <= back.told for one in back._snapshots), written
+        assert len(back._snapshots) <= 2
