@@ -88,12 +88,10 @@ def keeps_prompt(cache: ScopeCache, lane: int, tokens: int) -> bool:
     Nothing was left out or evicted, no sliding window has come around, and the buffers are the same.
     """
     count = cache.count(lane)
-    seen, windows = (
-        count.prompt + count.written,
-        (layer.most_held for layer in cache.layers if isinstance(layer, WindowLayer)),
-    )
+    seen = count.prompt + count.written
+    windows = [layer.most_held for layer in cache.layers if isinstance(layer, WindowLayer)]
     whole = count.kept is None and cache.policy.protect_prompt and not cache.fitted
-    return whole and tokens <= count.prompt and all(seen <= window for window in windows)
+    return whole and tokens <= count.prompt and seen <= min(windows, default=seen)
 
 
 def copy_beginning(cache: ScopeCache, source: int, lane: int, tokens: int) -> None:
