@@ -60,6 +60,20 @@ def test_every_local_link_leads_somewhere(page):
             assert anchor in {slug(heading) for heading in headings}, f"{page.name} links to {target}"
 
 
+def test_every_file_of_ours_that_is_named_is_there():
+    """In pages and in sources, where no link says so; but for the example of a scorer to add."""
+    sources = [file for part in ("scope_cli", "tests") for file in (ROOT / part).rglob("*.py")]
+    sources += [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "benchmarks").glob("*.py")]
+    named = re.compile(r"(?<![\w/.-])(?:scope_cli|benchmarks|docs|tests)/[\w/.-]+\.(?:py|sh|md|svg|png)\b")
+    missing = {
+        path: file.name
+        for file in (*sources, *PAGES)
+        for path in named.findall(file.read_text(encoding="utf-8"))
+        if not (ROOT / path).exists()
+    }
+    assert missing == {"scope_cli/policies/scorers/value_norm.py": "add-a-scorer.md"}
+
+
 @pytest.mark.parametrize("kind", [Reading, Audit], ids=lambda kind: kind.__name__)
 def test_every_reading_is_explained(kind):
     page = (ROOT / "docs" / "reference" / "readings.md").read_text(encoding="utf-8")

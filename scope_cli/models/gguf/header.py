@@ -1,6 +1,6 @@
 """A GGUF file in, its Header out: metadata and where each tensor lies, nothing of the weights read.
 
-The layout is ggml's docs/gguf.md. Every length is checked against the bytes that are there before anything
+The layout is that of ggml's gguf.md. Every length is checked against the bytes that are there before anything
 is made of it, so a file that is cut off or flipped ends in a sentence. Files of several parts,
 `NAME-00001-of-00003.gguf`, are read together, whichever part is named.
 """
