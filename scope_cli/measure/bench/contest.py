@@ -7,6 +7,7 @@ cost; that of a position is the median of its bursts.
 
 import json
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -89,7 +90,8 @@ class ContenderFailed(Exception):
 
 
 class Process:
-    """A contender at the other end of two pipes."""
+    """A contender at the other end of two pipes, stopped while nothing is asked of it: some engines keep a
+    core busy as they wait, and it is another's turn."""
 
     def __init__(self, spec: Spec, timeout_s: float) -> None:
         self.timeout_s, self.late = timeout_s, False
@@ -113,6 +115,7 @@ class Process:
         assert self.process.stdin is not None and self.process.stdout is not None
         watch = Timer(self.timeout_s, self._give_up)
         watch.start()
+        self.process.send_signal(signal.SIGCONT)
         try:
             self.process.stdin.write(json.dumps({"op": op, **request}, allow_nan=False) + "\n")
             self.process.stdin.flush()
@@ -123,6 +126,7 @@ class Process:
             watch.cancel()
         if not line:
             raise ContenderFailed(self._how_it_ended())
+        self.process.send_signal(signal.SIGSTOP)
         try:
             answer: dict[str, Any] = json.loads(line)
         except ValueError as error:
@@ -146,6 +150,7 @@ class Process:
         return f"ended with exit code {code}" + (f": {said[-1]}" if said else "")
 
     def close(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
         if self.process.stdin is not None:
             with suppress(BrokenPipeError):
                 self.process.stdin.close()

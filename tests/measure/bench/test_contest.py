@@ -5,12 +5,13 @@ import threading
 from itertools import groupby, pairwise
 from statistics import median
 
+import psutil
 import pytest
 
 from scope_cli.measure.bench.contest import Course, Measured, Row, Spec, contest, rotated
 from scope_cli.measure.bench.protocol import Job
 from scope_cli.measure.bench.report import agreements, lines_of, remarks
-from tests.helpers.patience import PATIENCE_S
+from tests.helpers.patience import PATIENCE_S, until
 
 FAKE = """
 import json, sys, time
@@ -50,7 +51,7 @@ def field(tmp_path):
     (tmp_path / "fake.py").write_text(FAKE)
     log = tmp_path / "log"
 
-    def run(*who: tuple, **course):
+    def run(*who: tuple, say=lambda line: None, **course):
         specs = [
             Spec(name, (sys.executable, str(tmp_path / "fake.py"), name, str(step_s), str(log), *more))
             for name, step_s, *more in who
@@ -60,7 +61,7 @@ def field(tmp_path):
         options = {"burst": 4, "rounds": 2, **course}
         full = Course(job, tuple(range(10)), tuple(range(100, 200)), positions, **options)
         rows = {spec.name: Row(spec.name) for spec in specs}
-        contest(specs, list(rows.values()), full)
+        contest(specs, list(rows.values()), full, say)
         asked = [line.split() for line in log.read_text().splitlines()]
         return rows, full, asked
 
@@ -174,8 +175,6 @@ def test_an_interrupted_run_keeps_what_it_has_and_leaves_no_process(tmp_path):
 
 
 def running(script):
-    import psutil
-
     children = psutil.Process().children(recursive=True)
     return [child for child in children if child.status() != "zombie" and script in " ".join(child.cmdline())]
 
@@ -184,6 +183,19 @@ def test_no_process_is_left_behind(field, impatient):
     rows, _, _ = field(("a", 1), ("late", 1, "late"))
     assert rows["a"].failed is None and rows["late"].failed
     assert not running("fake.py")
+
+
+def test_who_is_not_on_turn_stands_still(field):
+    seen = []
+
+    def look(line):
+        if line.startswith("2 rounds"):
+            still = {psutil.STATUS_STOPPED}
+            until(lambda: {child.status() for child in running("fake.py")} == still, "they stand still")
+            seen.append(len(running("fake.py")))
+
+    rows, _, _ = field(("a", 1), ("b", 1), say=look)
+    assert seen == [2] and not any(row.failed for row in rows.values())
 
 
 def row_of(name, bursts, lanes=1, **more):
