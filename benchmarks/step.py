@@ -3,6 +3,7 @@
     python benchmarks/step.py                    # the embedded model; one lane, eight; plain and int8 slots
     SCOPE_NATIVE=avx2 python benchmarks/step.py  # as a CPU without AVX-512 computes
     python benchmarks/step.py --lanes 1 --held 1000 --threads 1
+    python benchmarks/step.py --model random:mistral-7b --load-in int4 --turns 10
 
 The cache holds so many tokens of a prompt in each lane, nothing is evicted, and the two steps take turns:
 each writes one token. Milliseconds are the clock's, median (least), of the step alone. What must be read
@@ -30,33 +31,36 @@ from scope_cli.models.model import LoadedModel, open_model
 from scope_cli.settings.load import load_profile
 
 TEXT = "The keeper of the lighthouse wrote every evening what the sea had brought. "
-TURNS = 40  # of each step
-ROOM = 2 * TURNS + 20  # tokens that are written in a measurement, and before it
+ROOM = 20  # tokens, beside those that are written in a measurement
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--load-in", default="auto")
     parser.add_argument("--lanes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--held", type=int, nargs="+", default=[1000, 5000], help="tokens, in each lane")
     parser.add_argument("--kv", nargs="+", choices=["plain", "int8"], default=["plain", "int8"])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=40, help="steps of each kind; the first is not counted")
     args = parser.parse_args()
-    loaded = open_model(load_profile("default", {"model.threads": args.threads}).profile.model).load()
+    asked = {"model.name": args.model, "model.load_in": args.load_in, "model.threads": args.threads}
+    loaded = open_model(load_profile("default", asked).profile.model).load()
     form = loaded.opened.load_in or str(loaded.dtype)
     chosen = os.environ.get("SCOPE_NATIVE", "the best there is")
-    print(f"{processor()}; {args.threads} threads; weights {form}; instructions: {chosen}\n")
+    print(f"{args.model}; {processor()}; {args.threads} threads; weights {form}; instructions: {chosen}\n")
     print("| lanes | held by each | slots | native, ms | layers, ms | ratio | share of the bandwidth |")
     print("|--:|--:|---|--:|--:|--:|--:|")
     for lanes, held, kv in product(args.lanes, args.held, args.kv):
         if lanes * held <= 16_000:
-            compare(loaded, lanes, held, kv)
+            compare(loaded, lanes, held, kv, args.turns)
 
 
 @torch.no_grad()
-def compare(loaded: LoadedModel, lanes: int, held: int, kv: str) -> None:
-    asked = {"decode.strategy": "full", "sampling.max_new_tokens": ROOM, "cache.kv": kv}
+def compare(loaded: LoadedModel, lanes: int, held: int, kv: str, turns: int) -> None:
+    asked = {"decode.strategy": "full", "sampling.max_new_tokens": 2 * turns + ROOM, "cache.kv": kv}
     settings = load_profile("default", asked)
     ids = loaded.tokenizer(TEXT * (held // 10))["input_ids"][:held]
     plan = make_plan(settings, loaded.geometry, len(ids))
@@ -70,7 +74,7 @@ def compare(loaded: LoadedModel, lanes: int, held: int, kv: str) -> None:
     }
     tokens = torch.tensor([[ids[-1]]] * lanes)
     taken: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(TURNS):
+    for turn in range(turns):
         for name, step in steps.items():
             elapsed_s = write(cache, step, tokens)
             if turn:  # the first one makes itself ready

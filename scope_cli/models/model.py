@@ -33,7 +33,7 @@ from scope_cli.models.model_folder import ModelFolder
 from scope_cli.models.packed import pack
 from scope_cli.models.packed_file import PackedFile
 from scope_cli.models.packing import entries_of, make_packed, packed_file
-from scope_cli.models.random_weights import random_model
+from scope_cli.models.random_weights import random_model, random_packed_model
 from scope_cli.models.reading import reading, refuse_report, stdout_kept
 from scope_cli.models.registry import find
 from scope_cli.models.sampling import sampling_of
@@ -172,9 +172,10 @@ class OpenedModel:
         if attention is None:
             from scope_cli.models.attention import ATTENTION as attention  # importing it registers it
         if self.folder.random:
-            model = random_model(self.config, self.dtype, self.device, str(attention))
-            if bits is not None:
-                pack(model.requires_grad_(False), bits)
+            if bits is None:
+                model = random_model(self.config, self.dtype, self.device, str(attention))
+            else:
+                model = random_packed_model(self.config, self.dtype, str(attention), bits)
             return self._ready(model, asked)
         packed = self.prepare()
         for _ in range(2):  # a file that turns out to be damaged is made anew, once

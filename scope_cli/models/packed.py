@@ -5,7 +5,7 @@ bits a minimum, as in GGUF's Q4_1 and Q8_0 (`native/products.h`). Products are t
 number of rows, threads and the kind of CPU.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -18,9 +18,17 @@ from scope_cli.native.products import product, rows_of
 from scope_cli.native.weights import Change, pack_measured, unpack
 
 
-def pack(model: PreTrainedModel, bits: Bits) -> float:
+def _its_own(module: nn.Module) -> Tensor:
+    weight: Tensor = module.weight.detach()  # type: ignore[operator]
+    return weight
+
+
+def pack(
+    model: PreTrainedModel, bits: Bits, weight_of: Callable[[nn.Linear | nn.Embedding], Tensor] = _its_own
+) -> float:
     """Replace the model's linear layers, one by one; those of a model on the meta device by empty ones.
 
+    weight_of: what a layer's weight is, asked once for each when its turn comes
     returns the loss: the root mean square of what that changed in the layers' weights, as a share of theirs
     """
     change, head = Change(), model.get_output_embeddings()
@@ -32,7 +40,7 @@ def pack(model: PreTrainedModel, bits: Bits) -> float:
             packed = of_head
         else:
             measured = isinstance(module, nn.Linear) and not is_head
-            packed, own = pack_measured(weight.detach(), kind, measured)
+            packed, own = pack_measured(weight_of(module), kind, measured)
             change += own
         if is_head:
             of_head = packed

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from scope_cli.models.formats import Bits
+
 PREFIX = "random:"
 SPECIAL = ("<bos>", "<eos>", "<pad>")  # ids 256 to 258, after the bytes
 
@@ -142,6 +144,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
+DEVIATION = 0.02  # of weights that are drawn: every shape's `initializer_range`
 COMMON = {"dtype": "bfloat16", "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
 
 
@@ -191,3 +194,22 @@ def random_model(
         return AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
         )
+
+
+def random_packed_model(
+    config: "PreTrainedConfig", dtype: "torch.dtype", attention: str, bits: "Bits", seed: int = 0
+) -> "PreTrainedModel":
+    """The same packed, on a CPU: a matrix is drawn when its turn comes, so that no two are there unpacked."""
+    import torch
+
+    from scope_cli.models.packed import pack
+    from scope_cli.models.skeleton import skeleton
+
+    torch.manual_seed(seed)
+    model = skeleton(config, dtype, attention)
+    pack(model, bits, lambda layer: torch.normal(0.0, DEVIATION, layer.weight.shape, dtype=dtype))
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):  # what is not packed
+            module.register_parameter(name, torch.nn.Parameter(torch.empty(weight.shape, dtype=dtype)))
+            model._init_weights(module)
+    return model

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from scope_cli.errors import ModelError
 from scope_cli.models.model import open_model
-from scope_cli.models.random_weights import byte_tokenizer
+from scope_cli.models.packed import PackedLinear, pack
+from scope_cli.models.random_weights import byte_tokenizer, random_model, random_packed_model
 from scope_cli.settings.load import load_profile
 
 # Parameters counted by hand from the shapes; bytes of one token in all layers, in bfloat16.
@@ -60,3 +62,27 @@ def test_a_token_is_a_byte():
     tokenizer, text = byte_tokenizer(), "Grüße, 世界!\n\x00"
     ids = tokenizer(text)["input_ids"]
     assert ids == list(text.encode()) and tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("config", [{"model_type": "llama"}, {"model_type": "gemma3_text", "head_dim": 64}])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_weights_are_those_that_are_drawn_whole(config, bits):
+    """Drawn one by one they are other numbers, but as many, as large, and nothing is left undrawn."""
+    shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(**shape, **config, num_key_value_heads=2, vocab_size=259)
+    model = random_packed_model(config, torch.float32, "eager", bits)
+    whole = random_model(config, torch.float32, torch.device("cpu"), "eager")
+    pack(whole, bits)
+    state, expected = model.state_dict(), whole.state_dict()
+    assert state.keys() == expected.keys()
+    for name, tensor in state.items():
+        assert (tensor.shape, tensor.dtype) == (expected[name].shape, expected[name].dtype)
+        if tensor.dtype != torch.uint8:  # of norms, which are the same in every draw, and of tables
+            assert float(tensor.std()) == pytest.approx(float(expected[name].std()), rel=0.05)
+    for name, layer in model.named_modules():
+        if isinstance(layer, PackedLinear):
+            assert float(layer.weight.std()) == pytest.approx(0.02, rel=0.05), name
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        logits, of_whole = model(ids).logits, whole(ids).logits
+    assert float(logits.std()) == pytest.approx(float(of_whole.std()), rel=0.2)
