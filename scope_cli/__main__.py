@@ -9,7 +9,9 @@ def run() -> None:
         signal.signal(signal.SIGINT, _leave)  # until cli.run hears it
 
     from scope_cli import cli
+    from scope_cli.machine.setup import wait_briefly
 
+    wait_briefly()
     cli.run()
 
 

@@ -8,16 +8,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
 from scope_cli.files import cache_folder
 
+# libgomp's threads, PyTorch's on Linux, stay awake for milliseconds after each product, on the cores that the
+# native products' threads want next. So many rounds are some 10 microseconds.
+OPENMP = {"GOMP_SPINCOUNT": "2000"}
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def go_offline() -> None:
     """huggingface_hub reads it once, when it is imported."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def wait_briefly() -> None:
+    """OpenMP reads it once, when torch is imported. What the user says of waiting counts more."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        for name, value in OPENMP.items():
+            os.environ.setdefault(name, value)
+
+
+def as_the_user_has_it() -> dict[str, str]:
+    """The environment for a process that is not ours."""
+    return {name: value for name, value in os.environ.items() if OPENMP.get(name) != value}
 
 
 def set_threads(wish: int | Literal["auto"]) -> None:
@@ -32,6 +45,8 @@ def set_threads(wish: int | Literal["auto"]) -> None:
 
 def usable_cores(quota: Path = CGROUP_QUOTA) -> int:
     """Physical cores, at most as many as the process is bound to and as its container is given."""
+    import psutil
+
     limits = [psutil.cpu_count(logical=False) or 1]
     if hasattr(os, "sched_getaffinity"):
         limits.append(len(os.sched_getaffinity(0)))

@@ -1,9 +1,20 @@
 """A wish in, PyTorch's threads out."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from scope_cli.machine.setup import set_threads, usable_cores
+from scope_cli.machine.setup import as_the_user_has_it, set_threads, usable_cores, wait_briefly
+
+START = """
+import os, sys
+from scope_cli import __main__, cli
+cli.run = lambda: print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
+__main__.run()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +51,24 @@ def test_a_containers_quota_is_a_limit(tmp_path, monkeypatch):
         quota.write_text(text)
         assert usable_cores(quota) == cores
     assert usable_cores(tmp_path / "none") == 12
+
+
+@pytest.mark.parametrize(
+    ("user", "found"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "None")],
+)
+def test_openmp_is_told_to_wait_briefly_before_torch_is_there(user, found):
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP_WAIT"))}
+    start = subprocess.run([sys.executable, "-c", START], env=bare | user, capture_output=True, text=True)
+    assert start.stdout.split() == [found, "False"], start.stderr
+
+
+def test_a_process_that_is_not_ours_waits_as_it_likes(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "to be restored")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    before = dict(os.environ)
+    wait_briefly()
+    assert dict(os.environ) != before and as_the_user_has_it() == before
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert as_the_user_has_it()["GOMP_SPINCOUNT"] == "7"

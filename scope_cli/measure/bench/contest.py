@@ -18,6 +18,7 @@ from threading import Timer
 from typing import IO, Any
 
 import scope_cli
+from scope_cli.machine.setup import as_the_user_has_it
 from scope_cli.measure.bench.protocol import Ids, Job
 
 Say = Callable[[str], None]
@@ -105,7 +106,7 @@ class Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.log,
-                env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+                env={**as_the_user_has_it(), "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
                 text=True,
             )
         except OSError as error:

@@ -4,11 +4,13 @@ import json
 import sys
 from typing import Any
 
+from scope_cli.machine.setup import wait_briefly
 from scope_cli.measure.bench.protocol import Contender, serve
 
 
 def contender(kind: str, profile: str, overrides: dict[str, Any]) -> Contender:
     if kind == "scope":
+        wait_briefly()
         from scope_cli.measure.bench.engine import ScopeEngine
 
         return ScopeEngine(profile, overrides)
