@@ -42,8 +42,6 @@ def sampling_of(generation: Mapping[str, Any], name: str = "the model") -> dict[
 
 def in_words(taken: Mapping[str, Any]) -> str:
     """'temperature 0.6, top-k 20'; without what changes nothing."""
-    if taken.get("temperature") == 0:
-        taken = {key: value for key, value in taken.items() if key not in ("top_k", "top_p", "min_p")}
     idle = {"top_p": 1.0, "min_p": None, "top_k": None, "repetition_penalty": 1.0}
     shown = {key: value for key, value in taken.items() if key not in idle or value != idle[key]}
     return ", ".join(f"{key.replace('_', '-')} {value:g}" for key, value in shown.items())

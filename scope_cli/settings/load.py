@@ -30,13 +30,18 @@ class LoadedProfile:
     said: frozenset[str] = frozenset()  # dotted keys of sampling that the user's profile has
 
     def with_model_sampling(self, values: Mapping[str, Any]) -> tuple["LoadedProfile", dict[str, Any]]:
-        """With what the model's own files say of sampling where nobody said anything; and what that is."""
+        """With what the model's own files say of sampling where nobody said anything; and what of it is
+        looked at: top-k is not where the temperature is 0."""
         decided = self.typed | self.said
         if "sampling" in decided:
             return self, {}
         taken = {key: value for key, value in values.items() if f"sampling.{key}" not in decided}
         sampling = self.profile.sampling.model_copy(update=taken)
-        return replace(self, profile=self.profile.model_copy(update={"sampling": sampling})), taken
+        profile = self.profile.model_copy(update={"sampling": sampling})
+        unseen = {key for key, _ in idle(profile)}
+        return replace(self, profile=profile), {
+            key: value for key, value in taken.items() if f"sampling.{key}" not in unseen
+        }
 
     def idle(self) -> Iterator[str]:
         """What was typed and has no effect, each with the reason."""

@@ -63,9 +63,20 @@ def test_a_whole_section_that_was_typed_is_taken_whole():
     assert settings.with_model_sampling(TAKEN) == (settings, {})
 
 
+def test_what_temperature_0_does_not_look_at_is_not_said_to_be_the_models(tmp_path):
+    for settings in (
+        load_profile("default", {"sampling.temperature": 0}),
+        profile(tmp_path, "sampling: {temperature: 0}"),
+        load_profile("slide"),
+    ):
+        _, taken = settings.with_model_sampling({**TAKEN, "repetition_penalty": 1.1})
+        assert not taken.keys() & {"top_k", "top_p", "min_p"}
+    _, taken = load_profile("default").with_model_sampling({"temperature": 0.0, "top_k": 50})
+    assert taken == {"temperature": 0.0}
+
+
 def test_the_words_leave_away_what_changes_nothing():
     assert in_words(TAKEN) == "temperature 0.6, top-k 20, top-p 0.95"
-    assert in_words({"temperature": 0.0, "top_k": 50}) == "temperature 0"
     assert in_words({"repetition_penalty": 1.05}) == "repetition-penalty 1.05"
 
 
