@@ -6,6 +6,7 @@ What is public is listed in docs/reference/api.md; nothing of it is imported bef
 """
 
 from importlib import import_module
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from scope_cli.errors import ScopeError
     from scope_cli.settings.schema import Profile
 
+BEGAN = perf_counter()
 __version__ = "0.1.0"
 __all__ = ["Profile", "ScopeError", "Writing", "__version__", "generate", "load"]
 

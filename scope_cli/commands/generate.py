@@ -102,7 +102,7 @@ def generate_command(
     metrics_address: MetricsAddress = None,
     verbose: Annotated[
         bool,
-        o.option("--verbose", panel=OUTPUT, help="At the end, how near to the memory's bandwidth it came."),
+        o.option("--verbose", panel=OUTPUT, help="Seconds to the first word, and the memory's bandwidth."),
     ] = False,
     profile: o.Profile = "default",
     offline: o.Offline = False,
@@ -186,6 +186,7 @@ def run(
     from scope_cli.models.registry import find
 
     find(settings.profile.model.name, offline, phases.say)  # told before torch is imported
+    phases.reach("command")
     phases.begin(f"loading {settings.profile.model.name}")
     try:
         found = load(settings, texts, samples, lanes, offline, phases, prompt_cache)
@@ -215,6 +216,7 @@ def load(
     from scope_cli.native.library import SWITCH, library
     from scope_cli.units import as_bytes
 
+    phases.reach("imports")
     profile = settings.profile
     side_by_side = min(lanes or len(texts), len(texts))
     opened = open_model(profile.model, offline, phases.say, side_by_side)
@@ -238,6 +240,9 @@ def load(
     if opened.device.type == "cpu" and os.environ.get(SWITCH) != "off" and will_build(cache_folder()):
         phases.begin("building the native step with this machine's C++ compiler, once")
         library()
+    phases.reach("tokenizer and plan")
     form = f" as {opened.load_in}" if opened.load_in else ""
     phases.begin(f"reading the weights, {as_bytes(opened.weight_bytes)}{form}")
-    return opened.load(), works, plan.shape, settings, from_model
+    loaded = opened.load()
+    phases.reach("weights")
+    return loaded, works, plan.shape, settings, from_model

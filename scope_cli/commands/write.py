@@ -11,7 +11,7 @@ from scope_cli.console import streams
 from scope_cli.console.phases import Phases
 from scope_cli.console.signals import Interruption
 from scope_cli.errors import AuditError, OutOfMemoryError, ScopeError, is_out_of_memory
-from scope_cli.events import Busy, Event, Failed, Finished, Started
+from scope_cli.events import Busy, Event, Failed, Finished, PromptRead, Started, Token
 
 if TYPE_CHECKING:
     from scope_cli.cache.shape import CacheShape
@@ -59,6 +59,10 @@ def write(
             ):  # fmt: skip
                 if isinstance(event, Started):
                     event = replace(event, from_model=from_model or {})
+                elif isinstance(event, PromptRead):
+                    phases.reach("prompt")
+                elif isinstance(event, Token):
+                    phases.reach("first token")
                 event = thinking.mark(event)
                 audience.receive(event)
                 if isinstance(event, Finished):
@@ -79,6 +83,7 @@ def write(
         which = f"output {first.prompt + 1} of {len(works)}: " if len(works) > 1 else ""
         raise ScopeError(f"{which}{first.error}", first.hint)
     if verbose:
+        tell(f"start:     {phases.times()}")
         tell(str(loaded.self_test))
     if verbose and ends:
         tell(limit_of(loaded, list(ends.values()), shape.lanes))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -223,6 +224,13 @@ def test_bad_input_is_one_line_and_a_hint_and_code_2(scope, tiny_folder, argv, m
     assert (result.code, result.stdout) == (2, "")
     assert message in result.stderr
     assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+
+
+def test_verbose_says_where_the_time_to_the_first_word_went(scope, tiny_folder):
+    argv = ("generate", "hi", "--model", tiny_folder, "--max-new-tokens", 2, "--samples", 2, "--verbose")
+    (line,) = [line for line in scope(*argv).stderr.splitlines() if line.startswith("start:")]
+    names = re.findall(r"(?:s: |, )([a-z ]+) \d+\.\d\d", line)
+    assert names == ["command", "imports", "tokenizer and plan", "weights", "prompt", "first token"]
 
 
 def test_verbose_sets_the_run_beside_the_bandwidth(scope, tiny_folder):

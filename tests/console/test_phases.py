@@ -65,3 +65,13 @@ def test_an_error_finds_the_line_free(screen):
         assert screen.rows() == ["loading tiny ..."]
         raise ZeroDivisionError
     assert screen.rows() == [""]
+
+
+def test_stages_are_told_in_their_order_and_add_up_to_the_whole(monkeypatch):
+    clock = iter([10.25, 12.0, 12.0, 13.5])
+    monkeypatch.setattr("scope_cli.console.phases.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("scope_cli.BEGAN", 10.0)
+    phases = Phases()
+    for stage in ("command", "imports", "command", "first token"):  # a second lane reaches a stage again
+        phases.reach(stage)
+    assert phases.times() == "3.50 s: command 0.25, imports 1.75, first token 1.50"
