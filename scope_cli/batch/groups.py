@@ -8,11 +8,13 @@ stopped has to go on with the same ones, whatever is left of it.
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 from zlib import crc32
 
 from scope_cli.cache.shape import CacheShape
-from scope_cli.engine.plan import LanePlan, chunk_of
+from scope_cli.engine.chunks import chunk_ends
+from scope_cli.engine.plan import LanePlan
 from scope_cli.engine.workspace import workspace
 from scope_cli.formats.base import SlotFormat
 from scope_cli.geometry import Geometry
@@ -52,7 +54,7 @@ class Demand:
             alone=plan.prompt.late,
             reading_bytes=max(0, work.prefill - staged),
             step_bytes=work.decode,
-            begins=tuple(hashes_of(prompt_ids, chunk_of(chunk, target.device))),
+            begins=tuple(hashes_of(prompt_ids, chunk_ends(len(prompt_ids), chunk, target.device))),
         )
 
 
@@ -161,11 +163,11 @@ def alike_together(rows: Sequence[Demand]) -> list[Demand]:
     return sorted(rows, key=lambda row: turns[row.number])
 
 
-def hashes_of(ids: Sequence[int], chunk: int) -> Iterator[int]:
+def hashes_of(ids: Sequence[int], ends: Sequence[int]) -> Iterator[int]:
     """Of the ids up to the end of every chunk but the last, which each prompt reads for itself."""
     known = 0
-    for start in range(0, len(ids) - chunk, chunk):
-        known = crc32(array("q", ids[start : start + chunk]).tobytes(), known)
+    for start, end in pairwise([0, *ends[:-1]]):
+        known = crc32(array("q", ids[start:end]).tobytes(), known)
         yield known
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from scope_cli.batch.fit import Memory
+from scope_cli.engine.chunks import chunk_of
 from scope_cli.engine.run import Work, generate
 from scope_cli.engine.run_plan import make_plan
 from scope_cli.events import Finished, PromptRead, Reading, Token
@@ -21,7 +22,7 @@ SAMPLED = 3  # float32 rows over the vocabulary that sampling holds at once: log
 def measure(
     loaded: "LoadedModel", settings: LoadedProfile, prompt_tokens: int, new_tokens: int, free_bytes: int
 ) -> Memory:
-    """Write a few tokens after a short prompt, then after the longest of a job, a chunk of it at most.
+    """Write a few tokens after a short prompt, then after the longest of a job, with one whole chunk.
 
     prompt_tokens, new_tokens: the most that a row of the job has; no larger cache is made than such a row's
     free_bytes: before the weights were read
@@ -35,7 +36,8 @@ def measure(
     weights = loaded.opened.weight_bytes
     resident = used_bytes(loaded)
     _, step = write(loaded, settings, 1)
-    reading, _ = write(loaded, settings, max(1, min(prompt_tokens, settings.profile.prefill.chunk)))
+    chunk = chunk_of(settings.profile.prefill.chunk, loaded.device.type)
+    reading, _ = write(loaded, settings, max(1, min(prompt_tokens, 2 * chunk)))
     return Memory(
         free_bytes=free_bytes,
         weight_bytes=weights,

@@ -1,17 +1,15 @@
 """Prompts that begin alike: the first is read, the next copies the beginning from its slots, bit for bit.
 
-A prompt is read in chunks, and how many tokens a chunk has decides how its sums are rounded. So what two
-prompts have in common counts as far as it is whole chunks of both: the same calls of the model, on the same
-numbers. It takes no memory: it lies in the row of a prompt that runs, or has run last.
+How many tokens a chunk has decides how its sums are rounded. So what two prompts have in common counts as far
+as it is whole chunks of both (`chunk_ends`). It takes no memory: it lies in the row of a prompt that runs, or
+has run last.
 """
 
 from dataclasses import dataclass
 
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.state import keeps_prompt
-from scope_cli.engine.plan import chunk_of
-
-LEAST = 64  # tokens that are worth it
+from scope_cli.engine.chunks import LEAST, chunk_ends
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Beginnings:
 
     def __init__(self, cache: ScopeCache, chunk: int) -> None:
         """chunk: `prefill.chunk`"""
-        self._cache, self._chunk = cache, chunk_of(chunk, cache.device.type)
+        self._cache, self._chunk = cache, chunk
         self._prompts: dict[int, list[int]] = {}
         self._ended: set[int] = set()
 
@@ -59,6 +57,8 @@ class Beginnings:
         """Tokens in whole chunks. As many are left to read as the queries that are remembered: those of a
         row's own prompt are not there any more."""
         most, alike = min(len(there), len(ids) - self._cache.shape.ring), 0
-        while (end := alike + self._chunk) <= most and ids[alike:end] == there[alike:end]:
+        for end in chunk_ends(len(ids), self._chunk, self._cache.device.type):
+            if end > most or ids[alike:end] != there[alike:end]:
+                break
             alike = end
         return alike

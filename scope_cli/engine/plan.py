@@ -23,12 +23,6 @@ if TYPE_CHECKING:
 
 
 SNAPSHOTS = 2  # of a lane, in memory: what `sampling.on_loop=rollback` goes back to
-CPU_CHUNK = 512  # tokens: a CPU takes about a second for them, and Ctrl-C is heard between two chunks
-
-
-def chunk_of(chunk: int, device: str) -> int:
-    """Prompt tokens that go through the model together; device: its kind."""
-    return min(chunk, CPU_CHUNK) if device == "cpu" else chunk
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Prompt ids in, first logits and a filled lane out, chunk by chunk."""
 
 from collections.abc import Callable, Generator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from scope_cli.cache.shape import PromptPlan
 from scope_cli.cache.staging import Staging
 from scope_cli.cache.state import copy_beginning
 from scope_cli.engine.beginning import Beginning
-from scope_cli.engine.plan import chunk_of
+from scope_cli.engine.chunks import chunk_ends
 from scope_cli.events import PromptProgress
 from scope_cli.models.lean import PreTrainedModel
 from scope_cli.policies.schedule import Schedule
@@ -41,14 +42,16 @@ def read_prompt(
         cache.make_room(plan.kept)  # the prompt before it may have made slots of its own size
     cache.start_prompt(lane, schedule, seed)
     staging = Staging(cache, lane, plan, seed) if plan is not None and plan.staged else None
-    chunk = chunk_of(chunk, cache.device.type)
     if begins is not None:
         copy_beginning(cache, begins.row, lane, begins.tokens)
-    left = prompt_ids[:, cache.count(lane).prompt :]
+    begun, tokens = cache.count(lane).prompt, prompt_ids.shape[1]
+    left = prompt_ids[:, begun:]
     if cache.device.type != "cpu":
         cache.count_transfer(lane, left.nbytes)
     logits = prompt_ids.new_empty(0)
-    for ids in left.to(cache.device).split(chunk, dim=1):
+    ends = [end for end in chunk_ends(tokens, chunk, cache.device.type) if end > begun]
+    sizes = [end - start for start, end in pairwise([begun, *ends])]
+    for ids in left.to(cache.device).split(sizes, dim=1):
         positions = cache.start_chunk(lane, ids.shape[1])
         logits = model(
             input_ids=ids,
@@ -58,7 +61,7 @@ def read_prompt(
             scope_cache=staging or cache,
         ).logits[:, -1]
         cache.end_chunk()
-        yield PromptProgress(lane, cache.count(lane).prompt, prompt_ids.shape[1], number)
+        yield PromptProgress(lane, cache.count(lane).prompt, tokens, number)
         if interrupted():
             return None
     if staging is not None:

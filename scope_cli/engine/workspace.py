@@ -4,10 +4,12 @@ Arithmetic on the largest tensors that are alive together, and two measured cons
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 
 from scope_cli.cache.shape import MEMO_BYTES
-from scope_cli.engine.plan import LanePlan, chunk_of
+from scope_cli.engine.chunks import chunk_ends
+from scope_cli.engine.plan import LanePlan
 from scope_cli.models.shapes import ModelShape
 from scope_cli.models.target import Target
 
@@ -29,17 +31,18 @@ class Workspace:
 def workspace(target: Target, plan: LanePlan, chunk: int) -> Workspace:
     """Of the lanes of `plan.shape`; chunk: `prefill.chunk`."""
     shape, dtype_bytes = target.shape, target.dtype_bytes
-    chunk = min(plan.prompt_tokens, chunk_of(chunk, target.device))
+    ends = chunk_ends(plan.prompt_tokens, chunk, target.device)
     staged = plan.prompt.staging_bytes(shape.geometry, dtype_bytes, plan.shape.form)
-    last = plan.prompt_tokens % chunk or chunk  # tokens of the last chunk
+    sizes = [end - start for start, end in pairwise([0, *ends])]
+    longest, last = max(sizes), sizes[-1]
 
     def reading(tokens: int) -> int:
         return reading_bytes(shape, plan, tokens, dtype_bytes)
 
-    prefill = staged + reading(chunk)
+    prefill = staged + reading(longest)
     if staged and target.device == "cpu":  # pages come as the stage is filled; the last chunk may be short
         filled = staged * (plan.prompt_tokens - last) // plan.prompt_tokens
-        prefill = max(filled + reading(chunk), staged + reading(last))
+        prefill = max(filled + reading(longest), staged + reading(last))
     if staged:
         prefill = max(prefill, staged + settling_bytes(shape, plan, dtype_bytes))
     own = (PROCESS_BYTES + STAGE_BYTES * bool(staged)) if target.device == "cpu" else 0

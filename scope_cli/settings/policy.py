@@ -43,7 +43,7 @@ class PrefillSettings(Settings):
         2048,
         ge=1,
         le=MOST,
-        description="prompt tokens read at once; at most 512 on a CPU, so that Ctrl-C is answered",
+        description="prompt tokens read at once, at most; on a CPU never more than 512, so that Ctrl-C is answered",
     )
 
     def problems(self) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scope_cli.batch.fit import MOST_LANES, Memory, check_weights, choose_lanes, even
 from scope_cli.batch.groups import Demand, Group, alike_together, form_groups, hashes_of
 from scope_cli.cache.shape import CacheShape
+from scope_cli.engine.chunks import chunk_ends
 from scope_cli.errors import ModelError
 from scope_cli.geometry import Geometry, LayerGeometry
 
@@ -176,7 +177,7 @@ def test_of_rows_whose_slots_are_rounded_to_the_same_the_longest_comes_first():
 def test_rows_that_begin_alike_stand_together_in_the_order_of_the_first(prompts):
     """Oracle: every beginning in whole chunks of three, with something left to read, compared as it is."""
     rows = [
-        replace(demand(number, len(ids)), begins=tuple(hashes_of(ids, 3)))
+        replace(demand(number, len(ids)), begins=tuple(hashes_of(ids, chunk_ends(len(ids), 3, "cpu"))))
         for number, ids in enumerate(prompts)
     ]
     turns = [row.number for row in alike_together(rows)]

@@ -432,6 +432,27 @@ def test_several_prompts_and_samples_are_written_side_by_side(generate, tmp_path
     assert again.code == 2 and "out-1.txt" in again.stderr
 
 
+def test_what_several_prompts_have_in_common_is_read_once_and_changes_no_text(
+    generate, tmp_path, monkeypatch
+):
+    from scope_cli.engine.beginning import Beginnings
+
+    for name in "ab":
+        (tmp_path / name).write_text("What the keeper wrote. " * 4 + name)
+    argv = ["-f", tmp_path / "a", "-f", tmp_path / "b", "--temperature", 1.2, "--ignore-eos"]
+    assert generate(*argv, "--output", tmp_path / "copied.txt").code == 0
+    monkeypatch.setattr(Beginnings, "of", lambda self, prompt_ids: None)
+    assert generate(*argv, "--output", tmp_path / "read.txt").code == 0
+    for number, reused in ((1, 0), (2, 64)):
+        copied, read = (tmp_path / f"{name}-{number}.txt" for name in ("copied", "read"))
+        assert copied.read_bytes() == read.read_bytes()
+        ends = [
+            json.loads((tmp_path / f"{text.name}.run.json").read_text())["results"][0]
+            for text in (copied, read)
+        ]
+        assert [end["reused_prompt_tokens"] for end in ends] == [reused, 0]
+
+
 @pytest.mark.parametrize(
     ("argv", "told"),
     [

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from scope_cli.engine.beginning import LEAST, Beginnings
+from scope_cli.engine.beginning import Beginnings
+from scope_cli.engine.chunks import LEAST
 from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run_plan import make_plan
 from scope_cli.events import Finished
@@ -26,6 +27,15 @@ def works_of(loaded, chosen, beginnings, rests, new_tokens):
         work = work_of(loaded, chosen, seed, len(ids), new_tokens=new_tokens)
         works.append(replace(work, prompt_ids=ids))
     return works
+
+
+def with_window(loaded, window):
+    """The layers that have a sliding window have one of so many tokens."""
+    geometry = loaded.opened.geometry
+    layers = tuple(
+        replace(layer, window=window) if layer.kind == "window" else layer for layer in geometry.layers
+    )
+    return LoadedModel(loaded.model, replace(loaded.opened, geometry=replace(geometry, layers=layers)))
 
 
 def reused(events) -> list[int]:
@@ -119,6 +129,21 @@ def test_as_much_is_copied_as_whole_chunks_allow(models, scorer):  # noqa: F811
     assert tokens[:6] == [0, 64, 0, 128, 192, 128 if ring == 1 else 96]
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize(
+    "more", [{}, {"cache.kv": "int8"}, {"prefill.method": "snapkv", "prefill.budget": 50}]
+)
+@pytest.mark.parametrize(
+    ("common", "copied"), [(63, 0), (64, 64), (65, 64), (100, 64), (300, 256), (700, 512), (1_100, 1_024)]
+)
+def test_by_itself_64_tokens_are_enough(models, family, more, common, copied):  # noqa: F811
+    loaded, chosen = with_window(models[family], 2_000), settings_of(**more)
+    works = works_of(loaded, chosen, [ids_of(7, common)], [(0, 3), (0, 90)], 5)
+    texts, found = texts_and_reused(loaded, chosen, works, 2)
+    assert texts == texts_and_reused(loaded, chosen, works, 2, copying=False)[0]
+    assert found == [0, copied if "prefill.method" not in more else 0]
+
+
 def test_one_lane_goes_on_with_what_lies_in_its_own_slots(models):  # noqa: F811
     loaded, chosen = models["llama"], settings_of(**{"prefill.chunk": CHUNK})
     works = works_of(loaded, chosen, [ids_of(7, 100)], [(0, 20), (0, 30), (0, 40)], 30)
@@ -143,11 +168,7 @@ def test_nothing_is_copied_from_a_row_that_failed(models, monkeypatch, lanes):  
 @pytest.mark.parametrize(("window", "tokens"), [(150, 96), (130, 0)])
 def test_a_sliding_window_is_copied_until_it_comes_around(models, window, tokens):  # noqa: F811
     """120 prompt tokens and 20 of the output; in 130 slots the last ones lie where the first ones were."""
-    opened, model = models["gemma3"].opened, models["gemma3"].model
-    layers = tuple(
-        replace(layer, window=window) if layer.kind == "window" else layer for layer in opened.geometry.layers
-    )
-    loaded = LoadedModel(model, replace(opened, geometry=replace(opened.geometry, layers=layers)))
+    loaded = with_window(models["gemma3"], window)
     chosen = settings_of(**{"prefill.chunk": CHUNK})
     works = works_of(loaded, chosen, [ids_of(7, 100)], [(0, 20), (0, 30)], 20)
     texts, found = texts_and_reused(loaded, chosen, works, 1)

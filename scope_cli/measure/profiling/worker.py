@@ -103,7 +103,7 @@ def ids_of(job: Job, opened: OpenedModel, settings: LoadedProfile) -> list[int]:
 
 
 def warm_up(loaded: LoadedModel, settings: LoadedProfile, prompt_ids: list[int]) -> None:
-    """One chunk, a few tokens, some evictions: what libraries load and keep belongs to the baseline."""
+    """A whole chunk, a few tokens, some evictions: what libraries load and keep belongs to the baseline."""
     from scope_cli.engine.run import generate, new_work
 
     decode = settings.profile.decode
@@ -113,8 +113,7 @@ def warm_up(loaded: LoadedModel, settings: LoadedProfile, prompt_ids: list[int])
     if decode.total_budget is not None:
         small["total_budget"] = decode.sinks + 2
     short = changed(settings, WARM_TOKENS, **small)
-    chunk = min(settings.profile.prefill.chunk, loaded.geometry.context - WARM_TOKENS)
-    ids = prompt_ids[:chunk]
+    ids = prompt_ids[: min(2 * settings.profile.prefill.chunk, loaded.geometry.context - WARM_TOKENS)]
     for _ in generate(loaded, short.profile, [new_work(short, loaded.geometry, ids)]):
         pass
 
