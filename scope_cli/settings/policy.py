@@ -43,7 +43,7 @@ class PrefillSettings(Settings):
         2048,
         ge=1,
         le=MOST,
-        description="prompt tokens read at once, at most; on a CPU never more than 512, so that Ctrl-C is answered",
+        description="most prompt tokens read at once; on a CPU never more than 512, so that Ctrl-C is heard",
     )
 
     def problems(self) -> Iterator[tuple[str, str]]:
