@@ -1,6 +1,6 @@
 """Records docs/images/session.svg: a real run on a terminal of 80 columns, while it writes and at its end.
 
-`python docs/session.py COMMAND...` runs it; what is drawn is what the terminal showed, nothing is made up.
+`python docs/session.py` runs what `make run` runs; what is drawn is what the terminal showed.
 """
 
 import os
@@ -15,10 +15,18 @@ import pyte
 from rich.console import Console
 from rich.text import Text
 
-SVG = Path(__file__).parent / "images" / "session.svg"
+ROOT = Path(__file__).parents[1]
+SVG = ROOT / "docs" / "images" / "session.svg"
 WIDTH, HEIGHT, KEPT = 80, 24, 8  # columns; rows; rows of the moving picture that are drawn
 AT = 0.6  # of the run: where the moving picture is taken
 EVICTED = re.compile(r"evicted (\d+)")
+
+
+def command_of_make() -> list[str]:
+    """['scope', 'generate', ...], as the Makefile has it."""
+    line = re.search(r"^run:.*\n\t\$\(BIN\)/(.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert line is not None
+    return shlex.split(line[1])
 
 
 def record(command: list[str]) -> tuple[list[list[str]], list[str]]:
@@ -57,5 +65,6 @@ def draw(command: list[str], frames: list[list[str]], rows: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    asked = sys.argv[1:]
+    os.chdir(ROOT)
+    asked = sys.argv[1:] or command_of_make()
     SVG.write_text(draw(asked, *record(asked)), encoding="utf-8")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scope_cli.events import Reading, Started, Token
+from scope_cli.settings.policy import CacheSettings
 from scope_cli.units import as_bytes, as_duration, as_rate
 
 RATE_WINDOW_S = 5.0
@@ -56,9 +57,9 @@ def blocks_of(encoding: str) -> tuple[str, str]:
 
 def slots_of(started: Started) -> str:
     """How keys and values lie in their slots: 'float32 slots', 'int8/int4 slots'."""
-    forms = [started.profile.get("cache", {}).get(side, "plain") for side in ("keys", "values")]
+    form = CacheSettings(**started.profile.get("cache", {})).form
     plain = str(started.model.get("dtype", ""))
-    named = [plain if form == "plain" else "int8" if form == "auto" else form for form in forms]
+    named = [plain if side == "plain" else side for side in (form.keys, form.values)]
     return f"{'/'.join(dict.fromkeys(named))} slots"
 
 

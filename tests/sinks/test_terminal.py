@@ -11,6 +11,7 @@ from rich.console import Console
 
 from scope_cli.console.progress import Progress
 from scope_cli.events import Busy, PromptProgress
+from scope_cli.settings.schema import Profile
 from scope_cli.sinks import status, terminal
 from scope_cli.sinks.status import Limit, RecentRate, fitting, memory_line, slots_of
 from scope_cli.sinks.terminal import Terminal, split_rows
@@ -160,17 +161,18 @@ def test_a_terminal_without_blocks_gets_letters():
 
 
 @pytest.mark.parametrize(
-    ("keys", "values", "said"),
+    ("cache", "said"),
     [
-        ("plain", "plain", "float32 slots"),
-        ("int8", "int4", "int8/int4 slots"),
-        ("auto", "int8", "int8 slots"),
+        ({"kv": "plain"}, "float32 slots"),
+        ({"kv": "int8"}, "int8 slots"),
+        ({"kv": "k8v4"}, "int8/int4 slots"),
+        ({"kv": "k8v4", "keys": "plain"}, "float32/int4 slots"),
+        ({"kv": "auto"}, "int8 slots"),
     ],
 )
-def test_the_format_of_the_slots_is_named(events_of_a_run, keys, values, said):
+def test_the_format_of_the_slots_is_named(events_of_a_run, cache, said):
     started, *_ = events_of_a_run([])
-    assert slots_of(replace(started, profile={"cache": {"keys": keys, "values": values}})) == said
-    assert slots_of(started) == "float32 slots"
+    assert slots_of(replace(started, profile=Profile(cache=cache).as_dict())) == said
 
 
 def test_a_long_prompt_says_how_long_it_will_take(events_of_a_run, monkeypatch):
