@@ -17,7 +17,7 @@ from torch import Tensor
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.engine.loops import LoopWatch
 from scope_cli.engine.rollback import Rollback
-from scope_cli.engine.sampling import Sampler
+from scope_cli.engine.sampling import AS_SET, Asked, Sampler, pick_all
 from scope_cli.engine.text import TextStream
 from scope_cli.errors import ScopeError
 from scope_cli.events import Event, Failed, FinishReason, Loop, PromptProgress, Token
@@ -91,21 +91,22 @@ class Lane:
             return ""
         return (self.back.waiting_text if self.back else "") + copy(self.text).flush()
 
-    def choose(self) -> Tensor:
-        """Sample on the device, which nobody waits for: id and log-probability, [2], float64."""
-        so_far = self.prompt_ids.shape[1] + self.written
+    @property
+    def so_far(self) -> int:
+        """Tokens of prompt and output."""
+        return self.prompt_ids.shape[1] + self.written
+
+    def ask(self) -> Asked:
+        """For the next token."""
         if self.feeds_again:
-            chosen = self.ids[0, so_far : so_far + 1].clone()
-            logprob = self.logits.float().log_softmax(-1)[0, chosen]
-        elif self.back is not None:
-            chosen, logprob = self.sampler.pick(
-                self.logits, self.ids[:, :so_far], self.back.change(self.written)
-            )
-        else:
-            chosen, logprob = self.sampler.pick(self.logits, self.ids[:, :so_far])
-        self.ids[:, so_far] = chosen
+            return Asked(self.logits, self.logits, known=self.ids[:, self.so_far : self.so_far + 1].clone())
+        change = self.back.change(self.written) if self.back else AS_SET
+        return self.sampler.ask(self.logits, self.ids[:, : self.so_far], change)
+
+    def take(self, picked: Tensor) -> None:
+        """What was picked, on the device: its id is the first number."""
+        self.ids[:, self.so_far] = picked[0].long()
         self.written += 1
-        return torch.cat([chosen.double(), logprob.double()])
 
     def receive(self, token_id: int, logprob: float) -> str:
         """Take the id that was chosen, and notice whether it ends the lane; printable text.
@@ -219,21 +220,24 @@ def decode(
                 yield from lane.rest()
                 yield finish(lane)
             continue
-        running, chosen = [], []
+        running, asked = [], []
         for lane in present:
             try:
-                chosen.append(lane.choose())
+                asked.append(lane.ask())
                 running.append(lane)
             except Exception as error:
                 yield from give_up(lane, error)
         if not running:
             continue
+        picked = pick_all(asked)  # [running, 2], on the device
+        for lane, one in zip(running, picked, strict=True):
+            lane.take(one)
         if ahead:
             for lane in running:
                 if lane.written == lane.max_new_tokens:
                     cache.finish(lane.row)
             step_on(step, cache, [lane for lane in running if lane.written < lane.max_new_tokens], ids)
-        now = received(chosen)
+        now = received(picked)
         state = cache.reading()
         for lane, (token_id, logprob) in zip(running, now, strict=True):
             try:
@@ -261,9 +265,9 @@ def decode(
             step_on(step, cache, [lane for lane in lanes if lane is not None], ids)
 
 
-def received(chosen: list[Tensor]) -> list[list[float]]:
+def received(picked: Tensor) -> list[list[float]]:
     """Each lane's id and log-probability on the host: the one time that it waits for the device."""
-    told: list[list[float]] = torch.stack(chosen).tolist()
+    told: list[list[float]] = picked.tolist()
     return told
 
 
@@ -272,7 +276,7 @@ def step_on(step: Callable[[Tensor], Tensor], cache: ScopeCache, lanes: list[Lan
     if not lanes:
         return
     for lane in lanes:
-        ids[lane.row] = lane.ids[0, lane.prompt_ids.shape[1] + lane.written - 1]
+        ids[lane.row] = lane.ids[0, lane.so_far - 1]
     logits = step(ids)
     cache.end_step()
     for lane in lanes:

@@ -327,14 +327,14 @@ def test_measuring_makes_no_larger_cache_than_the_largest_row(run, tmp_path, out
 def test_memory_that_ends_in_the_middle_fails_the_row_that_takes_it(run, out, whole, monkeypatch, error):
     from scope_cli.engine.decode import Lane
 
-    choose = Lane.choose
+    ask = Lane.ask
 
-    def chooses(self):
+    def asks(self):
         if bytes(self.prompt_ids[0, :1].tolist()) == b"2" and self.written == 3:
             raise error
-        return choose(self)
+        return ask(self)
 
-    monkeypatch.setattr(Lane, "choose", chooses)
+    monkeypatch.setattr(Lane, "ask", asks)
     code, said = run()
     assert code == 1 and "2.txt: failed: out of memory with a single lane" in said
     expected = {name: text for name, text in whole.items() if name != "2.txt"}

@@ -13,6 +13,7 @@ from scope_cli.engine.decode import Lane, decode, step_on
 from scope_cli.engine.plan import plan_run
 from scope_cli.engine.prefill import read_prompt
 from scope_cli.engine.run_plan import policy_of
+from scope_cli.engine.sampling import pick_all
 from scope_cli.events import Loop
 from scope_cli.models.architecture import geometry_of
 from scope_cli.settings.load import LoadedProfile
@@ -254,7 +255,7 @@ def test_from_a_gpu_an_id_and_its_probability_come_back(device, bytes_back):
         device=torch.device(device), end_step=lambda: None, count_transfer=lambda *of: moved.append(of)
     )
     lane, ids = lane_of(0, 1, 9), torch.zeros(2, 1, dtype=torch.int64)
-    lane.choose()
+    lane.take(pick_all([lane.ask()])[0])
     logits = torch.randn(2, 9)
     step_on(lambda _ids: logits, cache, [lane], ids)
     assert ids.tolist() == [[0], [5]] and lane.logits.tolist() == logits[1:].tolist() and lane.fed == 1

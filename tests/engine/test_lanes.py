@@ -218,14 +218,14 @@ def test_a_lane_that_cannot_be_sampled_leaves_the_others_alone(models, monkeypat
     works = [work_of(loaded, chosen, seed, 10 + seed, 12) for seed in range(3)]
     shape = shared_shape([work.plan for work in works], 2)
     texts, _, _ = written(loaded, chosen, works, shape)
-    pick = Sampler.pick
+    ask = Sampler.ask
 
-    def broken(self, logits, ids):
+    def broken(self, logits, ids, change):
         if ids.shape[1] == 11 + 4 and self._generator.initial_seed() == 1:
             raise RuntimeError("no probabilities")
-        return pick(self, logits, ids)
+        return ask(self, logits, ids, change)
 
-    monkeypatch.setattr(Sampler, "pick", broken)
+    monkeypatch.setattr(Sampler, "ask", broken)
     with PeakMeter(loaded.device) as peak:
         job, failed = Run(loaded, chosen.profile, shape, peak), []
         events = list(job.run(works, fail=lambda row, error: failed.append((row, str(error)))))
@@ -237,14 +237,14 @@ def test_a_lane_that_cannot_be_sampled_leaves_the_others_alone(models, monkeypat
 
 def failing_first(monkeypatch, seed):
     """Sampling fails at the first token of the prompt with this seed."""
-    pick = Sampler.pick
+    ask = Sampler.ask
 
-    def broken(self, logits, ids):
+    def broken(self, logits, ids, change):
         if self._generator.initial_seed() == seed:
             raise RuntimeError("no probabilities")
-        return pick(self, logits, ids)
+        return ask(self, logits, ids, change)
 
-    monkeypatch.setattr(Sampler, "pick", broken)
+    monkeypatch.setattr(Sampler, "ask", broken)
 
 
 def ends_of(loaded, chosen, works, lanes):

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from math import isfinite
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from scope_cli.engine import run as generate_module
 from scope_cli.engine.decode import decode
 from scope_cli.engine.sampling import Sampler
 from scope_cli.settings.schema import SamplingSettings
+from tests.helpers.picking import pick
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 PROMPT = "The keeper of the lighthouse wrote every evening, and "
@@ -150,17 +152,15 @@ def test_a_row_of_a_batch_fails_alone_and_leaves_nothing_to_the_next(scope, brok
 @pytest.mark.parametrize("bad", [[NAN], [INF], [INF, INF], [NAN, -INF], [-INF] * 7], ids=str)
 def test_a_choice_that_was_made_by_no_numbers_says_so(settings, bad):
     logits = torch.tensor([[*bad, 2.0, 1.5, 1.0, 0.5, 0.0, -1.0, -3.0][:7]])
-    token_id, logprob = Sampler(SamplingSettings(**settings), 1, (), "cpu").pick(logits, torch.tensor([[0]]))
-    assert 0 <= int(token_id) < 7
-    assert not torch.isfinite(logprob)
+    token_id, logprob = pick(Sampler(SamplingSettings(**settings), 1, (), "cpu"), logits, torch.tensor([[0]]))
+    assert 0 <= token_id < 7
+    assert not isfinite(logprob)
 
 
 def test_tokens_that_a_model_rules_out_are_no_fault():
     logits = torch.tensor([[-INF, 1.0, 2.0, -INF]])
     for settings in ({}, {"temperature": 1.0}, {"temperature": 0.7, "top_k": 3}):
-        assert torch.isfinite(
-            Sampler(SamplingSettings(**settings), 1, (), "cpu").pick(logits, logits[:, :1])[1]
-        )
+        assert isfinite(pick(Sampler(SamplingSettings(**settings), 1, (), "cpu"), logits, logits[:, :1])[1])
 
 
 @pytest.mark.parametrize("value", ["1e-44", "1e-46", "1e-9", "inf", "nan", "-1"])
@@ -179,8 +179,8 @@ def test_the_coldest_temperature_there_is_still_picks_the_most_probable():
     logits = torch.tensor([[80.0, 80.5, -1e30, 1e30]])
     for temperature in (1e-6, 1e-5):
         lane = Sampler(SamplingSettings(temperature=temperature), 1, (), "cpu")
-        assert lane.pick(logits[:, :3], torch.tensor([[0]]))[0] == 1
-        assert lane.pick(logits, torch.tensor([[0]]))[0] == 3
+        assert pick(lane, logits[:, :3], torch.tensor([[0]]))[0] == 1
+        assert pick(lane, logits, torch.tensor([[0]]))[0] == 3
 
 
 def test_the_saved_model_is_what_the_test_says(broken):

@@ -13,12 +13,13 @@ from scope_cli.engine import decode, rollback
 from scope_cli.engine.loops import ExactWatch, LoopWatch, NearWatch
 from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run import Run
-from scope_cli.engine.sampling import AS_SET, Change, Sampler
+from scope_cli.engine.sampling import AS_SET, Asked, Change, Sampler
 from scope_cli.events import Finished, TakenBack, Token
 from scope_cli.machine.gauge import PeakMeter
 from scope_cli.settings.schema import SamplingSettings
 from tests.engine.test_state import Notebook, going_on
 from tests.helpers.lanes import SCORERS, settings_of, work_of
+from tests.helpers.picking import pick
 
 STRATEGIES = ["slide", "adaptive", "discontinuous", "rpc", "full"]
 
@@ -84,11 +85,11 @@ def fed(loaded, chosen, works, shape, ids, monkeypatch):
     def known(self, logits, so_far, change=None):
         prompt = so_far[0].tolist()
         number = next(n for n, one in enumerate(works) if prompt[: len(one.prompt_ids)] == one.prompt_ids)
-        one = torch.tensor([ids[number][len(prompt) - len(works[number].prompt_ids)]])
-        return one, logits.float().log_softmax(-1)[0, one]
+        one = torch.tensor([[ids[number][len(prompt) - len(works[number].prompt_ids)]]])
+        return Asked(logits, logits, known=one)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Sampler, "pick", known)
+        patch.setattr(Sampler, "ask", known)
         return by_prompt(events_of(loaded, chosen, calm, shape), Token)
 
 
@@ -261,8 +262,8 @@ def test_a_forbidden_token_is_not_chosen_however_likely_it_is(temperature, more)
     logits = torch.zeros(1, 20)
     logits[0, 7], logits[0, 3] = 90, 40
     ids = torch.tensor([[1, 2]])
-    assert {int(sampler.pick(logits, ids)[0]) for _ in range(20)} == {7}
-    chosen = {int(sampler.pick(logits, ids, Change((7,), 0.5))[0]) for _ in range(20)}
+    assert {pick(sampler, logits, ids)[0] for _ in range(20)} == {7}
+    chosen = {pick(sampler, logits, ids, Change((7,), 0.5))[0] for _ in range(20)}
     assert chosen == {3}
 
 
@@ -273,8 +274,8 @@ def test_warmer_divides_the_logits_by_the_sum_of_both_temperatures():
         plain = Sampler(SamplingSettings(temperature=temperature + warmer, seed=5), 0, (), "cpu")
         ids = torch.zeros(1, 1, dtype=torch.int64)
         for _ in range(50):
-            a, b = changed.pick(logits, ids, Change(warmer=warmer)), plain.pick(logits, ids)
-            assert int(a[0]) == int(b[0])
+            a, b = pick(changed, logits, ids, Change(warmer=warmer)), pick(plain, logits, ids)
+            assert a == b
 
 
 def test_the_loops_first_token_is_not_chosen_again_at_its_place(models, monkeypatch):

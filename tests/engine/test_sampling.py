@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from scope_cli.engine.sampling import Sampler
+from scope_cli.engine.sampling import Asked, Change, Cut, Sampler, pick_all
 from scope_cli.settings.schema import SamplingSettings
+from tests.helpers.picking import pick
 
 LOGITS = torch.tensor([[2.0, 1.5, 1.0, 0.5, 0.0, -1.0, -3.0]])
 PROMPT = torch.tensor([[0, 1]])
@@ -16,7 +17,7 @@ def sampler(prompt_tokens: int = 2, seed: int | None = None, **settings) -> Samp
 
 
 def picks(of: Sampler, count: int, ids=PROMPT) -> list[int]:
-    return [int(of.pick(LOGITS, ids)[0]) for _ in range(count)]
+    return [pick(of, LOGITS, ids)[0] for _ in range(count)]
 
 
 def filtered(temperature=1.0, top_k=None, top_p=1.0, min_p=0.0) -> list[float]:
@@ -107,15 +108,14 @@ def test_ignore_eos_never_picks_one():
 def test_the_logprob_is_the_models_own_whatever_was_filtered(dtype):
     logits = LOGITS.to(dtype)
     lane = sampler(temperature=0.5, top_k=2, repetition_penalty=1.3, ignore_eos=True)
-    token_id, logprob = lane.pick(logits, torch.tensor([[0, 1, 2]]))
-    assert (token_id.shape, logprob.shape, logprob.dtype) == ((1,), (1,), torch.float32)
-    torch.testing.assert_close(logprob, torch.log_softmax(logits.float(), -1)[0, token_id])
+    token_id, logprob = pick(lane, logits, torch.tensor([[0, 1, 2]]))
+    assert logprob == float(torch.log_softmax(logits.float(), -1)[0, token_id])
 
 
 def test_picking_leaves_the_logits_as_they_were():
     logits = LOGITS.clone()
     lane = sampler(temperature=0.5, top_k=2, top_p=0.9, min_p=0.1, repetition_penalty=2.0, ignore_eos=True)
-    lane.pick(logits, torch.tensor([[0, 1, 2]]))
+    pick(lane, logits, torch.tensor([[0, 1, 2]]))
     assert torch.equal(logits, LOGITS)
 
 
@@ -138,7 +138,7 @@ def test_what_is_cut_off_is_what_transformers_cuts_off(cut, spread):
         expected = TopPLogitsWarper(cut["top_p"])(None, expected)
     if "min_p" in cut:
         expected = MinPLogitsWarper(cut["min_p"])(None, expected)
-    shares, at = sampler(temperature=1.0, **cut)._candidates(scores)
+    shares, at = Cut(temperature=1.0, **cut).candidates(scores)
     got = torch.zeros_like(scores).scatter(1, at, shares / shares.sum())
     if spread:
         torch.testing.assert_close(got, expected.softmax(-1), atol=1e-6, rtol=1e-4)
@@ -149,7 +149,7 @@ def test_what_is_cut_off_is_what_transformers_cuts_off(cut, spread):
 def test_a_vocabulary_whose_likeliest_hold_enough_is_not_sorted(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "sort", None)
     for cut in ({"top_p": 0.95}, {"min_p": 0.1}, {"top_k": 50, "top_p": 0.9}, {}):
-        sampler(temperature=1.0, **cut).pick(wide(1, 5.0), PROMPT)
+        pick(sampler(temperature=1.0, **cut), wide(1, 5.0), PROMPT)
 
 
 def test_a_token_without_a_share_is_never_drawn():
@@ -157,9 +157,45 @@ def test_a_token_without_a_share_is_never_drawn():
     scores = torch.full((1, 50), -torch.inf)
     scores[0, [7, 31]] = 0.0
     lane = sampler(temperature=1.0)
-    assert {int(lane.pick(scores, PROMPT)[0]) for _ in range(200)} == {7, 31}
+    assert {pick(lane, scores, PROMPT)[0] for _ in range(200)} == {7, 31}
 
 
 def test_an_end_that_the_model_has_no_number_for_is_no_error():
     of = Sampler(SamplingSettings(temperature=0, ignore_eos=True), 2, (0, 151_329), "cpu", None)
     assert picks(of, 1) == [1], "0 is forbidden, and 1 the next"
+
+
+WAYS = [
+    {"temperature": 0.0},
+    {"temperature": 0.7, "top_k": 50, "top_p": 0.95},
+    {"temperature": 1.0, "top_k": 5, "repetition_penalty": 1.3},
+    {"temperature": 1.0},
+    {"temperature": 0.9, "top_p": 0.95},
+    {"temperature": 1.5, "min_p": 0.05, "ignore_eos": True},
+]
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 8])
+@pytest.mark.parametrize("alike", [True, False])
+def test_lanes_that_are_picked_together_get_what_each_gets_alone(lanes, alike):
+    """Bit for bit, whatever the others ask for; some rows have no numbers."""
+    for first in range(len(WAYS)):
+        ways = [WAYS[(first + (0 if alike else lane)) % len(WAYS)] for lane in range(lanes)]
+        alone, beside = ([sampler(seed=lane, **way) for lane, way in enumerate(ways)] for _ in range(2))
+        for turn in range(6):
+            logits = [wide(10 * turn + lane, spread=0.1 + 3 * (lane % 3)) for lane in range(lanes)]
+            if turn == 5:
+                logits[0][0, 9] = torch.nan
+            changes = [Change((5,), 0.4) if turn == 3 and lane % 2 else Change() for lane in range(lanes)]
+            asked = list(zip(logits, [PROMPT] * lanes, changes, strict=True))
+            together = pick_all([one.ask(*of) for one, of in zip(beside, asked, strict=True)])
+            expected = torch.tensor([pick(one, *of) for one, of in zip(alone, asked, strict=True)])
+            torch.testing.assert_close(together, expected.double(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_what_was_picked_before_is_told_as_the_model_finds_it():
+    known = Asked(LOGITS, LOGITS, known=torch.tensor([[4]]))
+    fresh = sampler(temperature=0.0).ask(LOGITS, PROMPT)
+    rows = pick_all([fresh, known]).tolist()
+    assert [int(token_id) for token_id, _ in rows] == [0, 4]
+    assert rows[1][1] == float(LOGITS.log_softmax(-1)[0, 4])
