@@ -1,7 +1,7 @@
 """How far does each policy move the model from its full cache? KL divergence on the full cache's own texts.
 
     python benchmarks/fidelity.py              # measures the missing rows; Ctrl-C and run it again at will
-    python benchmarks/fidelity.py --table      # prints the table of the rows there are
+    python benchmarks/fidelity.py --table      # prints the table of the rows there are, and draws scorers.png
 
 Two sample prompts, for each a sampled output of 1,536 tokens under the full cache (temperature 1, top-p 0.95,
 repetition penalty 1.1, a fixed seed: at lower temperatures the small model soon repeats itself, and then
@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 PROMPTS = {"report": HERE.parent / "examples/report.txt", "logbook": HERE.parent / "examples/logbook.txt"}
 ROWS = HERE / "results/fidelity.jsonl"
 TEXTS = HERE / "results/texts"
+PICTURE = HERE.parent / "docs/images/scorers.png"
 TOKENS = 1536
 VARIANTS = {  # options that make a published method of a scorer, beside its defaults
     "window (32, max)": {"name": "window", "window": 32, "queries": "max"},
@@ -71,6 +72,7 @@ def main() -> None:
     if not args.table:
         measure_missing(args.only)
     print(table())
+    draw()
 
 
 def measure_missing(only: str) -> None:
@@ -175,6 +177,39 @@ def table() -> str:
         share = sum(r["held_bytes"] for r in texts.values()) / sum(r["full_bytes"] for r in texts.values())
         lines.append(f"| {name} | {' | '.join(cells)} | {100 * share:.0f}% |")
     return "\n".join(lines)
+
+
+def draw() -> None:
+    """Every scorer's mean KL over the texts, at both budgets, the best at the top."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in read_rows():
+        name, _, budget = row["policy"].rpartition(" ")
+        if not name.startswith("prefill"):
+            found.setdefault(name, {}).setdefault(budget, []).append(row["kl"])
+    names = sorted(found, key=lambda name: -sum(found[name]["384"]))
+    figure, axes = plt.subplots(figsize=(8, 5.2), dpi=100)
+    for budget, colour, marker in (("384", "#0072B2", "o"), ("128", "#D55E00", "s")):
+        means = [sum(found[name][budget]) / len(found[name][budget]) for name in names]
+        axes.plot(means, names, marker, color=colour, markersize=8, label=f"budget {budget}")
+    for label in axes.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() in ("attention", "recency", "random") else "normal")
+    axes.set_xscale("log")
+    ticks = (0.01, 0.02, 0.05, 0.1, 0.2)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("KL to the full cache, nats: less is nearer", fontsize=12)
+    axes.tick_params(labelsize=11)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower left", frameon=False, fontsize=11)
+    figure.tight_layout()
+    figure.savefig(PICTURE, metadata={"Software": None})
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,12 @@ CONTENDERS = [
 ]
 PEERS = {"DynamicCache": "dynamic", "StaticCache": "static", "QuantizedCache": "quantized"}
 
+DRAWN = {  # contender: label, colour, marker, dashes; told apart in grey as well
+    "DynamicCache": ("transformers' DynamicCache", "#D55E00", "s", "--"),
+    "full": ("scope, nothing evicted", "#56B4E9", "o", "--"),
+    "slide 2048": ("scope, budget 2,048", "#0072B2", "o", "-"),
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -262,36 +268,39 @@ def draw(found: list[dict[str, Any]], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from scope_cli.measure.palette import styles
-
     found = [row for row in found if row["lanes"] == 1 and "step_ms" in row]
     models = sorted({row["model"] for row in found})
-    looks = styles(one.name for one in CONTENDERS)
-    figure, axes = plt.subplots(
-        1, len(models), figsize=(2 + 4.5 * len(models), 4), squeeze=False, sharey=True
-    )
+    figure, axes = plt.subplots(1, len(models), figsize=(8 * len(models), 3.8), squeeze=False, sharey=True)
     for axis, model in zip(axes[0], models, strict=True):
-        for one in CONTENDERS:
+        for name, (label, colour, marker, dashes) in DRAWN.items():
             points = sorted(
-                (row["position"] / 1000, median(row["step_ms"]))
+                (row["position"], median(row["step_ms"]))
                 for row in found
-                if (row["model"], row["contender"]) == (model, one.name)
+                if (row["model"], row["contender"]) == (model, name)
             )
             if points:
-                style = looks[one.name]
                 axis.plot(
                     *zip(*points, strict=True),
-                    linestyle=style.dashes,
-                    marker=style.marker,
-                    color=style.colour,
-                    label=one.name,
+                    dashes,
+                    marker=marker,
+                    color=colour,
+                    linewidth=2.5,
+                    label=label,
                 )
-        axis.set(title=model.removeprefix("random:"), xlabel="position (thousands of tokens)", ylim=(0, None))
-        axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("ms a token, one lane")
-    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+                beside = {"xytext": (9, -4), "textcoords": "offset points", "fontsize": 11}
+                axis.annotate(f"{points[-1][1]:.0f}", points[-1], **beside)
+        axis.set_title(model.removeprefix("random:"), fontsize=12)
+        axis.set_xlabel("tokens of prompt and output so far", fontsize=12)
+        axis.set_xlim(0, 1.06 * max(row["position"] for row in found))
+        axis.set_ylim(0)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axis.tick_params(labelsize=11)
+        axis.grid(axis="y", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("ms for the next token", fontsize=12)
+    axes[0][0].legend(loc="center left", frameon=False, fontsize=11, bbox_to_anchor=(0, 0.65))
     figure.tight_layout()
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=100, metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ from quality import (
 from scope_cli.measure.evaluate import plots
 from scope_cli.measure.evaluate.statistics import (
     Blocks,
+    Estimate,
     as_text,
     blocks_of,
     estimate,
-    over_texts,
     paired_difference,
 )
 from scope_cli.units import as_bytes
@@ -272,6 +272,21 @@ def machine(rows: Sequence[Row]) -> str:
     return f"{len(rows)} rows, measured on: {'; '.join(sorted(said))}." if rows else "Not measured yet."
 
 
+def over_texts(rows: Sequence[Row], what: str) -> Estimate:
+    """The mean over all tokens of several saved texts, each text's blocks drawn within it."""
+    return estimate([blocks_of(row, what) for row in rows])
+
+
+def by_budget(named: dict[str, tuple[list[int], list[float]]], path: Path, title: str) -> None:
+    """Policy -> budgets, mean KL: both on logarithmic axes, since both go over orders of magnitude."""
+    drawn, axes = plots.figure(title, "budget (generated tokens held)", "mean KL to the full cache (nats)")
+    plots.lines(axes, named)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(BUDGETS, [f"{budget:,}" for budget in BUDGETS])
+    plots.save(drawn, path)
+
+
 def draw(rows: dict[str, list[Row]]) -> None:
     PICTURES.mkdir(exist_ok=True)
     by_policy = grouped(rows["fidelity"], "policy_name", "budget")
@@ -289,7 +304,7 @@ def draw(rows: dict[str, list[Row]]) -> None:
             budgets = [budget for budget in BUDGETS if (name, budget) in by_policy]
             means = [over_texts(by_policy[name, budget], "kl").mean for budget in budgets]
             named[name] = (budgets, means)
-        plots.by_budget(named, PICTURES / "quality-budget.png", "Fidelity by budget")
+        by_budget(named, PICTURES / "quality-budget.png", "Fidelity by budget")
     if rows["drift"]:
         plots.drift({row["text"]: row["lags"] for row in rows["drift"]}, PICTURES / "quality-drift.png")
     probes = [row for row in rows["recall"] if row["output_length"] == RECALL_TOKENS]
@@ -315,6 +330,6 @@ def draw(rows: dict[str, list[Row]]) -> None:
         plots.with_intervals(
             named,
             PICTURES / "quality-loops.png",
-            f"Repetition, budgets {LOOP_BUDGETS}",
+            f"Repetition, budgets {' and '.join(map(str, LOOP_BUDGETS))}",
             "distinct 4-grams (share)",
         )

@@ -201,14 +201,3 @@ def drift(rows: dict[str, list[dict[str, Any]]], path: Path, title: str = "") ->
     axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
     axes.set_ylim(0, 1)
     save(drawn, path)
-
-
-def by_budget(named: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: Path, title: str) -> None:
-    """Policy -> budgets, mean KL: both on logarithmic axes, since both go over orders of magnitude."""
-    drawn, axes = figure(title, "budget (generated tokens held)", "mean KL to the full cache (nats)")
-    lines(axes, named)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
-    axes.set_xticks(sorted({budget for budgets, _ in named.values() for budget in budgets}))
-    save(drawn, path)

@@ -124,11 +124,6 @@ def blocks_of(row: dict[str, Any], what: str) -> Blocks:
     return Blocks.from_means(row["blocks"][what], row["output_tokens"], row["block_tokens"])
 
 
-def over_texts(rows: list[dict[str, Any]], what: str) -> Estimate:
-    """The mean over all tokens of several saved texts, each text's blocks drawn within it."""
-    return estimate([blocks_of(row, what) for row in rows])
-
-
 def as_text(estimate: Estimate | list[Any], digits: int = 4) -> str:
     """'0.0174 (0.0151 to 0.0199)'"""
     mean, low, high = estimate.as_list() if isinstance(estimate, Estimate) else estimate

@@ -10,7 +10,7 @@ from scope_cli.engine.run import generate, new_work
 from scope_cli.errors import UsageError
 from scope_cli.events import Token
 from scope_cli.measure.evaluate.fidelity import KnownText, Reference, measure, planned
-from scope_cli.measure.evaluate.statistics import blocks_of, over_texts
+from scope_cli.measure.evaluate.statistics import blocks_of, estimate
 from scope_cli.settings.load import load_profile
 from tests.helpers.caches import loaded_tiny
 
@@ -95,7 +95,7 @@ def test_bytes_are_averaged_over_the_tokens_as_a_real_run_reads_them(reference, 
 
 def test_a_row_that_was_saved_gives_the_same_mean(reference):
     row = measure(reference, load_profile("default", SMALL)).as_dict()
-    assert over_texts([row], "kl").mean == pytest.approx(row["kl"][0])
+    assert estimate([blocks_of(row, "kl")]).mean == pytest.approx(row["kl"][0])
     assert blocks_of(row, "top1").means == pytest.approx(row["blocks"]["top1"])
 
 
