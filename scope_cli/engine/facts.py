@@ -35,7 +35,7 @@ def depends_on(loaded: LoadedModel, lanes: int, compiled: bool) -> dict[str, Any
         "threads": torch.get_num_threads() if on_cpu else None,
         "processor": torch.cuda.get_device_name(loaded.device) if gpu else processor(),
         "instructions": torch.backends.cpu.get_cpu_capability() if on_cpu else None,
-        "native": native.instructions if native and loaded.why_not_native is None else None,
+        "native": native.instructions if native and loaded.native else None,
     }
 
 

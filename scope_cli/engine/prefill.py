@@ -14,6 +14,8 @@ from scope_cli.engine.beginning import Beginning
 from scope_cli.engine.chunks import chunk_ends
 from scope_cli.events import PromptProgress
 from scope_cli.models.lean import PreTrainedModel
+from scope_cli.models.native_prompt import reader_of
+from scope_cli.native.library import library
 from scope_cli.policies.schedule import Schedule
 
 
@@ -30,12 +32,14 @@ def read_prompt(
     seed: int = 0,
     chunk: int = 2048,
     begins: Beginning | None = None,
+    native: bool = False,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Generator[PromptProgress, None, Tensor | None]:
     """Read a prompt into a lane, reporting after each chunk.
 
     prompt_ids: [1, prompt_tokens], the job's prompt `number`; plan: what stays of it, all where there is none
     begins: with what a row holds, which is copied and not read
+    native: the model has passed the self-test of what is ours (models/step_test.py)
     returns the logits of the last token, [1, vocab], or None when interrupted
     """
     if plan is not None and not plan.staged and cache.policy.protect_prompt:
@@ -48,18 +52,13 @@ def read_prompt(
     left = prompt_ids[:, begun:]
     if cache.device.type != "cpu":
         cache.count_transfer(lane, left.nbytes)
+    forward = reader_of(model, cache, library() if native else None)
     logits = prompt_ids.new_empty(0)
     ends = [end for end in chunk_ends(tokens, chunk, cache.device.type) if end > begun]
     sizes = [end - start for start, end in pairwise([begun, *ends])]
     for ids in left.to(cache.device).split(sizes, dim=1):
         positions = cache.start_chunk(lane, ids.shape[1])
-        logits = model(
-            input_ids=ids,
-            position_ids=positions,
-            use_cache=False,
-            logits_to_keep=1,
-            scope_cache=staging or cache,
-        ).logits[:, -1]
+        logits = forward(ids, positions, staging or cache)
         cache.end_chunk()
         yield PromptProgress(lane, cache.count(lane).prompt, tokens, number)
         if interrupted():

@@ -61,7 +61,9 @@ def read_once(loaded: LoadedModel, prompt_ids: list[int]) -> PromptState | None:
     settings = load_profile("full", {"sampling.max_new_tokens": 1, "decode.scorer": "attention"})
     plan = make_plan(settings, loaded.geometry, len(prompt_ids), ring=min(MOST_QUERIES, len(prompt_ids)))
     cache = new_cache(loaded, settings.profile, plan.starting_shape)
-    logits = read_to_end(read_prompt(loaded.model, cache, torch.tensor([prompt_ids]), plan.schedule))
+    logits = read_to_end(
+        read_prompt(loaded.model, cache, torch.tensor([prompt_ids]), plan.schedule, native=loaded.native)
+    )
     prompt, ring = len(prompt_ids), cache.shape.ring
     in_order = torch.arange(prompt - ring, prompt, device=cache.device) % ring
     return PromptState(
@@ -98,7 +100,10 @@ def replay(
         yield state.logits, cache
     else:
         prompt = torch.tensor([prompt_ids])
-        yield read_to_end(read_prompt(loaded.model, cache, prompt, plan.schedule, plan=plan.prompt)), cache
+        reading = read_prompt(
+            loaded.model, cache, prompt, plan.schedule, plan=plan.prompt, native=loaded.native
+        )
+        yield read_to_end(reading), cache
     for logits in feed_known(
         loaded.model, cache, 0, output_ids[:-1]
     ):  # the last predicts nothing that is known

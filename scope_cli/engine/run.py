@@ -99,7 +99,7 @@ class Run:
     ) -> None:
         self.loaded, self.profile, self.peak, self.keep = loaded, profile, peak, keep
         self.cache = new_cache(loaded, profile, shape)
-        self.step = new_step(loaded.model, self.cache, compiled, tell, loaded.why_not_native is None)
+        self.step = new_step(loaded.model, self.cache, compiled, tell, loaded.native)
         self._phases: dict[int, tuple[float, int]] = {}  # by number: when it began, peak bytes since
         self._prefill: dict[int, tuple[float, int]] = {}  # by number: seconds and peak bytes of reading
         self._read: dict[int, int] = {}  # by number: prompt tokens that were read for it
@@ -162,6 +162,7 @@ class Run:
                 seed=work.seed,
                 chunk=self.profile.prefill.chunk,
                 begins=begins,
+                native=self.loaded.native,
                 interrupted=interrupted,
             )
             self._read[number] = self.cache.count(row).prompt - (begins.tokens if begins else 0)

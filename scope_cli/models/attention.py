@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scope_cli.cache.layers import Causal, LayerAttention
+from scope_cli.cache.layers import Causal, Chunk, LayerAttention
 from scope_cli.errors import ModelError
 from scope_cli.geometry import Geometry
 from scope_cli.models.lean import AttentionInterface, PreTrainedModel
@@ -22,6 +22,7 @@ from scope_cli.policies.received import received
 if TYPE_CHECKING:
     from scope_cli.cache.cache import ScopeCache
     from scope_cli.cache.layers import SlotLayer
+    from scope_cli.cache.staging import StagedLayer
 
 ATTENTION = "scope"
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -51,24 +52,31 @@ def attend(
     layer = scope_cache.layers[module.layer_idx]  # type: ignore[index]
     if (query.shape[-1] ** -0.5 if scaling is None else scaling) != layer.scale:
         raise ModelError("models that scale their attention from call to call cannot be run")
-    if scope_cache.chunk is not None:
-        keys, values, visible = layer.read(scope_cache.chunk, key, value)
-        store = layer.store
-        asked = store.turned_queries(query)
-        if isinstance(visible, Causal) and reads(asked):
-            out = attend_chunk(asked, keys, values, layer.scale, visible.window)
-        else:
-            mask = visible.mask(asked.device) if isinstance(visible, Causal) else visible
-            out = F.scaled_dot_product_attention(
-                asked, keys, values, mask, is_causal=mask is None, scale=layer.scale, enable_gqa=True
-            )
-        out = store.turned_back(out)
-        if layer.counts_received and not scope_cache.chunk.known_output:
-            layer.add_received(received(asked[0], keys[0], scope_cache.chunk.start, layer.scale))
-    else:
+    if scope_cache.chunk is None:
         return attend_step(layer, query, key, value), None
-    layer.remember(query, scope_cache.chunk)
+    out = read_chunk(layer, scope_cache.chunk, query, key, value)
     return out.transpose(1, 2).contiguous(), None
+
+
+def read_chunk(
+    layer: "SlotLayer | StagedLayer", chunk: Chunk, query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
+    """A prompt's chunk: store it, attend, remember the queries; returns [1, heads, tokens, head_dim]."""
+    store = layer.store
+    assert store is not None, "the prompt has been settled"
+    keys, values, visible = layer.read(chunk, key, value)
+    asked = store.turned_queries(query)
+    if isinstance(visible, Causal) and reads(asked):
+        out = attend_chunk(asked, keys, values, layer.scale, visible.window)
+    else:
+        mask = visible.mask(asked.device) if isinstance(visible, Causal) else visible
+        out = F.scaled_dot_product_attention(
+            asked, keys, values, mask, is_causal=mask is None, scale=layer.scale, enable_gqa=True
+        )
+    if layer.counts_received and not chunk.known_output:
+        layer.add_received(received(asked[0], keys[0], chunk.start, layer.scale))
+    layer.remember(query, chunk)
+    return store.turned_back(out)
 
 
 def attend_step(layer: "SlotLayer", query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -300,6 +300,11 @@ class LoadedModel:
     self_test: "SelfTest | None" = None
     why_not_native: str | None = None  # half a sentence: why its step is not the native one
 
+    @property
+    def native(self) -> bool:
+        """Whether its step may be the native one, and the reading of a prompt, where there is a library."""
+        return self.why_not_native is None
+
     def fix_length(self, beyond: bool) -> None:
         """Take the factors of RoPE for texts beyond `geometry.switch` tokens, or for those up to it."""
         if self.geometry.switch is not None:

@@ -8,20 +8,13 @@ import ctypes
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.layers import SlotLayer
-from scope_cli.models.decoders import Decoder, LayerParts, NotInTable, Product, decoder_of
-from scope_cli.native.layout import GROUP, Kind
-from scope_cli.native.library import Library, Weight
-from scope_cli.native.tables import Layer, Linear, Model, Rotation, Slots, address, addresses
-
-FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}  # as slots.h numbers them
-PLAIN = 16  # SCOPE_PLAIN of step.h
-PLAIN_DTYPES = (torch.float32, torch.bfloat16)
-NORMS = ("before_attention", "after_attention", "before_mlp", "after_mlp", "query_norm", "key_norm")
-PRODUCTS = ("query", "key", "value", "output", "gate", "up", "down")
+from scope_cli.models.native_tables import DecoderTables
+from scope_cli.native.library import Library
+from scope_cli.native.tables import FORMATS, Slots, address, addresses
 
 
 class NativeStep:
@@ -30,20 +23,10 @@ class NativeStep:
     def __init__(self, model: Any, cache: ScopeCache, library: Library) -> None:
         self.cache = cache
         self._functions = functions_of(library)
-        self._decoder = decoder_of(model)
-        self._weights = Weights()
-        _check(self._decoder, cache)
-        self._layers = (Layer * len(self._decoder.layers))()
-        self._rotations = (Rotation * len(self._decoder.rotations))()
-        for into, one in zip(self._rotations, self._decoder.rotations, strict=True):
-            into.frequencies, into.half = address(one.frequencies), len(one.frequencies)
-            into.factor = one.factor
-        for table, parts in zip(self._layers, self._decoder.layers, strict=True):
-            self._fill_weights(table, parts)
+        self._tables = DecoderTables(model, cache)
         self._kept: list[Any] = []  # what the tables of slots point to
         self._fill_slots()
-        self._model = self._table()
-        self._made = ctypes.c_void_p(self._functions.scope_step_new(ctypes.byref(self._model)))
+        self._made = ctypes.c_void_p(self._functions.scope_step_new(ctypes.byref(self._tables.model)))
 
     def __del__(self) -> None:
         if made := getattr(self, "_made", None):
@@ -51,17 +34,14 @@ class NativeStep:
 
     def __call__(self, ids: Tensor) -> Tensor:
         """ids: [lanes, 1]; returns logits, float32 [lanes, vocab], zeros for lanes that do not run."""
-        cache, decoder = self.cache, self._decoder
+        cache, tables = self.cache, self._tables
         if self._fitted != cache.fitted:
             self._fill_slots()
-        for table, layer in zip(self._layers, cache.layers, strict=True):
+        for table, layer in zip(tables.layers, cache.layers, strict=True):
             table.slots.used = layer.read_slots
-        embedded = decoder.embedding(ids[:, 0]).float()
-        if decoder.embedded != 1:
-            embedded = embedded * decoder.embedded
-        embedded = embedded.contiguous()
+        embedded = tables.embedded(ids[:, 0])
         lanes, running = len(ids), int(cache.running.sum())
-        logits = torch.empty(running, decoder.head.last)
+        logits = torch.empty(running, tables.decoder.head.last)
         self._functions.scope_step_run(
             self._made,
             address(embedded),
@@ -82,30 +62,10 @@ class NativeStep:
         """Seconds of all steps so far that went into attention."""
         return float(self._functions.scope_step_attention_s(self._made))
 
-    def _table(self) -> Model:
-        decoder, model = self._decoder, Model()
-        model.layers, model.rotations = self._layers, self._rotations
-        model.head = self._weights.linear(decoder.head)
-        model.last_norm = address(decoder.last_norm)
-        model.layer_count, model.rotation_count = len(self._layers), len(self._rotations)
-        model.lanes, model.hidden = self.cache.shape.lanes, len(decoder.last_norm)
-        model.epsilon, model.residual = decoder.epsilon, decoder.residual
-        model.logit_factor, model.logit_cap = decoder.logit_factor, decoder.logit_cap
-        return model
-
-    def _fill_weights(self, table: Layer, parts: LayerParts) -> None:
-        for name in NORMS:
-            setattr(table, name, address(getattr(parts, name)))
-        for name in PRODUCTS:
-            setattr(table, name, self._weights.linear(getattr(parts, name)))
-        table.norms_all_heads = self._decoder.norms_all_heads
-        table.rotation = -1 if parts.rotation is None else parts.rotation
-        table.activation, table.cap = parts.activation, parts.cap
-
     def _fill_slots(self) -> None:
         """The tables' part that changes with a cache's buffers."""
         self._kept.clear()
-        for table, layer in zip(self._layers, self.cache.layers, strict=True):
+        for table, layer in zip(self._tables.layers, self.cache.layers, strict=True):
             tensors = layer.tensors()
             table.slots = _slots(layer, tensors, layer.slots)
             table.exact = _slots(layer, tensors, layer.exact.tokens, "exact.") if layer.exact else Slots()
@@ -122,28 +82,6 @@ class NativeStep:
             table.memo_count = sum(name.startswith("memos.") for name in tensors)
             self._kept += [tensors, memos]
         self._fitted = self.cache.fitted
-
-
-class Weights:
-    """The tables of linear layers; what is made for them is kept here."""
-
-    def __init__(self) -> None:
-        self._biases: list[Tensor] = []
-
-    def linear(self, product: Product) -> Linear:
-        linear, table = product.linear, Linear()
-        rows = product.last - product.first
-        if isinstance(kind := getattr(linear, "kind", None), Kind):
-            part = linear.packed[product.first // GROUP : -(-product.last // GROUP)]
-        else:
-            part = linear.weight.detach()[product.first : product.last]
-            kind = PLAIN + FORMATS[part.dtype]
-        table.weight = Weight(kind, rows, linear.in_features, 0, address(part))
-        if linear.bias is not None:
-            bias = linear.bias.detach().float()[product.first : product.last].contiguous()
-            self._biases.append(bias)
-            table.bias = address(bias)
-        return table
 
 
 def functions_of(library: Library) -> Any:
@@ -174,21 +112,3 @@ def _slots(layer: SlotLayer, tensors: dict[str, Tensor], slots: int, whose: str 
     table.group = geometry.heads // geometry.kv_heads
     table.slots = table.used = slots
     return table
-
-
-def _check(decoder: Decoder, cache: ScopeCache) -> None:
-    """What C++ takes for granted."""
-    dtype = str(cache.dtype).removeprefix("torch.")
-    if cache.device.type != "cpu" or cache.dtype not in PLAIN_DTYPES:
-        raise NotInTable(f"it has no slots in {dtype} on {cache.device.type}")
-    sizes = {(layer.heads, layer.kv_heads, layer.head_dim) for layer in cache.geometry.layers}
-    if len(sizes) != 1 or len(cache.layers) != len(decoder.layers):
-        raise NotInTable("its layers are not of one size")
-    for parts in decoder.layers:
-        for product in [getattr(parts, name) for name in PRODUCTS]:
-            linear = product.linear
-            plain = type(linear) is nn.Linear and linear.weight.dtype in PLAIN_DTYPES
-            if not plain and not isinstance(getattr(linear, "kind", None), Kind):
-                raise NotInTable(f"it has no products with a {type(linear).__name__} like its own")
-            if product.first % GROUP and not plain:
-                raise NotInTable(f"a fused matrix is not cut at a multiple of {GROUP} rows")

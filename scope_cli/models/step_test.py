@@ -1,7 +1,8 @@
 """A model that was just loaded in; out, why its step cannot be the native one.
 
-Some tokens are read, and some more written one by one, through the native step and through transformers' own
-layers over a second cache. The logits have to agree. What is found is remembered, as the self-test's result.
+Some tokens are read, and some more written one by one, through the native step (and read by native_prompt.py,
+where that takes the model) and through transformers' own layers over a second cache. The logits have to
+agree. What is found is remembered, as the self-test's result.
 """
 
 import json
@@ -18,7 +19,7 @@ from scope_cli.cache.shape import CacheShape
 from scope_cli.console.safe import as_json
 from scope_cli.files import cache_folder
 from scope_cli.geometry import Geometry
-from scope_cli.models import decoders, native_step
+from scope_cli.models import decoders, native_prompt, native_step, native_tables
 from scope_cli.models.attention import attention_of
 from scope_cli.models.decoders import NotInTable
 from scope_cli.models.folder import stored_shapes
@@ -32,6 +33,7 @@ from scope_cli.settings.policy import DecodeSettings
 from scope_cli.settings.schedules import schedule_of
 
 READ, WRITTEN = 13, 20  # tokens
+OURS = decoders, native_tables, native_step, native_prompt  # what the result depends on
 PACKED_TOLERANCE = 0.02  # activations are rounded, and a hair decides to which side
 
 
@@ -64,7 +66,7 @@ def why_not_native(
 @torch.no_grad()
 def _distance(model: PreTrainedModel, geometry: Geometry, dtype: torch.dtype, known: Library) -> float:
     """How far apart the logits of the written tokens are: the worst token's, as a share of their size."""
-    ours = _read(model, geometry, dtype)
+    ours = _read(model, geometry, dtype, known)
     step = NativeStep(model, ours, known)
     theirs = _read(model, geometry, dtype)
     worst = 0.0
@@ -79,7 +81,9 @@ def _distance(model: PreTrainedModel, geometry: Geometry, dtype: torch.dtype, kn
     return worst
 
 
-def _read(model: PreTrainedModel, geometry: Geometry, dtype: torch.dtype) -> ScopeCache:
+def _read(
+    model: PreTrainedModel, geometry: Geometry, dtype: torch.dtype, known: Library | None = None
+) -> ScopeCache:
     """A cache of one lane that has read a short prompt."""
     shape = CacheShape(
         lanes=1, prompt_slots=(READ,) * len(geometry.layers), evictable=WRITTEN, context=geometry.context
@@ -90,7 +94,7 @@ def _read(model: PreTrainedModel, geometry: Geometry, dtype: torch.dtype) -> Sco
     held.start_prompt(0, schedule_of(DecodeSettings(strategy="full"), WRITTEN, kept_prompt=READ))
     positions = held.start_chunk(0, READ)
     ids = (torch.arange(READ).unsqueeze(0) * 31 + 7) % geometry.vocab
-    model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1, scope_cache=held)
+    native_prompt.reader_of(model, held, known)(ids, positions, held)
     held.end_chunk()
     held.start_decode(0)
     return held
@@ -106,7 +110,7 @@ def _step(model: PreTrainedModel, held: ScopeCache, ids: Tensor) -> Tensor:
 def _note_of(known: Library, folder: Path, dtype: torch.dtype, load_in: str | None) -> Path:
     """Where the result is remembered: by all that it could depend on but the weights' values."""
     seen = sha256(known.file.name.encode())  # which names the sources
-    ours = [Path(module.__file__ or "") for module in (decoders, native_step)] + [Path(__file__)]
+    ours = [Path(module.__file__ or "") for module in OURS] + [Path(__file__)]
     for file in [*ours, folder / "config.json"]:
         seen.update(file.read_bytes() if file.is_file() else b"")
     facts = [str(torch.__version__), transformers.__version__, str(dtype), load_in]

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cmath>
 #include <cstring>
 #include <memory>
 #include <vector>
 
 #include "attention.h"
+#include "layers.h"
 #include "team.h"
 #include "vectors.h"
 
@@ -90,9 +90,8 @@ struct scope_step {
     void finish_head(const scope_layer& layer, int row, int head);
     void mix(const scope_layer& layer, Own& mine);
     void take_up(Own& mine, const float* after, const float* before);
-    void multiply(const scope_linear& linear, const Rows& x, float* out, int stride, int first, int last);
     void head(Own& mine, float* logits);
-    void place_head(const float* projected, const float* norm, float root, const scope_layer& layer, int row, float* out);
+    Turns turns_by(const scope_layer& layer, int row);
     long slot_of(const scope_layer& layer, int row, int head) const;
     int at_once(int groups) const {
         return up_to((groups + team->threads * PIECES_PER_THREAD - 1) / (team->threads * PIECES_PER_THREAD), WHOLE_BLOCK);
@@ -141,22 +140,6 @@ void scope_step::prepare(int threads) {
     }
 }
 
-void scope_step::multiply(const scope_linear& linear, const Rows& x, float* out, int stride, int first, int last) {
-    const int end = std::min(last * GROUP, linear.weight.rows), begin = first * GROUP;
-    const Weight& weight = linear.weight;
-    if (weight.kind >= SCOPE_PLAIN) {
-        const int format = weight.kind - SCOPE_PLAIN;
-        const size_t row_bytes = (size_t)weight.columns * (format == SCOPE_FLOAT32 ? 4 : 2);
-        vectors().multiply(weight.data + begin * row_bytes, format, weight.columns, end - begin, x.values, x.stride, x.rows,
-                           out + begin, stride);
-    } else {
-        scope_multiply(&weight, &x, out, stride, first, last);
-    }
-    if (linear.bias)
-        for (int n = 0; n < x.rows; n++)
-            vectors().add(out + (size_t)n * stride + begin, linear.bias + begin, nullptr, end - begin);
-}
-
 void scope_step::run(int thread, const float* embedded, float* logits) {
     Own& mine = own[thread];
     for (int n = 0; n < rows; n++)
@@ -168,17 +151,12 @@ void scope_step::run(int thread, const float* embedded, float* logits) {
     head(mine, logits);
 }
 
-// Cosines and sines of every row's position; in double precision, so that they are the same everywhere.
+// Cosines and sines of every row's position.
 void scope_step::find_turns() {
     team->share(rows * model.rotation_count, [&](int at) {
         const int row = at / model.rotation_count, which = at % model.rotation_count;
-        const scope_rotation& rotation = model.rotations[which];
-        float *cosines = turns_of(row, which), *sines = cosines + turn_room;
-        for (int i = 0; i < rotation.half; i++) {
-            const float angle = (float)positions[lane_of[row]] * rotation.frequencies[i];
-            cosines[i] = (float)cos((double)angle) * rotation.factor;
-            sines[i] = (float)sin((double)angle) * rotation.factor;
-        }
+        float* cosines = turns_of(row, which);
+        scope::find_turns(model.rotations[which], positions[lane_of[row]], cosines, cosines + turn_room);
     });
 }
 
@@ -217,19 +195,11 @@ void scope_step::layer(int number, Own& mine) {
 // The stream takes up what changed; its norm is the next product's input.
 void scope_step::take_up(Own& mine, const float* after, const float* before) {
     const int hidden = model.hidden;
-    const float* factor = model.residual == 1 ? nullptr : &model.residual;
     for (int n = 0; n < rows; n++) {
         float *x = &mine.stream[(size_t)n * hidden], *out = mine.normed.row(n);
-        const float* more = &changed[(size_t)n * hidden];
-        if (after) {
-            vectors().scale(more, vectors().root(more, hidden, model.epsilon), after, out, hidden);
-            more = out;
-        }
-        vectors().add(x, more, factor, hidden);
-        if (before)
-            vectors().scale(x, vectors().root(x, hidden, model.epsilon), before, out, hidden);
-        else
-            memcpy(out, x, hidden * sizeof(float));
+        memcpy(out, &changed[(size_t)n * hidden], hidden * sizeof(float));
+        scope::take_up(model, after, out, x);
+        norm(model, before, x, out);
     }
     if (rounds) mine.normed.round(rows);
 }
@@ -280,17 +250,10 @@ void scope_step::attend(const scope_layer& layer, Own& mine) {
     });
 }
 
-// A head's query or key out of its product: normed, turned by its position.
-void scope_step::place_head(const float* projected, const float* norm, float root, const scope_layer& layer, int row, float* out) {
-    const int head_dim = layer.slots.head_dim;
-    if (norm)
-        vectors().scale(projected, root, norm, out, head_dim);
-    else
-        memcpy(out, projected, head_dim * sizeof(float));
-    if (layer.rotation >= 0) {
-        const float* turns = turns_of(row, layer.rotation);
-        vectors().rotate(out, turns, turns + turn_room, model.rotations[layer.rotation].half);
-    }
+Turns scope_step::turns_by(const scope_layer& layer, int row) {
+    if (layer.rotation < 0) return {};
+    const float* cosines = turns_of(row, layer.rotation);
+    return {cosines, cosines + turn_room, model.rotations[layer.rotation].half};
 }
 
 void scope_step::attend_piece(const scope_layer& layer, int row, int head, int piece, Own& mine) {
@@ -315,7 +278,7 @@ void scope_step::attend_piece(const scope_layer& layer, int row, int head, int p
             norm += number * head_dim;
         else if (norm)
             root = vectors().root(projection, head_dim, model.epsilon);
-        place_head(projection, norm, root, layer, row, query);
+        place_head(projection, norm, root, turns_by(layer, row), head_dim, query);
         if (writes && !is_exact && layer.queries) {
             const long at = ((long)lane * slots.kv_heads * group + number) * layer.ring + positions[lane] % layer.ring;
             vectors().store(query, layer.plain_format, layer.queries, nullptr, at, head_dim);
@@ -345,7 +308,7 @@ void scope_step::write_token(const scope_layer& layer, const scope_slots& slots,
     } else if (norm) {
         root = vectors().root(projection, head_dim, model.epsilon);
     }
-    place_head(projection, norm, root, layer, row, number);
+    place_head(projection, norm, root, turns_by(layer, row), head_dim, number);
     if (slots.turns_keys) vectors().turn(number, head_dim);
     vectors().store(number, slots.key_format, slots.keys, slots.key_scales, at, head_dim);
     memcpy(number, all_keys + keys + head * head_dim, head_dim * sizeof(float));
@@ -392,16 +355,9 @@ void scope_step::mix(const scope_layer& layer, Own& mine) {
 
 void scope_step::head(Own& mine, float* logits) {
     const Rows x = mine.normed.rows(rows);
-    const int vocabulary = model.head.weight.rows, groups = groups_of(vocabulary), each = std::min(at_once(groups), HEAD_PIECE);
+    const int groups = groups_of(model.head.weight.rows), each = std::min(at_once(groups), HEAD_PIECE);
     team->share((groups + each - 1) / each, [&](int at) {
-        const int first = at * each, last = std::min(first + each, groups), begin = first * GROUP;
-        const int count = std::min(last * GROUP, vocabulary) - begin;
-        multiply(model.head, x, logits, vocabulary, first, last);
-        for (int n = 0; n < rows; n++) {
-            float* row = logits + (size_t)n * vocabulary + begin;
-            if (model.logit_factor != 1) vectors().scale(row, model.logit_factor, nullptr, row, count);
-            if (model.logit_cap > 0) vectors().cap(row, model.logit_cap, count);
-        }
+        multiply_head(model, x, logits, at * each, std::min((at + 1) * each, groups));
     });
 }
 

@@ -4,10 +4,14 @@ import ctypes
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from scope_cli.native.library import Weight
 
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}  # as slots.h numbers them
+PLAIN = 16  # SCOPE_PLAIN of step.h
+PLAIN_DTYPES = (torch.float32, torch.bfloat16)
 Address, Int, Float = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
 
 

@@ -17,12 +17,13 @@ from scope_cli.models.architecture import geometry_of
 from scope_cli.models.attention import ATTENTION, attention_of
 from scope_cli.models.decoders import ROWS, NotInTable, decoder_of
 from scope_cli.models.native_step import NativeStep
-from scope_cli.native.weights import Kind, pack, unpack
+from scope_cli.native.layout import Kind
 from scope_cli.policies import plugins
 from scope_cli.policies.policy import Policy
 from scope_cli.settings.policy import DecodeSettings
 from scope_cli.settings.schedules import schedule_of
 from tests.families import model_of, random_model
+from tests.helpers.packed_linear import pack_linears
 
 FAMILIES = [
     *(row for row in ROWS if row != "gemma2"),
@@ -247,27 +248,11 @@ def test_a_model_that_is_not_in_the_table_is_told(row):
         decoder_of(model_of(row))
 
 
-class Packed(torch.nn.Module):
-    """A linear layer as `models.packed` packs it, whose own product is plain."""
-
-    def __init__(self, linear: torch.nn.Linear, kind: Kind) -> None:
-        super().__init__()
-        self.kind, self.bias = kind, linear.bias
-        self.out_features, self.in_features = linear.weight.shape
-        self.packed = pack(linear.weight.detach(), kind)
-        self.plain = unpack(self.packed, kind, *linear.weight.shape)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.linear(x, self.plain, self.bias)
-
-
 @pytest.mark.parametrize("kind", list(Kind), ids=lambda kind: kind.name)
 @pytest.mark.parametrize("row", ["qwen2", "phi3"])
 def test_packed_weights_give_what_they_stand_for(native, row, kind):
     model = model_for(row)
-    for name, module in list(model.named_modules()):
-        if type(module) is torch.nn.Linear:
-            model.set_submodule(name, Packed(module, kind))
+    pack_linears(model, kind)
     prompts = [prompt_of(70, 0), prompt_of(81, 1)]
     theirs, ours = Run(model, prompts), Run(model, prompts)
     expected = theirs.logits(EagerStep(model, theirs.cache))

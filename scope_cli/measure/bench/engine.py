@@ -76,6 +76,7 @@ class ScopeEngine:
                     lane=lane,
                     seed=lane,
                     chunk=self.settings.profile.prefill.chunk,
+                    native=self.loaded.native,
                 )
             )
             for lane, prompt in enumerate(ids)

@@ -1,0 +1,197 @@
+#include "prompt.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "layers.h"
+#include "team.h"
+#include "vectors.h"
+
+using namespace scope;
+
+namespace {
+
+constexpr int TOKENS = 64;   // of a piece: a block of weights is widened once for them
+constexpr int STRIPE = 128;  // columns between the MLP's halves that are computed at once: whole blocks, whole panels
+constexpr int HEAD_PIECE = 64;  // groups of rows
+
+// What a thread has to itself: a piece's tokens on their way.
+struct Own {
+    std::vector<Block> into, inside;             // [TOKENS, blocks]: of attention's output or a norm's; of the MLP's half
+    std::vector<float> normed, changed, gate, up;  // [hidden], [TOKENS, hidden], [TOKENS, STRIPE] twice
+};
+
+// Some groups of a linear layer's rows.
+scope_linear part_of(const scope_linear& linear, int first, int last) {
+    scope_linear part = linear;
+    part.weight.data += (size_t)first * blocks_of(linear.weight.columns) * block_bytes(linear.weight.kind);
+    part.weight.rows = std::min(last * GROUP, linear.weight.rows) - first * GROUP;
+    if (part.bias) part.bias += first * GROUP;
+    return part;
+}
+
+void multiply_all(const scope_linear& linear, const Rows& x, float* out, int64_t stride) {
+    multiply(linear, x, out, stride, 0, groups_of(linear.weight.rows));
+}
+
+}  // namespace
+
+struct scope_prompt {
+    const scope_model& model;
+    const scope_slots& sizes;
+    const int heads_wide, keys_wide, inner;  // heads * head_dim, kv_heads * head_dim, columns between the MLP's halves
+    int tokens = 0, turn_room = 0;
+    std::vector<float> stream;  // [tokens, hidden]
+    std::vector<float> turns;   // [tokens, rotations, 2, turn_room]
+    std::vector<Own> own;       // by thread
+
+    explicit scope_prompt(const scope_model& model)
+        : model(model), sizes(model.layers[0].slots), heads_wide(sizes.kv_heads * sizes.group * sizes.head_dim),
+          keys_wide(sizes.kv_heads * sizes.head_dim), inner(model.layers[0].gate.weight.rows) {
+        for (int i = 0; i < model.rotation_count; i++) turn_room = std::max(turn_room, model.rotations[i].half);
+    }
+
+    float* turns_of(int token, int rotation) {
+        return &turns[((size_t)token * model.rotation_count + rotation) * 2 * turn_room];
+    }
+
+    // piece(first token, how many, what the thread has to itself)
+    template <class Piece>
+    void share(int threads, const Piece& piece) {
+        while ((int)own.size() < threads) own.push_back(new_own());
+        Turn turn(threads);
+        const int most = (tokens + 2 * threads - 1) / (2 * threads), each = std::clamp(most, 1, TOKENS);
+        turn.team.run([&](int thread) {
+            turn.team.share((tokens + each - 1) / each, [&](int at) {
+                piece(at * each, std::min(each, tokens - at * each), own[thread]);
+            });
+        });
+    }
+
+    Own new_own() const {
+        Own made;
+        made.into.resize((size_t)TOKENS * blocks_of(std::max(model.hidden, heads_wide)));
+        made.inside.resize((size_t)TOKENS * blocks_of(inner));
+        made.normed.resize(model.hidden);
+        made.changed.resize((size_t)TOKENS * model.hidden);
+        made.gate.resize(TOKENS * STRIPE);
+        made.up.resize(TOKENS * STRIPE);
+        return made;
+    }
+
+    void norm_and_round(const float* before, int token, int n, Own& mine) {
+        norm(model, before, &stream[(size_t)token * model.hidden], mine.normed.data());
+        scope_round(mine.normed.data(), model.hidden, 1, model.hidden, &mine.into[(size_t)n * blocks_of(model.hidden)]);
+    }
+
+    void begin(const float* embedded, const int64_t* positions, int threads) {
+        stream.assign(embedded, embedded + (size_t)tokens * model.hidden);
+        turns.resize((size_t)tokens * model.rotation_count * 2 * turn_room);
+        share(threads, [&](int first, int count, Own&) {
+            for (int token = first; token < first + count; token++)
+                for (int i = 0; i < model.rotation_count; i++)
+                    find_turns(model.rotations[i], positions[token], turns_of(token, i), turns_of(token, i) + turn_room);
+        });
+    }
+
+    void project(const scope_layer& layer, float* out, int threads) {
+        const int stride = heads_wide + 2 * keys_wide;
+        share(threads, [&](int first, int count, Own& mine) {
+            for (int n = 0; n < count; n++) norm_and_round(layer.before_attention, first + n, n, mine);
+            const Rows x = {count, mine.into.data(), nullptr, 0};
+            float* rows = out + (size_t)first * stride;
+            multiply_all(layer.query, x, rows, stride);
+            multiply_all(layer.key, x, rows + heads_wide, stride);
+            multiply_all(layer.value, x, rows + heads_wide + keys_wide, stride);
+            for (int n = 0; n < count; n++) {
+                place_heads(layer, layer.query_norm, first + n, rows + n * stride, sizes.kv_heads * sizes.group);
+                place_heads(layer, layer.key_norm, first + n, rows + n * stride + heads_wide, sizes.kv_heads);
+            }
+        });
+    }
+
+    void place_heads(const scope_layer& layer, const float* norm, int token, float* all, int heads) {
+        const int head_dim = sizes.head_dim;
+        const float root_of_all = norm && layer.norms_all_heads ? vectors().root(all, heads * head_dim, model.epsilon) : 0;
+        Turns by = {};
+        if (layer.rotation >= 0) {
+            by.cosines = turns_of(token, layer.rotation);
+            by.sines = by.cosines + turn_room;
+            by.half = model.rotations[layer.rotation].half;
+        }
+        for (int h = 0; h < heads; h++) {
+            float* head = all + h * head_dim;
+            if (norm && layer.norms_all_heads)
+                place_head(head, norm + h * head_dim, root_of_all, by, head_dim, head);
+            else
+                place_head(head, norm, norm ? vectors().root(head, head_dim, model.epsilon) : 0, by, head_dim, head);
+        }
+    }
+
+    void mix(const scope_layer& layer, const float* attended, int threads) {
+        const int hidden = model.hidden;
+        share(threads, [&](int first, int count, Own& mine) {
+            const auto take = [&](const float* after) {
+                for (int n = 0; n < count; n++)
+                    take_up(model, after, &mine.changed[(size_t)n * hidden], &stream[(size_t)(first + n) * hidden]);
+            };
+            scope_round(attended + (size_t)first * heads_wide, heads_wide, count, heads_wide, mine.into.data());
+            const Rows x = {count, mine.into.data(), nullptr, 0}, inside = {count, mine.inside.data(), nullptr, 0};
+            multiply_all(layer.output, x, mine.changed.data(), hidden);
+            take(layer.after_attention);
+            for (int n = 0; n < count; n++) norm_and_round(layer.before_mlp, first + n, n, mine);
+            for (int begin = 0; begin < inner; begin += STRIPE) halve(layer, x, begin, mine);
+            multiply_all(layer.down, inside, mine.changed.data(), hidden);
+            take(layer.after_mlp);
+        });
+    }
+
+    // A stripe of the MLP's first half, rounded for the second.
+    void halve(const scope_layer& layer, const Rows& x, int begin, Own& mine) {
+        const int count = std::min(STRIPE, inner - begin), first = begin / GROUP, last = first + groups_of(count);
+        multiply_all(part_of(layer.gate, first, last), x, mine.gate.data(), STRIPE);
+        multiply_all(part_of(layer.up, first, last), x, mine.up.data(), STRIPE);
+        for (int n = 0; n < x.rows; n++) {
+            float* row = &mine.gate[n * STRIPE];
+            vectors().activate(layer.activation, row, &mine.up[n * STRIPE], count);
+            scope_round(row, STRIPE, 1, count, &mine.inside[(size_t)n * blocks_of(inner) + begin / BLOCK]);
+        }
+    }
+
+    void logits(float* out, int threads) {
+        std::vector<float> normed(model.hidden);
+        std::vector<Block> blocks(blocks_of(model.hidden));
+        Turn turn(threads);
+        const int groups = groups_of(model.head.weight.rows);
+        turn.team.run([&](int) {
+            turn.team.share(1, [&](int) {
+                norm(model, model.last_norm, &stream[(size_t)(tokens - 1) * model.hidden], normed.data());
+                scope_round(normed.data(), model.hidden, 1, model.hidden, blocks.data());
+            });
+            const Rows x = {1, blocks.data(), normed.data(), model.hidden};
+            turn.team.share((groups + HEAD_PIECE - 1) / HEAD_PIECE, [&](int at) {
+                multiply_head(model, x, out, at * HEAD_PIECE, std::min((at + 1) * HEAD_PIECE, groups));
+            });
+        });
+    }
+};
+
+scope_prompt* scope_prompt_new(const scope_model* model) { return new scope_prompt(*model); }
+void scope_prompt_free(scope_prompt* prompt) { delete prompt; }
+
+void scope_prompt_begin(scope_prompt* prompt, const float* embedded, const int64_t* positions, int32_t tokens,
+                        int32_t threads) {
+    prompt->tokens = tokens;
+    prompt->begin(embedded, positions, threads);
+}
+
+void scope_prompt_project(scope_prompt* prompt, int32_t layer, float* out, int32_t threads) {
+    prompt->project(prompt->model.layers[layer], out, threads);
+}
+
+void scope_prompt_mix(scope_prompt* prompt, int32_t layer, const float* attended, int32_t threads) {
+    prompt->mix(prompt->model.layers[layer], attended, threads);
+}
+
+void scope_prompt_logits(scope_prompt* prompt, float* logits, int32_t threads) { prompt->logits(logits, threads); }

@@ -1,0 +1,28 @@
+// A chunk of a prompt through a decoder whose layers' weights are all packed, two calls a layer; between them the caller
+// stores keys and values and attends (reading.h), as its cache wants it.
+//
+// A thread takes some tokens through all that happens between two attentions. A token gets the same bits beside any
+// others, from any number of threads, with any instructions.
+#pragma once
+#include "step.h"
+
+extern "C" {
+
+// Made for a model, of whose slots only the sizes are read.
+struct scope_prompt;
+scope_prompt* scope_prompt_new(const scope_model* model);
+void scope_prompt_free(scope_prompt* prompt);
+
+// The chunk's tokens. embedded: [tokens, hidden], as in scope_step_run; positions: [tokens]
+void scope_prompt_begin(scope_prompt* prompt, const float* embedded, const int64_t* positions, int32_t tokens,
+                        int32_t threads);
+
+// Into attention: each token's queries, keys and values, normed and turned; out: [tokens, heads + 2 * kv_heads, head_dim]
+void scope_prompt_project(scope_prompt* prompt, int32_t layer, float* out, int32_t threads);
+
+// Out of attention, and through the rest of the layer. attended: [tokens, heads, head_dim]
+void scope_prompt_mix(scope_prompt* prompt, int32_t layer, const float* attended, int32_t threads);
+
+// Of the last token. logits: [vocabulary]
+void scope_prompt_logits(scope_prompt* prompt, float* logits, int32_t threads);
+}

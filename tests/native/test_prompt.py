@@ -1,0 +1,89 @@
+"""A prompt read in C++ against transformers' layers, for every row of the table; its bits in any chunks."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+
+from scope_cli.cache.cache import ScopeCache
+from scope_cli.models.attention import ATTENTION
+from scope_cli.models.decoders import NotInTable
+from scope_cli.models.native_prompt import NativePrompt, reader_of
+from scope_cli.native.layout import Kind
+from tests.families import random_model
+from tests.helpers.packed_linear import pack_linears
+from tests.native.test_step import FAMILIES, Run, distance, model_for, prompt_of
+
+PROMPT = prompt_of(150, 5)
+
+
+def packed_model(row: str, kind: Kind = Kind.INT4) -> Any:
+    model = model_for(row)
+    pack_linears(model, kind)
+    return model
+
+
+@torch.no_grad()
+def read(model: Any, library: Any, chunks: tuple[int, ...] = (150,)) -> tuple[Tensor, ScopeCache]:
+    """The logits of PROMPT's last token, and the cache; by transformers where there is no library."""
+    cache = Run(model, [[1]], budget=None, room=200).cache
+    cache.start_prompt(0, cache.count(0).schedule)
+    forward, first = reader_of(model, cache, library), 0
+    assert library is None or isinstance(forward, NativePrompt)
+    for tokens in chunks:
+        positions = cache.start_chunk(0, tokens)
+        logits = forward(torch.tensor([PROMPT[first : first + tokens]]), positions, cache)
+        cache.end_chunk()
+        first += tokens
+    return logits, cache
+
+
+@pytest.mark.parametrize("row", FAMILIES)
+def test_a_prompt_gives_what_transformers_layers_give(native, row):
+    model = packed_model(row)
+    expected, theirs = read(model, None, (70, 80))
+    logits, ours = read(model, native.library, (70, 80))
+    assert distance(logits, expected) < 1e-3
+    for (name, got), held in zip(ours.tensors().items(), theirs.tensors().values(), strict=True):
+        torch.testing.assert_close(got, held, atol=5e-3, rtol=5e-3, msg=name)
+
+
+@pytest.mark.parametrize("row", ["llama", "gemma3_text", "olmo2", "qwen3", "llama (biases)"])
+def test_a_token_has_the_same_bits_in_any_chunk_and_on_any_cpu(native, row):
+    model = packed_model(row, Kind.INT8 if row == "qwen3" else Kind.INT4)
+
+    def all_of(chunks: tuple[int, ...], instructions: str, threads: int) -> list[Tensor]:
+        native.use(instructions)
+        native.threads(threads)
+        logits, cache = read(model, native.library, chunks)
+        return [logits, *(part for layer in cache.layers for part in (layer.keys, layer.values))]
+
+    windowed = row == "gemma3_text"  # whose keys begin where the window of a chunk's first token does
+    expected = all_of((150,), "plain", 1)
+    for instructions in native.all_instructions():
+        for chunks, threads in (((150,), 3), ((1, 4, 140, 5), 2), ((64, 86), 16)):
+            if chunks == (150,) or not windowed:
+                assert all(map(torch.equal, all_of(chunks, instructions, threads), expected))
+
+
+def test_sizes_that_fill_no_block_are_right(native):
+    sizes = {"hidden_size": 72, "intermediate_size": 300, "head_dim": 24, "vocab_size": 301}
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 1, "num_hidden_layers": 2}
+    model = random_model(LlamaConfig(**sizes, **heads))
+    model.set_attn_implementation(ATTENTION)
+    pack_linears(model, Kind.INT4)
+    expected, _ = read(model, None)
+    logits, _ = read(model, native.library)
+    assert distance(logits, expected) < 1e-3
+
+
+def test_who_is_read_by_transformers(native):
+    plain = model_for("llama")
+    cache = Run(plain, [[1]]).cache
+    with pytest.raises(NotInTable, match="not packed"):
+        NativePrompt(plain, cache, native.library)
+    cache.dtype = torch.bfloat16
+    with pytest.raises(NotInTable, match="float32"):
+        NativePrompt(packed_model("llama"), cache, native.library)
