@@ -49,6 +49,7 @@ from scope_cli.settings.policy import DecodeSettings
 from scope_cli.settings.schedules import schedule_of
 
 SHORT_LAGS = (1, 2, 4, 8, 16, 32)
+PLAIN = {"cache.kv": "plain"}
 RECENT = 32  # tokens before t that every policy keeps anyway
 
 
@@ -97,8 +98,12 @@ def mean_held(budget: int, output: int) -> float:
 def equal_bytes_profiles(pair: EqualBytes, method: str = "snapkv") -> dict[str, LoadedProfile]:
     """Both ways as profiles: the prompt compressed by `method`, or the output by SCOPE's slide."""
     return {
-        "prompt": load_profile("full", {"prefill.method": method, "prefill.budget": pair.kept_prompt}),
-        "output": load_profile("default", {"decode.strategy": "slide", "decode.budget": pair.output_budget}),
+        "prompt": load_profile(
+            "full", {**PLAIN, "prefill.method": method, "prefill.budget": pair.kept_prompt}
+        ),
+        "output": load_profile(
+            "default", {**PLAIN, "decode.strategy": "slide", "decode.budget": pair.output_budget}
+        ),
     }
 
 
@@ -131,7 +136,7 @@ def drift(reference: Reference, top: int = 64, most_lag: int = 1024) -> list[Dri
     the newest 32. Otherwise a longer text would make every later overlap smaller by itself.
     """
     loaded, text = reference.loaded, reference.text
-    settings = planned(load_profile("full"), len(text.output_ids))
+    settings = planned(load_profile("full", PLAIN), len(text.output_ids))
     every = MOST_AT_ONCE
     rows: dict[int, Tensor] = {}  # tokens written -> attention of the newest, [layers, kv_heads, output]
     written = 0

@@ -106,7 +106,7 @@ def measure_missing(only: str) -> None:
 
 
 def settings(keys):
-    return load_profile("default", {"sampling.max_new_tokens": TOKENS, **keys})
+    return load_profile("default", {"sampling.max_new_tokens": TOKENS, "cache.kv": "plain", **keys})
 
 
 def written(loaded, text, prompt_ids) -> list[int]:
@@ -116,6 +116,7 @@ def written(loaded, text, prompt_ids) -> list[int]:
         profile = load_profile(
             "full",
             {
+                "cache.kv": "plain",
                 "sampling.max_new_tokens": TOKENS,
                 "sampling.temperature": 1.0,
                 "sampling.repetition_penalty": 1.1,

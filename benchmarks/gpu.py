@@ -40,6 +40,7 @@ class Contender:
 
 
 def ours(name: str, profile: str, lanes: tuple[int, ...] = (1,), **overrides: Any) -> Contender:
+    overrides = {"cache__kv": "plain", **overrides}
     keys = tuple((key.replace("__", "."), value) for key, value in overrides.items())
     return Contender(name, profile, keys, keeps_all=profile == "full", lanes=lanes)
 

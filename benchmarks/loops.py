@@ -38,7 +38,9 @@ LANES = 5
 
 def written(on_loop: str, tokens: int) -> list[dict[str, Any]]:
     asked = {"sampling.temperature": 0.0, "sampling.ignore_eos": True, "sampling.max_new_tokens": tokens}
-    settings = load_profile("default", {**asked, "decode.budget": 512, "sampling.on_loop": on_loop})
+    settings = load_profile(
+        "default", {**asked, "cache.kv": "plain", "decode.budget": 512, "sampling.on_loop": on_loop}
+    )
     opened = open_model(settings.profile.model, offline=True, lanes=LANES)
     works: list[Work] = [
         new_work(settings, opened.geometry, opened.chat.prompt(text, settings.profile.prompt).ids)

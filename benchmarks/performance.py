@@ -48,9 +48,11 @@ PARTS: dict[str, str] = {
     "others": f"--rounds 2 --prompt-tokens 700 --positions 1000,5000 {OURS} {RIVALS} {OTHERS}",
     "flat": f"--rounds 5 --prompt-tokens 1000 --positions 1800,8000 --write --apart {OURS}",
     "transformers": "--rounds 3 --prompt-tokens 1000 --positions 8000 --dtype float32 --peer dynamic "
-    f'--profile "same=default decode.budget=512" {OURS[:-1]} model.dtype=auto" --baseline dynamic',
+    '--profile "same=default decode.budget=512 cache.kv=plain" '
+    f'{OURS[:-1]} model.dtype=auto" --baseline dynamic',
     "kvpress": "--rounds 3 --prompt-tokens 1000 --positions 2500 --dtype float32 "
-    '--peer "kvpress={kvpress} --budget 512" --profile "scope=default decode.budget=512" --baseline kvpress',
+    '--peer "kvpress={kvpress} --budget 512" '
+    '--profile "scope=default decode.budget=512 cache.kv=plain" --baseline kvpress',
 }
 
 

@@ -62,7 +62,8 @@ STORIES = (
     "Write a travel guide to a small country that does not exist.",
     "Write the diary of a ship's cook on a voyage around the world.",
 )
-PLAIN = {"model.load_in": None, "model.compile": "off"}  # what the rows say they were measured with
+# What the rows say they were measured with.
+PLAIN = {"model.load_in": None, "model.compile": "off", "cache.kv": "plain"}
 SAMPLING = {
     "sampling.temperature": 0.7,
     "sampling.top_k": 100,

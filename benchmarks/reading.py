@@ -68,7 +68,7 @@ def load(form: str, threads: int) -> LoadedModel:
 @torch.no_grad()
 def read(loaded: LoadedModel, ids: list[int]) -> list[float]:
     """Seconds of each chunk."""
-    settings = load_profile("default", {"decode.strategy": "full", "sampling.max_new_tokens": 1})
+    settings = load_profile("full", {"cache.kv": "plain", "sampling.max_new_tokens": 1})
     plan = make_plan(settings, loaded.geometry, len(ids))
     cache = new_cache(loaded, settings.profile, shared_shape([plan], 1))
     ends = [time.perf_counter()]

@@ -26,7 +26,19 @@ def sizes(place: Path) -> str:
     """Bytes of the state's file at 1,000 and at 8,000 tokens."""
     tiny_model(dtype=torch.float32).save_pretrained(place / "tiny")
     tiny_tokenizer().save_pretrained(place / "tiny")
-    argv = ["generate", "a", "-m", place / "tiny", "-o", place / "story.txt", "--ignore-eos", "--budget", 48]
+    argv = [
+        "generate",
+        "a",
+        "-m",
+        place / "tiny",
+        "-o",
+        place / "story.txt",
+        "--ignore-eos",
+        "--budget",
+        48,
+        "--kv",
+        "plain",
+    ]
     process, found = start(*argv, "--max-new-tokens", 8_050, "--checkpoint-every", 0.1), {}
     while process.poll() is None and 8_000 not in found:
         for file, written in states(place):

@@ -7,7 +7,8 @@
 The three known texts of quality.py, their first 1,280 output tokens, fed to every cache (teacher forcing):
 slots plain, in int8, and keys in int8 with values in int4, where nothing is evicted and under `slide` with
 budgets of 256 and 1,024. Then what is not offered, or not by default, to show why: 4-bit values without exact
-tokens, and keys in 4 bits. One JSON object a row, in benchmarks/results/slots.jsonl.
+tokens, and keys in 4 bits; and budgets of the same bytes, in plain slots and in int8. One JSON object a row,
+in benchmarks/results/slots.jsonl.
 """
 
 import argparse
@@ -48,10 +49,16 @@ POLICIES: dict[str, dict[str, object]] = {
     "full": {"decode.strategy": "full"},
     "slide 256": {"decode.strategy": "slide", "decode.budget": 256},
     "slide 1024": {"decode.strategy": "slide", "decode.budget": 1024},
+    # As few plain slots or many in int8, for the output: 512 bytes or 132 for a token of a KV head.
+    "slide 64": {"decode.strategy": "slide", "decode.budget": 64},
+    "slide 248": {"decode.strategy": "slide", "decode.budget": 248},
+    "slide 992": {"decode.strategy": "slide", "decode.budget": 992},
 }
 OFFERED = ("plain", "int8", "k8v4")
-WANTED = [(policy, slots) for policy in POLICIES for slots in OFFERED]
+WANTED = [(policy, slots) for policy in ("full", "slide 256", "slide 1024") for slots in OFFERED]
 WANTED += [("full", slots) for slots in SLOTS if slots not in OFFERED]
+WANTED += [(policy, "k4v4, exact 64") for policy in ("slide 256", "slide 1024")]
+WANTED += [("slide 64", "plain"), ("slide 248", "int8"), ("slide 992", "int8")]
 ROWS = Rows(HERE / "results/slots.jsonl", lambda row: (row["policy"], row["slots"], row["text"]))
 
 
@@ -97,7 +104,7 @@ def settings_of(policy: str, slots: str) -> LoadedProfile:
     """Keys in 4 bits are refused in a profile; here they are measured."""
     loaded = load_profile("default", {"model.load_in": None, "model.compile": "off", **POLICIES[policy]})
     keys, values, exact = SLOTS[slots]
-    cache = CacheSettings.model_construct(keys=keys, values=values, exact=exact)
+    cache = CacheSettings.model_construct(kv="plain", keys=keys, values=values, exact=exact)
     return replace(loaded, profile=loaded.profile.model_copy(update={"cache": cache}))
 
 

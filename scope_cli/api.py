@@ -10,6 +10,8 @@ from typing import Any
 from scope_cli.engine import fit
 from scope_cli.engine.run import generate as events_of
 from scope_cli.engine.run import new_work
+from scope_cli.engine.run_plan import RunPlan
+from scope_cli.engine.slots_check import settle
 from scope_cli.errors import AuditError
 from scope_cli.events import Finished, Started, Token
 from scope_cli.machine.memory import free_bytes
@@ -67,12 +69,11 @@ class Writing(Iterator[str]):
         opened.stops(profile.sampling)  # raises where a stop token is none of the model's
         asked = opened.chat.prompt(prompt, profile.prompt)
         work = new_work(settings, opened.geometry, asked.ids, notes=asked.notes)
-        takes = fit.needs(opened.target, [work.plan], 1, profile.prefill.chunk)
-        takes = replace(takes, weights=0, loading=0)  # they are there
-        fit.check(opened.target, takes, 1, free_bytes(opened.device), str(opened.device))
+        RunPlan.of(profile, [work.plan], opened.device.type).check_fits(opened, loaded=True)
+        settings, (work,) = settle(loaded, settings, [work])
         self.started: Started | None = None
         self.end: Finished | None = None
-        self._pieces = self._texts(events_of(loaded, profile, [work]))
+        self._pieces = self._texts(events_of(loaded, settings.profile, [work]))
 
     def __next__(self) -> str:
         return next(self._pieces)

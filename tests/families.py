@@ -34,7 +34,7 @@ from scope_cli.events import Token
 from scope_cli.machine.setup import hushed
 from scope_cli.models.model import open_model
 from scope_cli.settings.load import LoadedProfile
-from scope_cli.settings.schema import Profile
+from tests.helpers.plain import profile_of
 from tests.helpers.tiny import tiny_tokenizer
 
 PROMPT, WRITTEN = 700, 60  # more than a chunk on a CPU; tokens
@@ -263,7 +263,7 @@ def theirs(model: Any, prompt: list[int], written: int) -> list[int]:
 
 def ours(folder: Path, prompt: list[int], written: int, **model: Any) -> list[int]:
     """What scope writes of a folder, through the door that every command takes."""
-    profile = Profile.model_validate(
+    profile = profile_of(
         {
             "model": {"name": str(folder), "device": "cpu", "load_in": None, "compile": "off", **model},
             "decode": {"strategy": "full"},

@@ -63,7 +63,7 @@ def test_what_is_wrong_is_a_scope_error_with_the_sentence_of_the_command(model, 
 
 
 def test_a_cache_that_does_not_fit_is_refused_before_the_prompt_is_read(model, monkeypatch):
-    monkeypatch.setattr("scope_cli.api.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("scope_cli.machine.memory.free_bytes", lambda device: 1000)
     with pytest.raises(ScopeError, match="not enough memory"):
         generate(model, "Once", Profile(sampling=QUIET))
 

@@ -14,6 +14,7 @@ from scope_cli.batch.reasons import UNSTOPPABLE, in_words, reason_and_detail
 from scope_cli.batch.runner import run_group
 from scope_cli.batch.work import Task
 from scope_cli.batch.workspace import measure
+from scope_cli.engine.slots_check import slots_of
 from scope_cli.errors import ScopeError, is_out_of_memory
 from scope_cli.machine.memory import free_bytes
 from scope_cli.settings.load import LoadedProfile
@@ -42,6 +43,10 @@ class LocalEngine:
             check_weights(self.opened, self.free_bytes())
             self._loaded = self.opened.load()
         return self._loaded
+
+    def slots(self, settings: LoadedProfile) -> tuple[LoadedProfile, str | None]:
+        """With what `auto` comes to for the model, whatever the prompts are; reads the weights."""
+        return slots_of(self.loaded(), settings)
 
     def measure(self, settings: LoadedProfile, prompt_tokens: int, new_tokens: int) -> Memory:
         """What the model takes beside weights and cache; reads the weights."""

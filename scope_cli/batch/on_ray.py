@@ -105,6 +105,10 @@ class RayEngine:
         """Of the first worker, before it reads the weights."""
         return self._free_bytes
 
+    def slots(self, settings: LoadedProfile) -> tuple[LoadedProfile, str | None]:
+        """As the first worker finds them: a job has the same in all of them."""
+        return self._asked(self._hands[0].actor.slots.remote(settings))
+
     def measure(self, settings: LoadedProfile, prompt_tokens: int, new_tokens: int) -> Memory:
         """As the first worker does; the others are taken to be like it."""
         return self._asked(self._hands[0].actor.measure.remote(settings, prompt_tokens, new_tokens))

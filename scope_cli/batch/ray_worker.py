@@ -118,6 +118,11 @@ class Worker:
             self._model = self._opened.load()
         return self._model
 
+    def slots(self, settings: LoadedProfile) -> tuple[LoadedProfile, str | None]:
+        from scope_cli.engine.slots_check import slots_of
+
+        return slots_of(self._loaded(), settings)
+
     def measure(self, settings: LoadedProfile, prompt_tokens: int, new_tokens: int) -> Memory:
         from scope_cli.batch.workspace import measure
 

@@ -180,7 +180,7 @@ def work(options: Options, start: Start, presence: Presence) -> int:
         ledger,
         options.out,
         presence.owner,
-        options.settings,
+        start.settings,
         start.job.hash,
         start.opened,
         board,
@@ -238,6 +238,6 @@ def make_board(options: Options, start: Start) -> LogBoard:
     console, geometry = Console(stderr=True), start.opened.geometry
     if not console.is_terminal or options.quiet:
         return LogBoard(console, start.ledger, options.log_every, options.quiet)
-    form, itemsize = start.job.settings.profile.cache.form, start.opened.dtype.itemsize
+    form, itemsize = start.settings.profile.cache.form, start.opened.dtype.itemsize
     held, full = (one.policy_token_bytes(geometry, itemsize) for one in (form, PLAIN))
     return LiveBoard(console, start.ledger, (held, full))

@@ -34,6 +34,7 @@ from scope_cli.console.safe import printable
 from scope_cli.console.signals import Interruption
 from scope_cli.errors import ModelError
 from scope_cli.files import sweep
+from scope_cli.settings.load import LoadedProfile
 from scope_cli.units import as_bytes, counted
 
 if TYPE_CHECKING:
@@ -58,6 +59,12 @@ class Start:
     ) -> None:
         self.options, self.job, self.engine, self.opened = options, job, engine, engine.opened
         self.ledger, self.interruption = ledger, interruption
+
+    @property
+    def settings(self) -> LoadedProfile:
+        """In force: with the slots to which `auto` has come for this job, whoever works on it."""
+        slots = self.ledger.get("slots")
+        return self.job.settings if slots is None else self.job.settings.with_slots(slots)
 
     def prepare(self, inputs: Iterator[Input]) -> None:
         """Bring the ledger up to the inputs, in one transaction at the end."""
@@ -86,7 +93,9 @@ class Start:
             lost=not restart and ledger.get("settings") is None,
             own={row.output for row in ledger.rows()} if restart else None,
         )
-        planned = self._tokenise(changes)
+        slots = None if restart or changed else ledger.get("slots")
+        settings = self.job.settings if slots is None else self.job.settings.with_slots(slots)
+        planned = self._tokenise(changes, settings)
         if self.interruption():
             return
         memory, groups = None if restart else ledger.get("memory"), []
@@ -94,10 +103,18 @@ class Start:
             first = 0 if restart else max((group["number"] for group in ledger.groups()), default=-1) + 1
             now = by_sizes = self.memory(memory, planned.demands)
             groups = new_groups(planned, self.opened, self.job, now, first)  # before any weight is read
+            if settings.open_slots:
+                settings, why = self.engine.slots(settings)
+                slots = "plain" if why else "int8"
+                if why:  # which takes more than was planned
+                    options.say(f"note: {why}")
+                    planned = self._tokenise(changes, settings)
+                    now = by_sizes = self.memory(memory, planned.demands)
+                    groups = new_groups(planned, self.opened, self.job, now, first)
             if memory is None:
                 longest = max(demand.prompt_tokens for demand in planned.demands)
                 output = max(demand.planned_tokens for demand in planned.demands)
-                now = self.engine.measure(options.settings, longest, output).at_least(by_sizes)
+                now = self.engine.measure(settings, longest, output).at_least(by_sizes)
                 groups = new_groups(planned, self.opened, self.job, now, first)
             memory = now.as_dict()
         for note, count in planned.notes.most_common(MOST_NOTES):
@@ -105,15 +122,15 @@ class Start:
         for row in planned.rows:
             if row.state == "failed":
                 options.complain(f"failed: {row.id}: {row.error}")
-        commit(ledger, self.job, changes, planned, groups, {"memory": memory}, restart)
+        commit(ledger, self.job, changes, planned, groups, {"memory": memory, "slots": slots}, restart)
         sweep_all(ledger, out)
         if restart:
             shutil.rmtree(state_file(out, 0).parent, ignore_errors=True)
         sweep_states(ledger, out)
 
-    def _tokenise(self, changes: Changes) -> Planned:
+    def _tokenise(self, changes: Changes, settings: LoadedProfile) -> Planned:
         planned, told = Planned(), time.monotonic() + TELL_EVERY_S
-        for planned in tokenise(self.opened, self.job, changes.fresh):
+        for planned in tokenise(self.opened, replace(self.job, settings=settings), changes.fresh):
             if time.monotonic() > told:
                 told = time.monotonic() + TELL_EVERY_S
                 self.options.say(
@@ -157,8 +174,10 @@ def sweep_all(ledger: Ledger, out: Path) -> None:
 
 def dry_run(options: Options, job: JobSettings, opened: "OpenedModel", inputs: Iterator[Input]) -> int:
     """Everything up to the plan, and nothing written."""
+    from scope_cli.engine.slots_check import computed
     from scope_cli.machine.memory import free_bytes
 
+    foreseen = replace(job, settings=computed(opened).foreseen(job.settings))
     with tempfile.TemporaryDirectory() as nowhere:
         there = (options.out / LEDGER).is_file() and not options.restart
         ledger = Ledger(options.out if there else Path(nowhere), read_only=there)
@@ -168,7 +187,7 @@ def dry_run(options: Options, job: JobSettings, opened: "OpenedModel", inputs: I
             retry_failed=options.retry_failed, settings_changed=changed,
         )  # fmt: skip
         planned = Planned()
-        for planned in tokenise(opened, job, changes.fresh):  # noqa: B007  the last one has all
+        for planned in tokenise(opened, foreseen, changes.fresh):  # noqa: B007  the last one has all
             pass
         memory = Memory.planned_for(planned.demands, free_bytes(opened.device), opened.weight_bytes)
         groups = new_groups(planned, opened, job, memory, first=0)

@@ -337,7 +337,7 @@ def check_room(opened: "OpenedModel", course: "Course", specs: "list[Spec]") -> 
 
     job, each = course.job, len(course.positions) if course.apart else 1
     output = {"sampling.max_new_tokens": job.most_tokens - job.prompt_tokens}
-    whole = load_profile("full", output)  # the most that any of them holds
+    whole = load_profile("full", {**output, "cache.kv": "plain"})  # the most that any of them holds
     plan = make_plan(whole, opened.geometry, job.prompt_tokens)
     chunk = whole.profile.prefill.chunk
     needed = each * sum(needs(opened.target, [plan], spec.lanes or job.lanes, chunk).total for spec in specs)

@@ -138,6 +138,7 @@ def model_check(name: str) -> Check:
 def self_test() -> Check:
     """Ten tokens of a tiny random model through the whole engine, with evictions and the audit."""
     from scope_cli.engine.run import generate, new_work
+    from scope_cli.engine.slots_check import slots_of
     from scope_cli.events import Finished
     from scope_cli.models.model import open_model
     from scope_cli.settings.load import load_profile
@@ -146,6 +147,7 @@ def self_test() -> Check:
     settings = load_profile("default", {"model.name": TINY, **TRY})
     with no_trace():
         loaded = open_model(settings.profile.model, offline=True).load()
+        settings, _ = slots_of(loaded, settings)
     work = new_work(settings, loaded.geometry, loaded.opened.encode("scope", settings.profile.prompt))
     end = next(event for event in generate(loaded, settings.profile, [work]) if isinstance(event, Finished))
     said = f"{end.output_tokens} tokens, {end.reading.evictions} evictions, {perf_counter() - began:.1f} s"

@@ -208,8 +208,10 @@ def load(
 ) -> "tuple[LoadedModel, list[Work], CacheShape, LoadedProfile, dict[str, Any]]":
     """The model with its weights, what is to be written, and the cache's shape; the profile with the model's
     own sampling where nobody said another, and what that is."""
+    from scope_cli.engine.plan import shared_shape
     from scope_cli.engine.run import Work, new_work
     from scope_cli.engine.run_plan import RunPlan
+    from scope_cli.engine.slots_check import computed, settle
     from scope_cli.files import cache_folder
     from scope_cli.models.model import open_model
     from scope_cli.native.build import will_build
@@ -223,6 +225,7 @@ def load(
     settings, from_model = settings.with_model_sampling(opened.sampling)
     profile = settings.profile
     opened.stops(profile.sampling)  # what never comes is told now
+    foreseen = computed(opened).foreseen(settings)
     firsts: dict[str, Work] = {}  # samples of one prompt are encoded and planned once
     if prompt_cache is not None:
         from scope_cli.commands.prompt import work_from
@@ -231,7 +234,7 @@ def load(
     for text in texts:
         if text not in firsts:
             prompt = opened.chat.prompt(text, profile.prompt)
-            firsts[text] = new_work(settings, opened.geometry, prompt.ids, notes=prompt.notes)
+            firsts[text] = new_work(foreseen, opened.geometry, prompt.ids, notes=prompt.notes)
     works = [
         replace(firsts[text], seed=firsts[text].seed + index % samples) for index, text in enumerate(texts)
     ]
@@ -245,4 +248,7 @@ def load(
     phases.begin(f"reading the weights, {as_bytes(opened.weight_bytes)}{form}")
     loaded = opened.load()
     phases.reach("weights")
-    return loaded, works, plan.shape, settings, from_model
+    settings, works = settle(loaded, settings, works, side_by_side)
+    phases.reach("slots")
+    shape = shared_shape([work.plan for work in works], side_by_side)
+    return loaded, works, shape, settings, from_model

@@ -29,6 +29,7 @@ def show_plan(
     given: int | None, lanes: int, fit: bool, json: bool, csv: bool, plot: list[str], quiet: bool,
     console: "Console",
 ) -> int:  # fmt: skip
+    from scope_cli.engine.slots_known import Computed
     from scope_cli.measure.profiling.report import as_csv, plan_table
     from scope_cli.measure.profiling.source import free_bytes, source_of, target_of
     from scope_cli.settings.schedules import nothing_to_choose
@@ -36,6 +37,9 @@ def show_plan(
     settings = cases[0][1].profile.model
     source = source_of(settings.name, config)
     target = target_of(source, settings, given is not None, lanes)
+    if source.folder is not None:
+        known = Computed(source.folder, target.dtype, target.load_in, target.device)
+        cases = [(label, known.foreseen(one)) for label, one in cases]
     free = given if given is not None else free_bytes(settings, target)
     tokens = count_tokens(text, source.config) if text is not None else prompt_tokens or 1000
     if fit:

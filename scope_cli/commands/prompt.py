@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 PROMPT = "Prompt"
 SETTINGS = (
     "model", "dtype", "device", "load_in", "threads", "context", "system", "raw", "template_arg",
-    "allow_control_tokens", "prefill", "prefill_budget", "scorer", "seed",
+    "allow_control_tokens", "prefill", "prefill_budget", "scorer", "kv", "seed",
 )  # fmt: skip
-READ_WITH = ("prefill", "prompt")  # the sections of a profile that the file settles
+READ_WITH = ("prefill", "prompt", "cache")  # the sections of a profile that the file settles
 app = typer.Typer(name="prompt", help="Prompts that are read once and kept in a file.", no_args_is_help=True)
 
 
@@ -68,7 +68,7 @@ def save_command(
     typed = overrides_of(**given) | {"sampling.max_new_tokens": 1}
     settings = load_profile(profile, typed)
     check_model(settings.profile.model)
-    loaded, work = load(settings, asked[0].text, offline, Phases(quiet))
+    loaded, settings, work = load(settings, asked[0].text, offline, Phases(quiet))
     state = read(settings, loaded, work)
 
     from scope_cli.engine.checkpoint import Checkpoint, write_checkpoint
@@ -92,18 +92,24 @@ def save_command(
         tell("\n".join(shown(output, facts)))
 
 
-def load(settings: "LoadedProfile", text: str, offline: bool, phases: Phases) -> "tuple[LoadedModel, Work]":
+def load(
+    settings: "LoadedProfile", text: str, offline: bool, phases: Phases
+) -> "tuple[LoadedModel, LoadedProfile, Work]":
     phases.begin(f"loading {settings.profile.model.name}")
     try:
         from scope_cli.engine.run import new_work
         from scope_cli.engine.run_plan import RunPlan
+        from scope_cli.engine.slots_check import computed, settle
         from scope_cli.models.model import open_model
 
         opened = open_model(settings.profile.model, offline, phases.say)
         prompt = opened.chat.prompt(text, settings.profile.prompt)
-        work = new_work(settings, opened.geometry, prompt.ids, notes=prompt.notes)
+        foreseen = computed(opened).foreseen(settings)
+        work = new_work(foreseen, opened.geometry, prompt.ids, notes=prompt.notes)
         RunPlan.of(settings.profile, [work.plan], opened.device.type).check_fits(opened)
-        return opened.load(), work
+        loaded = opened.load()
+        settings, (work,) = settle(loaded, settings, [work])
+        return loaded, settings, work
     finally:
         phases.end()
 

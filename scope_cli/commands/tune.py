@@ -83,7 +83,8 @@ def tune_command(
     from scope_cli.settings.load import LoadedProfile, load_profile
 
     def load(keys: dict[str, Any]) -> LoadedProfile:
-        return load_profile(profile, common.over({"decode.recent": "auto", **keys}, TRIED))
+        settings = load_profile(profile, common.over({"decode.recent": "auto", **keys}, TRIED))
+        return settings.with_slots("plain")  # formats are tried by themselves
 
     strategies = tuple(strategy) or search.STRATEGIES
     scorers = tuple(yaml.safe_load(one) for one in scorer) or search.SCORERS

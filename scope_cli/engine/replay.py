@@ -58,7 +58,8 @@ def read_once(loaded: LoadedModel, prompt_ids: list[int]) -> PromptState | None:
     """Read a prompt with the full cache; None where sliding windows hold only a part of it."""
     if loaded.geometry.policy_layers < len(loaded.geometry.layers):
         return None
-    settings = load_profile("full", {"sampling.max_new_tokens": 1, "decode.scorer": "attention"})
+    asked = {"sampling.max_new_tokens": 1, "decode.scorer": "attention", "cache.kv": "plain"}
+    settings = load_profile("full", asked)
     plan = make_plan(settings, loaded.geometry, len(prompt_ids), ring=min(MOST_QUERIES, len(prompt_ids)))
     cache = new_cache(loaded, settings.profile, plan.starting_shape)
     logits = read_to_end(

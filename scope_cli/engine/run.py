@@ -16,8 +16,7 @@ from scope_cli.engine.facts import depends_on, slower, versions
 from scope_cli.engine.lane import new_lane
 from scope_cli.engine.plan import LanePlan
 from scope_cli.engine.prefill import read_prompt
-from scope_cli.engine.run_plan import RunPlan, make_plan, policy_in_words, policy_of
-from scope_cli.engine.slots_check import settled
+from scope_cli.engine.run_plan import RunPlan, make_plan, policy_of
 from scope_cli.engine.state import Keep, LaneState, go_on, state_of
 from scope_cli.engine.step import Tell, new_step, told_of_compiling
 from scope_cli.errors import ScopeError
@@ -66,18 +65,18 @@ def generate(
     keep: is given the lanes' states, as often as it wants them and where the run is interrupted
     """
     plan = RunPlan.of(profile, [work.plan for work in works], loaded.device.type, shape=shape)
-    in_force, why_plain = settled_shape(loaded, profile, plan.shape)
-    notes = [*([why_plain] if why_plain else []), *slower(loaded)]
     yield Started(
         lanes=plan.shape.lanes,
         prompt_tokens=tuple(prompt.prompt_tokens for prompt in plan.prompts),
         max_new_tokens=max(prompt.max_new_tokens for prompt in plan.prompts),
-        policy=policy_in_words(profile, replace(plan.prompts[0], shape=in_force)),
+        policy=plan.policy,
         profile=profile.as_dict(),
         model=loaded.opened.describe(),
         versions=versions(),
         seeds=tuple(work.seed for work in works),
-        notes=tuple(dict.fromkeys([*(note for work in works for note in work.notes), *plan.notes, *notes])),
+        notes=tuple(
+            dict.fromkeys([*(note for work in works for note in work.notes), *plan.notes, *slower(loaded)])
+        ),
         depends_on=depends_on(loaded, plan.shape.lanes, plan.compiled),
     )
     with Run.of(plan, loaded, tell, busy, keep) as run:
@@ -311,17 +310,7 @@ def new_work(
 
 def new_cache(loaded: LoadedModel, profile: Profile, shape: CacheShape) -> ScopeCache:
     """An empty cache, and the model's RoPE as long as the texts in it."""
-    return _cache_of(loaded, profile, settled_shape(loaded, profile, shape)[0])
-
-
-def settled_shape(loaded: LoadedModel, profile: Profile, shape: CacheShape) -> tuple[CacheShape, str | None]:
-    """With what `auto` comes to for this model, and a note where that is plain slots."""
-    if "auto" not in profile.cache.sides:
-        return shape, None
-    return settled(loaded, shape, profile.cache.plain_form, lambda one: _cache_of(loaded, Profile(), one))
-
-
-def _cache_of(loaded: LoadedModel, profile: Profile, shape: CacheShape) -> ScopeCache:
+    assert "auto" not in profile.cache.sides, "slots_check settles it, for whoever has a model and a profile"
     loaded.fix_length(shape.beyond)
     return ScopeCache(
         loaded.geometry,

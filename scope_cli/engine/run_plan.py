@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from scope_cli.cache.shape import CacheShape
@@ -72,9 +72,11 @@ class RunPlan:
         """Its bytes, on that device and with those weights."""
         return needs(target, self.prompts, self.shape.lanes, self.profile.prefill.chunk)
 
-    def check_fits(self, opened: OpenedModel) -> None:
-        """Raises ModelError, before any weight is read, where it does not fit what is free."""
+    def check_fits(self, opened: OpenedModel, loaded: bool = False) -> None:
+        """Raises ModelError where it does not fit what is free; loaded: the weights are there."""
         needed, free = self.needs(opened.target), memory.free_bytes(opened.device)
+        if loaded:
+            needed = replace(needed, weights=0, loading=0)
         check(opened.target, needed, self.shape.lanes, free, str(opened.device))
 
 

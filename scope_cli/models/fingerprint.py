@@ -1,6 +1,6 @@
 """A model's files in, a short name for what they hold out: another model has another one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,11 +13,23 @@ WHOLE = ("config.json", "tokenizer.json", "tokenizer.model")
 
 def fingerprint(folder: ModelFolder) -> str:
     """32 hexadecimal digits; reads a few megabytes, however large the model is."""
-    path, said = folder.ready().path, sha256()
+    path = folder.ready().path
+    return _of(path, [] if folder.random else weight_files(path))
+
+
+def known_by(folder: ModelFolder) -> str:
+    """The same of the files that are there: a GGUF file is not converted for it."""
+    if folder.gguf_file is not None and folder.gguf_file.is_file():
+        return _of(folder.path, [folder.gguf_file])
+    return _of(folder.path, [] if folder.random else weight_files(folder.path))
+
+
+def _of(path: Path, weights: Iterable[Path]) -> str:
+    said = sha256()
     for name in WHOLE:
         if (path / name).is_file():
             said.update(name.encode() + (path / name).read_bytes())
-    for file in [] if folder.random else weight_files(path):
+    for file in weights:
         _add_pieces(said.update, file)
     return said.hexdigest()[:32]
 

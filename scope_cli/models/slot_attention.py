@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 BLOCK = 64  # slots that a program looks at together
 PROGRAMS_PER_UNIT = 4  # programs to each multiprocessor, so that none waits for memory alone
 MOST_PARTS = 128
-VALUE_GROUP = 32  # values that share a scale and a minimum, in 4 bits
 SMALLEST_SIDE = 16  # of a product on tensor cores
 
 

@@ -5,7 +5,7 @@ What `--set` and the short options say is laid over the file, and the result is 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import ValidationError
@@ -42,6 +42,16 @@ class LoadedProfile:
         return replace(self, profile=profile), {
             key: value for key, value in taken.items() if f"sampling.{key}" not in unseen
         }
+
+    @property
+    def open_slots(self) -> bool:
+        """Whether `cache` says `auto`, which nobody has settled yet."""
+        return "auto" in self.profile.cache.sides
+
+    def with_slots(self, auto: Literal["plain", "int8"]) -> "LoadedProfile":
+        """With what `auto` of `cache` comes to."""
+        cache = self.profile.cache.settled(auto)
+        return replace(self, profile=self.profile.model_copy(update={"cache": cache}))
 
     def idle(self) -> Iterator[str]:
         """What was typed and has no effect, each with the reason."""

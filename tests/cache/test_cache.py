@@ -16,8 +16,8 @@ from scope_cli.engine.prefill import read_prompt
 from scope_cli.engine.run_plan import policy_of
 from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.policies.schedule import Schedule
-from scope_cli.settings.load import load_profile
 from tests.helpers.caches import finish, loaded_tiny, walk
+from tests.helpers.plain import load_profile
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

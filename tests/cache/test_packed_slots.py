@@ -14,9 +14,10 @@ from scope_cli.formats import hadamard as matrices
 from scope_cli.formats.base import SHORT, SlotFormat
 from scope_cli.formats.hadamard import hadamard
 from scope_cli.policies.schedule import Schedule
-from scope_cli.settings.load import LoadedProfile, load_profile
+from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.policy import CacheSettings
 from tests.helpers.caches import finish, loaded_tiny
+from tests.helpers.plain import load_profile
 from tests.helpers.tiny import PACKED_FAMILIES, tiny_model
 
 PROMPT, STEPS = 21, 14

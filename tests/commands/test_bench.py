@@ -26,7 +26,7 @@ def test_profiles_and_peers_on_the_same_text(scope, tiny_folder, tmp_path, peer_
     files = {kind: tmp_path / f"result.{kind}" for kind in ("json", "png")}
     result = scope(
         "bench", PROMPT, "-m", tiny_folder, *SHORT, "--budget", "16", "--threads", "1",
-        "--profile", "slide4=default decode.interval=4", "--profile", "two=full lanes=2",
+        "--profile", "slide4=default decode.interval=4", "--profile", "two=full lanes=2 kv=plain",
         "--peer", "dynamic", "--peer", f"broken={sys.executable} {peer_script}", "--baseline", "dynamic",
         "--output", files["json"], "--csv", "--plot", files["png"], "--bandwidth", "0.001",
     )  # fmt: skip

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from scope_cli.measure.evaluate.results import Rows
+from tests.helpers.plain import PLAIN_SLOTS
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def prompts(tmp_path):
 
 
 def small(tiny_folder, *more):
-    return ["--model", tiny_folder, "--set", "decode.interval=4", *more]
+    return ["--model", tiny_folder, "--set", "decode.interval=4", *PLAIN_SLOTS, *more]
 
 
 def fidelity(scope, tiny_folder, text, *more):
@@ -82,6 +83,7 @@ def test_json_on_stdout_is_the_result(scope, tiny_folder, text):
 def test_a_run_can_be_measured_on_its_own_output(scope, tiny_folder, prompts, tmp_path):
     out = tmp_path / "out.txt"
     given = ["--model", tiny_folder, "--max-new-tokens", "90", "--ignore-eos", "--temperature", "0"]
+    given += PLAIN_SLOTS
     assert scope("generate", "-f", prompts[0], "-o", out, *given).code == 0
     run = scope(
         "evaluate",
@@ -92,6 +94,7 @@ def test_a_run_can_be_measured_on_its_own_output(scope, tiny_folder, prompts, tm
         prompts[0],
         "-p",
         "full",
+        *PLAIN_SLOTS,
         "--model",
         tiny_folder,
     )

@@ -19,10 +19,10 @@ from scope_cli.errors import ModelError
 from scope_cli.models.model import open_model
 from scope_cli.models.native_step import NativeStep
 from scope_cli.native.library import library
-from scope_cli.settings.load import load_profile
 from scope_cli.settings.schema import ModelSettings
 from tests.helpers.forked import Piped
 from tests.helpers.patience import until
+from tests.helpers.plain import load_profile
 from tests.helpers.tiny import SHAPE, tiny_tokenizer
 
 PROMPT = "The keeper of the lighthouse wrote every evening, and "
@@ -230,7 +230,7 @@ def test_verbose_says_where_the_time_to_the_first_word_went(scope, tiny_folder):
     argv = ("generate", "hi", "--model", tiny_folder, "--max-new-tokens", 2, "--samples", 2, "--verbose")
     (line,) = [line for line in scope(*argv).stderr.splitlines() if line.startswith("start:")]
     names = re.findall(r"(?:s: |, )([a-z ]+) \d+\.\d\d", line)
-    assert names == ["command", "imports", "tokenizer and plan", "weights", "prompt", "first token"]
+    assert names == ["command", "imports", "tokenizer and plan", "weights", "slots", "prompt", "first token"]
 
 
 def test_verbose_sets_the_run_beside_the_bandwidth(scope, tiny_folder):
@@ -614,7 +614,7 @@ def test_memory_that_ends_in_the_middle_is_a_sentence_and_keeps_the_text(
 
 def test_a_bug_in_the_middle_keeps_the_text_and_the_record_says_failed(generate, tmp_path, monkeypatch):
     monkeypatch.setenv("SCOPE_CACHE", str(tmp_path))
-    step, steps = NativeStep.__call__, iter(range(20))
+    step, steps = NativeStep.__call__, iter(range(30))
     monkeypatch.setattr(
         NativeStep, "__call__", lambda self, ids: step(self, ids) if next(steps, None) is not None else 1 / 0
     )

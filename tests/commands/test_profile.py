@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from scope_cli.machine import memory, nvidia
-from scope_cli.settings.load import load_profile
 from tests.helpers.configs import GEMMA3_27B, LLAMA_8B
 from tests.helpers.forked import Piped
+from tests.helpers.plain import PLAIN_SLOTS, load_profile
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def measured(tmp_path_factory, tiny_folder):
     """Two profiles measured in processes of their own, with every output that there is."""
     folder = tmp_path_factory.mktemp("measured")
     argv = ["profile", "--model", tiny_folder, "--budget", 16, "--strategy", "slide,full", "--interval", 4]
-    argv += ["--prompt-tokens", 40, "--max-new-tokens", 90, "--json"]
+    argv += ["--prompt-tokens", 40, "--max-new-tokens", 90, "--json", *PLAIN_SLOTS]
     argv += [part for kind in ("png", "svg", "html") for part in ("--plot", folder / f"plot.{kind}")]
     process = Piped(*argv)
     stdout, stderr = process.communicate()
@@ -71,6 +71,7 @@ def test_plans_stand_side_by_side(scope, llama):
 
 def test_fit_prints_a_profile_with_the_largest_budget(scope, llama, tmp_path):
     argv = ["--config", llama, "--prompt-tokens", 4000, "--max-new-tokens", 40000, "--memory", "18GiB"]
+    argv += PLAIN_SLOTS
     result = scope("profile", "--fit", *argv)
     assert result.code == 0
     budget = yaml.safe_load(result.stdout)["decode"]["budget"]

@@ -17,9 +17,9 @@ from scope_cli.engine.sampling import pick_all
 from scope_cli.events import Loop
 from scope_cli.models.architecture import geometry_of
 from scope_cli.settings.load import LoadedProfile
-from scope_cli.settings.schema import Profile
 from tests.helpers.caches import finish
 from tests.helpers.oracle import Oracle
+from tests.helpers.plain import profile_of
 from tests.helpers.tiny import tiny_model
 
 torch.set_num_threads(1)
@@ -34,9 +34,7 @@ def sample_text(prompt_tokens, steps) -> list[int]:
 
 def new_cache(family, prompt_tokens, steps, seed=0, **decode):
     """A float64 cache for a lane that writes `steps` tokens, and its plan."""
-    profile = Profile.model_validate(
-        {"decode": decode, "sampling": {"max_new_tokens": steps + 1, "seed": seed}}
-    )
+    profile = profile_of({"decode": decode, "sampling": {"max_new_tokens": steps + 1, "seed": seed}})
     geometry = geometry_of(MODELS[family].config)
     plan = plan_run(LoadedProfile(profile, "test", frozenset()), geometry, prompt_tokens)
     return ScopeCache(geometry, plan.shape, policy_of(profile.decode), dtype=torch.float64), plan

@@ -15,7 +15,7 @@ from scope_cli.errors import ModelError
 from scope_cli.measure.profiling.footprint import RUNTIME_BYTES, needs_of
 from scope_cli.measure.profiling.source import source_of, target_of
 from scope_cli.models.model import open_model
-from scope_cli.settings.load import load_profile
+from tests.helpers.plain import load_profile
 
 PROMPT = 1500  # tokens: reading them takes more than the cache
 

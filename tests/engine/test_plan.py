@@ -10,14 +10,14 @@ from scope_cli.engine.plan import plan_prompt, plan_run, shared_shape, tokens_of
 from scope_cli.errors import UsageError
 from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.settings.load import LoadedProfile
-from scope_cli.settings.schema import Profile
+from tests.helpers.plain import profile_of
 
 FULL, WINDOW = LayerGeometry("full", 4, 2, 8), LayerGeometry("window", 4, 2, 8, window=100)
 GEOMETRY = Geometry((FULL, WINDOW, FULL), context=1000, hidden=32, vocab=260)
 
 
 def plan_of(prompt=100, geometry=GEOMETRY, typed=frozenset(), context=None, ring=1, memos=0, **more):
-    profile = Profile.model_validate(
+    profile = profile_of(
         {
             "decode": {"budget": 64, "recent": 16, **more.pop("decode", {})},
             "sampling": {"max_new_tokens": more.pop("new", 200)},
@@ -168,7 +168,7 @@ def test_heads_that_share_a_budget_need_one_lane_and_the_largest_counts():
     assert shared_shape([late], 1).prompt_slots == (0, 0, 0)
     with pytest.raises(UsageError, match="buffers of its own size"):
         shared_shape([late], 2)
-    assert not plan_prompt(Profile.model_validate({"prefill": SNAPKV}).prefill, GEOMETRY, 200).late
+    assert not plan_prompt(profile_of({"prefill": SNAPKV}).prefill, GEOMETRY, 200).late
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import torch
 from scope_cli.engine.replay import read_once, replay
 from scope_cli.engine.run import generate, new_work
 from scope_cli.events import Token
-from scope_cli.settings.load import load_profile
 from tests.helpers.caches import loaded_tiny
+from tests.helpers.plain import load_profile
 
 PROMPT = list(b"The keeper of the lighthouse wrote every evening, and then he went up the stairs once more.")
 WINDOW = {"name": "window", "window": 16, "memory": 0.5}

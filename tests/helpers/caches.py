@@ -9,7 +9,7 @@ from scope_cli.engine.run_plan import policy_of
 from scope_cli.models.architecture import geometry_of
 from scope_cli.models.model import LoadedModel, OpenedModel
 from scope_cli.models.model_folder import ModelFolder
-from scope_cli.settings.load import load_profile
+from tests.helpers.plain import load_profile
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 

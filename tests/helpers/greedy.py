@@ -14,8 +14,8 @@ from scope_cli.events import Token
 from scope_cli.models.architecture import geometry_of
 from scope_cli.models.attention import attention_of
 from scope_cli.settings.load import LoadedProfile
-from scope_cli.settings.schema import Profile
 from tests.helpers.caches import finish
+from tests.helpers.plain import profile_of
 from tests.helpers.tiny import tiny_tokenizer
 
 
@@ -27,7 +27,7 @@ def admitted(lane):
 
 def write(model, prompt, new_tokens, tokenizer=None, **decode_settings) -> list[int]:
     """The ids that scope writes, ignoring the end-of-text token."""
-    profile = Profile.model_validate(
+    profile = profile_of(
         {"decode": decode_settings, "sampling": {"max_new_tokens": new_tokens, "ignore_eos": True}}
     )
     geometry = geometry_of(model.config)

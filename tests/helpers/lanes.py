@@ -13,8 +13,8 @@ from scope_cli.engine.run_plan import make_plan
 from scope_cli.events import Finished, Token
 from scope_cli.machine.gauge import PeakMeter
 from scope_cli.policies import plugins
-from scope_cli.settings.load import load_profile
 from tests.helpers.caches import loaded_tiny
+from tests.helpers.plain import load_profile
 
 LANES = 3
 SCORERS = plugins.names("scorers")

@@ -8,7 +8,7 @@ from scope_cli.errors import ModelError
 from scope_cli.models.model import open_model
 from scope_cli.models.packed import PackedLinear, pack
 from scope_cli.models.random_weights import byte_tokenizer, random_model, random_packed_model
-from scope_cli.settings.load import load_profile
+from tests.helpers.plain import load_profile
 
 # Parameters counted by hand from the shapes; bytes of one token in all layers, in bfloat16.
 SIZES = {

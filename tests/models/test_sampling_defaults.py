@@ -7,7 +7,7 @@ import pytest
 
 from scope_cli.errors import ModelError
 from scope_cli.models.sampling import in_words, sampling_of
-from scope_cli.settings.load import load_profile
+from tests.helpers.plain import load_profile
 
 QWEN3 = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": [1, 2]}
 TAKEN = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": None}

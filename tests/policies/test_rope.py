@@ -15,8 +15,8 @@ from scope_cli.models.architecture import geometry_of
 from scope_cli.models.model import open_model
 from scope_cli.models.shapes import shape_of
 from scope_cli.settings.load import LoadedProfile
-from scope_cli.settings.schema import Profile
 from tests.families import ours, prompt_of
+from tests.helpers.plain import profile_of
 from tests.helpers.tiny import tiny_tokenizer
 
 SIZES = {
@@ -103,7 +103,7 @@ def test_longrope_takes_the_factors_of_the_whole_run(phi3, prompt_tokens, writte
 
 
 def settings_of(folder, new_tokens, **model):
-    profile = Profile.model_validate(
+    profile = profile_of(
         {
             "model": {"name": str(folder), "device": "cpu", **model},
             "sampling": {"max_new_tokens": new_tokens},

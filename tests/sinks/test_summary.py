@@ -9,10 +9,10 @@ from scope_cli.engine.run_plan import kept_in_words, make_plan
 from scope_cli.events import Audit, Busy, Loop
 from scope_cli.geometry import Geometry, LayerGeometry
 from scope_cli.models.catalogue import KNOWN
-from scope_cli.settings.load import load_profile
 from scope_cli.sinks import summary
 from scope_cli.sinks.summary import NEXT, Summary
 from tests.helpers.pages import parse
+from tests.helpers.plain import load_profile
 from tests.helpers.readings import READING
 
 

@@ -13,6 +13,7 @@ from scope_cli.commands.evaluate.shared import (
     Plot,
     add_row,
     check_writable,
+    load,
     open_for,
     rows_of,
     show,
@@ -86,7 +87,7 @@ def fidelity_command(
     if written is not None:
         known_texts = [text_of_run(opened, written, asked, tokens)]
     result = start("fidelity", opened, chosen, {"prompt_tokens": prompt_tokens, "tokens": tokens})
-    loaded = opened.load()
+    loaded, chosen = load(opened, chosen)
     if prompt_file is not None and run is None:
         known_texts = [text_of_prompt(loaded, chosen[0], prompt_file, asked, tokens or 1024)]
     progress = Progress(len(known_texts) * (1 + len(chosen)))  # the full cache goes first

@@ -90,6 +90,7 @@ def longgenbench_command(
     groups = bench.make_groups(items, questions, worked, limit)
 
     from scope_cli.console.progress import Progress
+    from scope_cli.engine.slots_check import slots_of
     from scope_cli.measure.evaluate.results import Rows, identity
     from scope_cli.measure.evaluate.writing import write_all
 
@@ -120,7 +121,10 @@ def longgenbench_command(
             progress.less(len(groups) - len(left))
         if left:
             loaded = loaded or opened.load()
-            for written in write_all(loaded, mine, left, lanes):
+            settled, why = slots_of(loaded, mine)
+            if why:
+                tell(f"note: {variant.name}: {why}")
+            for written in write_all(loaded, settled, left, lanes):
                 scored = bench.score(written.text, groups[written.prompt])
                 answers.add(
                     {

@@ -14,6 +14,7 @@ from scope_cli.commands.evaluate.shared import (
     Plot,
     add_row,
     check_writable,
+    load,
     open_for,
     show,
     start,
@@ -59,7 +60,7 @@ def loops_command(
     opened = open_for(chosen, offline)
     prompts = [opened.encode(text, chosen[0].settings.profile.prompt) for text in texts] * repeat
     result = start("loops", opened, chosen, {"prompts": list(prompt_file), "repeat": repeat, "lanes": lanes})
-    loaded = opened.load()
+    loaded, chosen = load(opened, chosen)
     progress = Progress(len(chosen) * len(prompts))
     for variant in chosen:
         longest = max(len(prompt) for prompt in prompts)

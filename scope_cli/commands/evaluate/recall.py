@@ -12,6 +12,7 @@ from scope_cli.commands.evaluate.shared import (
     Output,
     add_row,
     check_writable,
+    load,
     open_for,
     rows_of,
     show,
@@ -64,7 +65,7 @@ def recall_command(
 
     opened = open_for(chosen, offline)
     result = start("recall", opened, chosen, {"kinds": kinds, "tokens": tokens, "seeds": list(range(seeds))})
-    loaded = opened.load()
+    loaded, chosen = load(opened, chosen)
     settings = chosen[0].settings.profile.prompt
     progress = Progress(len(kinds) * seeds)
     for one in kinds:

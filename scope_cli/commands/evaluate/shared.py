@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ from scope_cli.machine.installed import need
 
 if TYPE_CHECKING:
     from scope_cli.console.tables import Table
-    from scope_cli.models.model import OpenedModel
+    from scope_cli.models.model import LoadedModel, OpenedModel
 
 Output = Annotated[
     Path | None,
@@ -35,6 +36,19 @@ def open_for(chosen: Sequence[Variant], offline: bool) -> "OpenedModel":
         from scope_cli.models.model import open_model
 
         return open_model(settings, offline, phases.say)
+
+
+def load(opened: "OpenedModel", chosen: Sequence[Variant]) -> "tuple[LoadedModel, list[Variant]]":
+    """The model with its weights, and the profiles with the slots that `auto` comes to for it."""
+    from scope_cli.engine.slots_check import slots_of
+
+    loaded, settled = opened.load(), []
+    for variant in chosen:
+        settings, why = slots_of(loaded, variant.settings)
+        if why:
+            tell(f"note: {variant.name}: {why}")
+        settled.append(replace(variant, settings=settings))
+    return loaded, settled
 
 
 def start(

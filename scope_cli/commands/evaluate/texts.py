@@ -48,6 +48,7 @@ def text_of_prompt(
     whole = profile.model_copy(
         update={
             "prefill": type(profile.prefill)(),
+            "cache": type(profile.cache)(kv="plain"),
             "decode": profile.decode.model_copy(
                 update={"strategy": "full", "protect_prompt": True, "total_budget": None, "sinks": 0}
             ),

@@ -15,6 +15,7 @@ from scope_cli.engine.replay import MOST_AT_ONCE, feed_known
 from scope_cli.engine.roofline import step_weight_bytes
 from scope_cli.engine.run import Run, Work
 from scope_cli.engine.run_plan import RunPlan, make_plan, policy_in_words, policy_of
+from scope_cli.engine.slots_check import slots_of
 from scope_cli.events import Token
 from scope_cli.machine.device import resolve_device
 from scope_cli.machine.gauge import PeakMeter
@@ -43,12 +44,14 @@ class ScopeEngine:
         self.loaded = self.given or open_model(model, offline=True, lanes=job.lanes).load()
         if job.threads:
             torch.set_num_threads(job.threads)
+        self.settings, _ = slots_of(self.loaded, self.settings)
         scorer = policy_of(self.settings.profile.decode).scorer
         ring = MOST_AT_ONCE if scorer.every_step else 1  # as `replay` needs it
         self.plan = make_plan(self.settings, self.loaded.geometry, job.prompt_tokens, ring)
         touch(self.loaded.model)
         profile = self.settings.profile
-        whole = not self.plan.prompt.staged and profile.decode.strategy == "full"
+        whole = not (self.plan.prompt.staged or self.plan.shape.form.packs)
+        whole = whole and profile.decode.strategy == "full"
         return Loaded(
             policy=policy_in_words(profile, self.plan),
             exact=whole and self.loaded.opened.load_in is None,

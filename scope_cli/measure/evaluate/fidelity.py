@@ -98,7 +98,7 @@ class Reference:
                 "measure less of the text: --tokens N",
             )
         state = read_once(loaded, text.prompt_ids)
-        settings = planned(load_profile("full"), len(text.output_ids))
+        settings = planned(load_profile("full", {"cache.kv": "plain"}), len(text.output_ids))
         replayed = replay(loaded, settings, text.prompt_ids, text.output_ids, state)
         logprobs = torch.empty(len(text.output_ids), loaded.geometry.vocab)
         at = 0

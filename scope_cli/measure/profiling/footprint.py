@@ -147,7 +147,7 @@ def full_cache(settings: LoadedProfile) -> LoadedProfile:
     full = changed(
         settings, strategy="full", interval="auto", protect_prompt=True, total_budget=None, sinks=0
     )
-    return replace(full, profile=full.profile.model_copy(update={"cache": CacheSettings()}))
+    return replace(full, profile=full.profile.model_copy(update={"cache": CacheSettings(kv="plain")}))
 
 
 @dataclass(frozen=True)

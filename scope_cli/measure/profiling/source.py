@@ -35,6 +35,7 @@ class Source:
     quantised: str | None = None
     from_config: bool = False  # named by its config.json, which may have no weights beside it
     gguf: GgufModel | None = None
+    folder: ModelFolder | None = None  # where its weights may be
 
     def shape(self, context: int | None = None) -> ModelShape:
         """`context`: what was asked for, where not what the model was made for."""
@@ -49,7 +50,7 @@ def source_of(name: str, config: Path | None = None) -> Source:
         return _from_config(config)
     path = Path(name).expanduser()
     if path.is_dir() and (path / "config.json").is_file():  # the weights need not be there
-        return Source(name, path / "config.json")
+        return Source(name, path / "config.json", folder=ModelFolder(name, path, "local folder"))
     if path.suffix == ".json" and path.is_file():
         return Source(name, path, from_config=True)
     if name not in EMBEDDED and not path.exists() and HUB_NAME.fullmatch(hub_name(name)):
@@ -57,19 +58,20 @@ def source_of(name: str, config: Path | None = None) -> Source:
 
         cached = try_to_load_from_cache(hub_name(name), "config.json")
         if isinstance(cached, str):
-            return Source(name, Path(cached))
+            folder = ModelFolder(name, Path(cached).parent, "Hugging Face hub")
+            return Source(name, Path(cached), folder=folder)
         raise ModelError(
             f"{name} is not in the local Hugging Face cache",
             f"scope models pull {name}, or --config FILE with its config.json",
         )
     try:
-        folder: ModelFolder = find(name, offline=True)
+        folder = find(name, offline=True)
     except ModelError as error:
         raise ModelError(
             str(error), f"{error.hint}; --config FILE plans from a config.json alone".removeprefix("; ")
         ) from error
     gguf = folder.gguf if folder.pending else None
-    return Source(name, folder.path / "config.json", folder.quantised, gguf=gguf)
+    return Source(name, folder.path / "config.json", folder.quantised, gguf=gguf, folder=folder)
 
 
 def _from_config(config: Path) -> Source:

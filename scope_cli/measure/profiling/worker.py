@@ -63,6 +63,7 @@ def main() -> None:
 def measure(job: Job, tell: Any) -> Result:
     from scope_cli.engine.run import Run, new_work
     from scope_cli.engine.run_plan import RunPlan
+    from scope_cli.engine.slots_check import computed, slots_of
     from scope_cli.measure.profiling.watch import Watch
     from scope_cli.models.model import open_model
     from scope_cli.settings.load import LoadedProfile
@@ -70,20 +71,23 @@ def measure(job: Job, tell: Any) -> Result:
 
     settings = LoadedProfile(Profile.model_validate(job.profile), job.source, frozenset(job.typed))
     opened = open_model(settings.profile.model, job.offline, lambda line: tell(progress=line))
-    prompt_ids = ids_of(job, opened, settings)
-    work = new_work(settings, opened.geometry, prompt_ids)
-    plan = work.plan
-    target = opened.target
-    planned = footprint(settings, target, plan.prompt_tokens)
-    free = memory.free_bytes(opened.device)
-    fit.check(target, needs_of(settings, target, plan.prompt_tokens), 1, free, str(opened.device))
-    full = {
-        "free_bytes": free,
-        "full_runs_out_at": runs_out_at(settings, target, plan.prompt_tokens, 1, free),
-        "room_for_output": opened.geometry.context - plan.prompt_tokens,
-    }
+    prompt_ids, target = ids_of(job, opened, settings), opened.target
+    tokens, free = len(prompt_ids), memory.free_bytes(opened.device)
+    fit.check(
+        target, needs_of(computed(opened).foreseen(settings), target, tokens), 1, free, str(opened.device)
+    )
     tell(progress=f"{job.label}: loading {opened.name}")
     loaded = opened.load()
+    settings, why = slots_of(loaded, settings)
+    if why:
+        tell(progress=f"{job.label}: {why}")
+    work = new_work(settings, opened.geometry, prompt_ids)
+    plan, planned = work.plan, footprint(settings, target, tokens)
+    full = {
+        "free_bytes": free,
+        "full_runs_out_at": runs_out_at(settings, target, tokens, 1, free),
+        "room_for_output": opened.geometry.context - tokens,
+    }
     warm_up(loaded, settings, prompt_ids)
     watch = Watch(loaded, settings.profile, plan)
     watch.begin()

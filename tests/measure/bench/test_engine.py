@@ -18,7 +18,9 @@ def job(folder, lanes=1, tokens=200):
 
 
 def engine(folder, profile="default", lanes=1, **overrides):
-    made = ScopeEngine(profile, {"model.name": str(folder), "model.device": "cpu", **SLIDE, **overrides})
+    made = ScopeEngine(
+        profile, {"model.name": str(folder), "model.device": "cpu", **SLIDE, "cache.kv": "plain", **overrides}
+    )
     return made, made.load(job(folder, lanes))
 
 

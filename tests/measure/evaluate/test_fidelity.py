@@ -11,8 +11,8 @@ from scope_cli.errors import UsageError
 from scope_cli.events import Token
 from scope_cli.measure.evaluate.fidelity import KnownText, Reference, measure, planned
 from scope_cli.measure.evaluate.statistics import blocks_of, estimate
-from scope_cli.settings.load import load_profile
 from tests.helpers.caches import loaded_tiny
+from tests.helpers.plain import load_profile
 
 PROMPT = list(b"The keeper of the lighthouse wrote every evening, and then he went up the stairs once more.")
 SMALL = {"decode.budget": 24, "decode.interval": 6}

@@ -8,9 +8,9 @@ from scope_cli.measure.evaluate.probes import KINDS, make_probe
 from scope_cli.measure.evaluate.recall import AskedModel, recall
 from scope_cli.measure.evaluate.statistics import Blocks, paired_difference
 from scope_cli.models.model import open_model
-from scope_cli.settings.load import load_profile
 from scope_cli.settings.schema import ModelSettings
 from tests.helpers.caches import loaded_tiny
+from tests.helpers.plain import load_profile
 from tests.measure.evaluate.newest_go import broken
 
 FEW = ("output-fact", "list")  # a kind with three questions and one with many; each takes 13 CPU seconds

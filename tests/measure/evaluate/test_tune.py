@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from scope_cli.measure.evaluate import tune as search
-from scope_cli.settings.load import load_profile
+from tests.helpers.plain import load_profile
 
 
 @dataclass

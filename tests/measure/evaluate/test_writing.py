@@ -6,8 +6,8 @@ from scope_cli.engine.run import generate, new_work
 from scope_cli.events import Finished, Token
 from scope_cli.measure.evaluate.loops import repetition, unique_ngrams
 from scope_cli.measure.evaluate.writing import write_all
-from scope_cli.settings.load import load_profile
 from tests.helpers.caches import loaded_tiny
+from tests.helpers.plain import load_profile
 
 PROMPTS = [
     list(text.encode()) for text in ("a longer beginning of it", "b", "three words here", "and so on, then")

@@ -8,9 +8,9 @@ from scope_cli.errors import UsageError
 from scope_cli.events import Token
 from scope_cli.measure.profiling import footprint as f
 from scope_cli.models.shapes import ModelShape, shape_of
-from scope_cli.settings.load import load_profile
 from tests.helpers.caches import loaded_tiny
 from tests.helpers.configs import GEMMA3_27B, LLAMA_8B, LLAMA_70B, QWEN3_8B
+from tests.helpers.plain import load_profile
 
 GIB = 2**30
 

@@ -4,7 +4,7 @@ import pytest
 
 from scope_cli.measure.profiling.runner import run_job
 from scope_cli.measure.profiling.worker import Job
-from scope_cli.settings.load import load_profile
+from tests.helpers.plain import load_profile
 
 pytestmark = pytest.mark.real_model
 

@@ -19,7 +19,7 @@ from scope_cli.events import Token
 from scope_cli.models.gguf.architectures import REFUSED
 from scope_cli.models.model import open_model
 from scope_cli.settings.load import LoadedProfile
-from scope_cli.settings.schema import Profile
+from tests.helpers.plain import profile_of
 from tests.models.gguf.files import ENDS, FIXED, Written, write
 
 PROMPT_TOKENS, NEW_TOKENS = 700, 60
@@ -159,7 +159,7 @@ CASES = [
 
 
 def written_by_scope(path: Path, prompt: str) -> list[Token]:
-    profile = Profile.model_validate(
+    profile = profile_of(
         {
             "model": {"name": str(path), "device": "cpu", "dtype": "float32", "load_in": None},
             "prompt": {"raw": True},

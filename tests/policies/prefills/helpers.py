@@ -14,8 +14,8 @@ from scope_cli.models.attention import attention_of
 from scope_cli.models.skeleton import rope_frequencies
 from scope_cli.policies.prefills.base import PromptView
 from scope_cli.settings.load import LoadedProfile
-from scope_cli.settings.schema import Profile
 from tests.helpers.caches import finish
+from tests.helpers.plain import profile_of
 from tests.helpers.tiny import tiny_model
 
 PROMPT, WINDOW = 61, 5
@@ -33,7 +33,7 @@ def prompt_of(tokens=PROMPT, seed=0):
 
 
 def planned(family, prompt_tokens, prefill, steps=12, **decode):
-    profile = Profile.model_validate(
+    profile = profile_of(
         {
             "prefill": {"window": WINDOW, **prefill},
             "decode": {"budget": 6, "recent": 2, "interval": 2, **decode},

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from scope_cli.errors import ProfileError
-from scope_cli.settings.load import check, load_profile
+from scope_cli.settings.load import check
+from tests.helpers.plain import load_profile
 
 
 @pytest.mark.parametrize(

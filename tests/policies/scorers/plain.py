@@ -16,8 +16,8 @@ from scope_cli.models.attention import attention_of
 from scope_cli.models.skeleton import rope_frequencies
 from scope_cli.policies.view import SlotView
 from scope_cli.settings.load import LoadedProfile
-from scope_cli.settings.schema import Profile
 from tests.helpers.caches import finish
+from tests.helpers.plain import profile_of
 from tests.helpers.tiny import tiny_model
 
 SMALL = {"budget": 20, "recent": 4, "interval": 6}
@@ -55,7 +55,7 @@ def written(
     """
     model = model_of(family, dtype)
     settings = {"scorer": scorer, **SMALL, **decode}
-    profile = Profile.model_validate({"decode": settings, "sampling": {"max_new_tokens": tokens + 1}})
+    profile = profile_of({"decode": settings, "sampling": {"max_new_tokens": tokens + 1}})
     policy = policy_of(profile.decode)
     plan = plan_run(
         LoadedProfile(profile, "test", frozenset()),
