@@ -50,21 +50,25 @@ class Cut:
         total = reached[:, -1:]
         # the first that reaches beyond, which has a share; where there are no numbers, any
         drawn = torch.searchsorted(reached, chances * total, right=True).clamp(max=reached.shape[-1] - 1)
-        weight = probabilities.gather(1, drawn) / total.float()
+        weight = probabilities.gather(1, drawn) / total
         return drawn if at is None else at.gather(1, drawn), weight
 
     def candidates(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What may be drawn: shares, [rows, some], and their ids; None: the whole vocabulary in its order."""
+        """What may be drawn: shares, [rows, some], and their ids; None: the whole vocabulary in its order.
+
+        Those of a few are float64: kinds of CPU differ in an exponential's last bit, which then is too small
+        to be drawn by.
+        """
         vocab = scores.shape[-1]
         if self.top_k is not None:
             some, at = scores.topk(min(self.top_k, vocab))
-            return self._cut_off((some / self.temperature).softmax(-1)), at
+            return self._cut_off((some.double() / self.temperature).softmax(-1)), at
         scores = scores / self.temperature
         if self.top_p == 1 and not self.min_p:
             return scores.softmax(-1), None
         if scores.device.type == "cpu" and vocab > LIKELIEST:
             some, at = scores.topk(LIKELIEST)
-            shares = (some - scores.logsumexp(-1, keepdim=True)).exp()
+            shares = (some.double() - scores.logsumexp(-1, keepdim=True)).exp()
             enough = (shares.sum(-1) >= self.top_p) | (shares[:, -1] < self.min_p * shares[:, 0])
             if enough.all():
                 return self._cut_off(shares), at

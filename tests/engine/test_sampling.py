@@ -139,7 +139,7 @@ def test_what_is_cut_off_is_what_transformers_cuts_off(cut, spread):
     if "min_p" in cut:
         expected = MinPLogitsWarper(cut["min_p"])(None, expected)
     shares, at = Cut(temperature=1.0, **cut).candidates(scores)
-    got = torch.zeros_like(scores).scatter(1, at, shares / shares.sum())
+    got = torch.zeros_like(scores).scatter(1, at, (shares / shares.sum()).float())
     if spread:
         torch.testing.assert_close(got, expected.softmax(-1), atol=1e-6, rtol=1e-4)
     else:
