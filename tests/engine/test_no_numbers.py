@@ -52,7 +52,9 @@ def results(out):
 
 
 def run(scope, folder, *argv):
-    return scope("generate", "--model", folder, "--ignore-eos", "--max-new-tokens", 40, *argv)
+    return scope(
+        "generate", "--model", folder, "--ignore-eos", "--kv", "plain", "--max-new-tokens", 40, *argv
+    )
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["in step", "ahead"])
