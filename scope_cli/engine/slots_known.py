@@ -8,6 +8,7 @@ from pathlib import Path
 
 from scope_cli import __version__
 from scope_cli.console.safe import as_json
+from scope_cli.errors import ModelError
 from scope_cli.files import cache_folder, replace_file
 from scope_cli.models.fingerprint import known_by
 from scope_cli.models.model_folder import ModelFolder
@@ -57,7 +58,9 @@ class Computed:
         """For a plan, before any weight is read: plain where that is known, else `auto` counts as int8."""
         if not settings.open_slots:
             return settings
-        kl = None if self.folder.pending else self.known_kl()
+        kl = None
+        with suppress(ModelError):  # a plan needs no weights
+            kl = None if self.folder.pending else self.known_kl()
         if self.device not in DEVICES or (kl is not None and kl > MOST_KL):
             return settings.with_slots("plain")
         return settings

@@ -137,6 +137,8 @@ def test_a_plan_counts_auto_as_int8_until_more_is_known(tmp_path, kl):
     known.remember(float("inf"))
     assert known.foreseen(settings()).profile.cache.kv == "plain"
     assert known.foreseen(settings(**{"cache.kv": "int8"})).profile.cache.kv == "int8"
+    (tmp_path / "model.safetensors").unlink()
+    assert known.foreseen(settings()).open_slots, "a plan needs no weights"
     assert replace(known, device="mps").foreseen(settings()).profile.cache.kv == "plain"
 
 
