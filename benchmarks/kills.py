@@ -127,7 +127,7 @@ def scene(place: Path, name: str, more: list[object], kills: int, draw: random.R
     if start(*command(whole)).wait():
         print(f"| {name} | cannot be run here | | | | |")
         return False
-    wrong = 0
+    wrong, equal = 0, len(texts(whole))  # texts that were equal in every round
     while done < kills:
         for file in sorted(folder.rglob("*"), reverse=True) if folder.exists() else []:
             file.rmdir() if file.is_dir() else file.unlink()
@@ -151,7 +151,7 @@ def scene(place: Path, name: str, more: list[object], kills: int, draw: random.R
             if not is_job:
                 argv = ["resume", str(left[0]).removesuffix(".state"), *SAVING]
         wrong += texts(folder) != texts(whole)
-    equal = sum(texts(folder).get(text) == content for text, content in texts(whole).items())
+        equal = min(equal, sum(texts(folder).get(name) == content for name, content in texts(whole).items()))
     left = [file for file, _ in states(folder)]
     print(f"| {name} | {done} | {kept:,} | {len(texts(whole))} | {equal} | {len(left)} |", flush=True)
     return bool(wrong or left)
