@@ -38,6 +38,7 @@ NUMERIC = (
     "models/test_packed.py",
     "models/test_selftest.py",
     "native/test_step.py",
+    "native/test_told.py",
     "policies/prefills",
     "policies/scorers",
     "policies/test_received.py",

@@ -45,6 +45,7 @@ class Buffers:
     together: list[Together]  # policy layers whose slots are looked at at once
     space: Tensor | None  # [lanes, numbers], where packed slots are unpacked, one layer after the other
     fitted: int  # how often the policy layers got other buffers
+    tells: bool  # a step may tell the scorer its attention
     readings: Readings
 
     def make_layers(self) -> None:

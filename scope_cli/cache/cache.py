@@ -48,6 +48,8 @@ class ScopeCache(Buffers):
         self.attention = attention or {}
         self.inv_freq = inv_freq  # [rotated / 2], the policy layers' RoPE, for scorers that undo it
         self.dtype, self.device = dtype, torch.device(device)
+        self.tells = policy.scorer.takes_attention and self.device.type == "cpu"
+        self.told = False  # a step has told its attention
         self.fitted = 0  # how often the policy layers got other buffers
         self.rows = torch.arange(shape.lanes, device=device).unsqueeze(1)  # [lanes, 1]
         self.layers = []
@@ -184,6 +186,7 @@ class ScopeCache(Buffers):
             excess[chunk.lane] = count.schedule.excess(count.written, count.held)
             wrote = [lane == chunk.lane for lane in range(len(self.lanes))]
             self.set_read_slots()
+            self.told = False
             self._observe_and_evict(excess, wrote, chunk.tokens)
             self.next_position[chunk.lane] = chunk.end
         else:
@@ -222,6 +225,14 @@ class ScopeCache(Buffers):
 
     # Decoding
 
+    @property
+    def asks_attention(self) -> bool:
+        """Whether the scorer will look at the attention of the step that comes now, and can be told it."""
+        if not self.tells or self.policy.scorer.every_step:
+            return self.tells
+        active = [count for count in self.lanes if count is not None and count.active]
+        return any(count.schedule.excess(count.written + 1, count.held + 1) for count in active)
+
     def end_step(self) -> None:
         """Count the token that each active lane wrote, and evict where a lane holds more than it may."""
         if self.watched is None:
@@ -243,6 +254,7 @@ class ScopeCache(Buffers):
                 excess[lane] = count.schedule.excess(count.written, count.held)
         wrote = [count is not None and count.active for count in self.lanes]
         self._observe_and_evict(excess, wrote)
+        self.told = False
         self.next_position += self.running
         self.set_read_slots()
 

@@ -28,7 +28,7 @@ class PolicySlots:
     """positions: [rows, kv_heads, slots]; bias: [rows, kv_heads, 1, slots], as in SlotLayer
 
     vacant: [rows, kv_heads, evictable]; queries: [rows, heads, ring, head_dim]; memos: as positions, each.
-    See PolicyLayer.
+    See PolicyLayer. told: as positions, float32, attention of the newest step, where it was asked for
     """
 
     positions: Tensor
@@ -36,6 +36,7 @@ class PolicySlots:
     vacant: Tensor
     queries: Tensor
     memos: dict[str, Tensor]
+    told: Tensor | None
 
     @classmethod
     def of(cls, cache: ScopeCache, indices: Sequence[int]) -> PolicySlots:
@@ -54,6 +55,7 @@ class PolicySlots:
                 name: torch.zeros(positions.shape, dtype=torch.float32, device=device)
                 for name in cache.policy.scorer.memos
             },
+            told=torch.zeros(positions.shape) if cache.tells else None,
         )
 
     def part(self, rows: slice) -> PolicySlots:
@@ -63,6 +65,7 @@ class PolicySlots:
             self.vacant[rows],
             self.queries[rows],
             {name: memo[rows] for name, memo in self.memos.items()},
+            None if self.told is None else self.told[rows],
         )
 
 
@@ -129,6 +132,7 @@ class Together:
             protected=protected,
             most_candidates=min(used, cache.shape.evictable),
             ago=ago,
+            told=slots.told[:, :, :used] if cache.told and slots.told is not None and not ago else None,
         )
 
     def forget(self, facts: LaneFacts, most: int) -> None:

@@ -95,7 +95,10 @@ def settling_bytes(shape: ModelShape, plan: LanePlan, dtype_bytes: int) -> int:
 
 
 def writing_bytes(shape: ModelShape, plan: LanePlan, dtype_bytes: int) -> int:
-    """A step's logits (the last step's, the new ones, in float32, as log-probabilities), or one eviction."""
+    """A step's logits (the last step's, the new ones, in float32, as log-probabilities), or one eviction.
+
+    What a step may tell of its attention, a number for a slot and KV head, is less than an eviction's keys.
+    """
     held = plan.shape
     logits = shape.geometry.vocab * (2 * dtype_bytes + 2 * 4)
     evicting = 0

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.layers import SlotLayer
+from scope_cli.cache.policy_layer import PolicyLayer
 from scope_cli.models.native_tables import DecoderTables
 from scope_cli.native.library import Library
 from scope_cli.native.tables import FORMATS, Slots, address, addresses
@@ -37,8 +38,10 @@ class NativeStep:
         cache, tables = self.cache, self._tables
         if self._fitted != cache.fitted:
             self._fill_slots()
-        for table, layer in zip(tables.layers, cache.layers, strict=True):
+        asks = self._tells and cache.asks_attention
+        for table, layer, told in zip(tables.layers, cache.layers, self._told, strict=True):
             table.slots.used = layer.read_slots
+            table.attention = told if asks else None
         embedded = tables.embedded(ids[:, 0])
         lanes, running = len(ids), int(cache.running.sum())
         logits = torch.empty(running, tables.decoder.head.last)
@@ -51,6 +54,7 @@ class NativeStep:
             address(logits),
             torch.get_num_threads(),
         )
+        cache.told = asks
         if running == lanes:
             return logits
         every = logits.new_zeros(lanes, logits.shape[1])
@@ -81,6 +85,14 @@ class NativeStep:
             table.memos = ctypes.addressof(memos)
             table.memo_count = sum(name.startswith("memos.") for name in tensors)
             self._kept += [tensors, memos]
+        self._told = [
+            address(layer.own.told) if isinstance(layer, PolicyLayer) else None for layer in self.cache.layers
+        ]
+        # A cap, or exact tokens beside the slots, are no part of what a scorer calls attention.
+        self._tells = not any(
+            table.cap or layer.exact
+            for table, layer in zip(self._tables.layers, self.cache.layers, strict=True)
+        )
         self._fitted = self.cache.fitted
 
 

@@ -70,6 +70,7 @@ struct scope_step {
     std::vector<float> up;         // [lanes, inner]
     Input inside;                  // [lanes, inner]
     std::vector<float> parts, turns;
+    std::vector<float> told;  // [lanes, heads, slots], a layer's logits, then probabilities, where somebody asks
     std::unique_ptr<std::atomic<int>[]> pieces_done;  // of each lane and KV head
     std::vector<Own> own;
     Team* team = nullptr;
@@ -124,13 +125,15 @@ scope_step::scope_step(const scope_model& model) : model(model), inside(model.la
 
 // Room for what changes from step to step: threads, and slots that are read.
 void scope_step::prepare(int threads) {
-    size_t most = 0, scratch = 0, query = 0;
+    size_t most = 0, scratch = 0, query = 0, asked = 0;
     for (int i = 0; i < model.layer_count; i++) {
         const scope_slots& slots = model.layers[i].slots;
         most = std::max(most, (size_t)rows * slots.kv_heads * all_pieces(model.layers[i]) * slots.group * part_floats(slots));
         scratch = std::max(scratch, (size_t)scratch_floats(slots));
         query = std::max(query, (size_t)slots.group * padded(slots.head_dim));
+        if (model.layers[i].attention) asked = std::max(asked, (size_t)model.lanes * slots.kv_heads * slots.group * slots.slots);
     }
+    if (told.size() < asked) told.resize(asked);
     if (parts.size() < most) parts.resize(most);
     while ((int)own.size() < threads) own.emplace_back(model.lanes, model.hidden, heads_wide);
     for (Own& one : own) {
@@ -289,8 +292,7 @@ void scope_step::attend_piece(const scope_layer& layer, int row, int head, int p
     }
     const size_t at = ((size_t)row * slots.kv_heads + head) * all_pieces(layer) + piece;
     const long held_head = (long)lane * slots.kv_heads + head;
-    const bool tells = layer.probabilities && !is_exact;
-    float* logits = tells ? layer.probabilities + (size_t)held_head * group * slots.slots : nullptr;
+    float* logits = layer.attention && !is_exact ? &told[(size_t)held_head * group * slots.slots] : nullptr;
     attention().piece(these, held_head, nth, {mine.query.data(), layer.cap, logits},
                       &parts[at * group * part_floats(slots)], mine.scratch.data());
 }
@@ -323,9 +325,14 @@ void scope_step::finish_head(const scope_layer& layer, int row, int head) {
     const size_t at = (size_t)row * slots.kv_heads + head, held_head = (size_t)lane_of[row] * slots.kv_heads + head;
     float* out = &attended[(size_t)row * heads_wide + (size_t)head * group * head_dim];
     const int pieces = all_pieces(layer);
+    float* rows = layer.attention ? &told[held_head * group * slots.slots] : nullptr;
     attention().merge(slots, &parts[at * pieces * group * part_floats(slots)], pieces,
-                      layer.sinks ? layer.sinks + head * group : nullptr, out,
-                      layer.probabilities ? layer.probabilities + held_head * group * slots.slots : nullptr);
+                      layer.sinks ? layer.sinks + head * group : nullptr, out, rows);
+    if (rows) {
+        float* mean = layer.attention + held_head * slots.slots;
+        for (int q = 1; q < group; q++) vectors().add(rows, rows + (size_t)q * slots.slots, nullptr, slots.slots);
+        for (int slot = 0; slot < slots.slots; slot++) mean[slot] = rows[slot] / (float)group;
+    }
     if (slots.turns_values)
         for (int q = 0; q < group; q++) vectors().turn(out + q * head_dim, head_dim);
 }

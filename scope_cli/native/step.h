@@ -46,7 +46,7 @@ struct scope_layer {
     void* queries;                // [lanes, heads, ring, head_dim]; null: not remembered
     const int32_t* vacant;        // [lanes, kv_heads, evictable], free slots from `held` on; null: position mod window
     float* const* memos;          // [lanes, kv_heads, slots] each
-    float* probabilities;         // [lanes, heads, slots], of this step; null: nobody asks
+    float* attention;             // [lanes, kv_heads, slots], this step's, a mean over the group; null: nobody asks
     int32_t plain_format;         // scope_format of queries
     int32_t ring, evictable, window, memo_count;
 };

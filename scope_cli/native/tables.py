@@ -43,7 +43,7 @@ class Layer(ctypes.Structure):
         ("exact", Slots),
         *fields(Int, "norms_all_heads rotation activation"),
         *fields(Float, "scale cap"),
-        *fields(Address, "sinks positions exact_slots queries vacant memos probabilities"),
+        *fields(Address, "sinks positions exact_slots queries vacant memos attention"),
         *fields(Int, "plain_format ring evictable window memo_count"),
     ]
 

@@ -62,6 +62,7 @@ class SlotView:
         protected: int | None,
         most_candidates: int,
         ago: int = 0,
+        told: Tensor | None = None,
     ) -> None:
         """queries: [lanes, heads, ring, head_dim]; query_positions: [lanes, ring], -1 where there is none
 
@@ -71,6 +72,7 @@ class SlotView:
         memos: [lanes, kv_heads, slots] each; output_weight: [hidden, heads * head_dim], where it is needed
         protected: prompt tokens that stay whatever happens, None: all; most_candidates: of a head, at most
         ago: show how it was so many tokens ago, if nothing was evicted since
+        told: what `attention(window=1)` is, where the step has told
         """
         self.layers, self._layer_number = layers, layer_number
         self._read_keys, self._read_values, self._products = keys, values, products
@@ -80,6 +82,7 @@ class SlotView:
         self.queries, self.query_positions = queries, query_positions
         self.seeds, self.inv_freq = seeds, inv_freq
         self._memos, self._output_weight = memos, output_weight
+        self._told = told
         self._most_candidates = most_candidates
         self.n, self.now = facts.written - ago, facts.prompt + facts.written - ago - 1
         if ago:
@@ -166,6 +169,8 @@ class SlotView:
         """
         import torch
 
+        if self._told is not None and (window, queries, group, among) == (1, "mean", "mean", None):
+            return self._told
         logits = self.logits(window)
         if among is not None:
             logits.masked_fill_(~among.unsqueeze(2).unsqueeze(2), -torch.inf)

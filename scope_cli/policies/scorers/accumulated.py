@@ -20,6 +20,7 @@ class Accumulated(Scorer):
     needs: ClassVar[str] = "attention"
     cost: ClassVar[str] = "S D, at every token"
     together: ClassVar[bool] = True
+    takes_attention: ClassVar[bool] = True
     every_step: ClassVar[bool] = True
     counts_prompt: ClassVar[bool] = True
 

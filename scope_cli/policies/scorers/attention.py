@@ -20,6 +20,7 @@ class Attention(Scorer):
     needs: ClassVar[str] = "attention"
     cost: ClassVar[str] = "S D"
     together: ClassVar[bool] = True
+    takes_attention: ClassVar[bool] = True
 
     def score(self, view: SlotView) -> Tensor:
         """[lanes, kv_heads, slots], higher is kept."""

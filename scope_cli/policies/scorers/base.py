@@ -38,6 +38,7 @@ class Scorer:
     cost: ClassVar[str] = "-"  # of one eviction, per KV head with S slots of width D
     every_step: ClassVar[bool] = False  # `observe` is called at every token, not only before evictions
     together: ClassVar[bool] = False  # a view may show it several layers at once, as if they were lanes
+    takes_attention: ClassVar[bool] = False  # asks `view.attention(window=1)`, which a step can tell as it is
     counts_prompt: ClassVar[bool] = False  # wants `observe_prompt` where the prompt is not protected
 
     @property

@@ -25,6 +25,7 @@ class Lru(Scorer):
     needs: ClassVar[str] = "attention"
     cost: ClassVar[str] = "S D, at every token"
     together: ClassVar[bool] = True
+    takes_attention: ClassVar[bool] = True
     every_step: ClassVar[bool] = True
 
     @property
