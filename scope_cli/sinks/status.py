@@ -57,7 +57,7 @@ def blocks_of(encoding: str) -> tuple[str, str]:
 
 def slots_of(started: Started) -> str:
     """How keys and values lie in their slots: 'float32 slots', 'int8/int4 slots'."""
-    form = CacheSettings(**started.profile.get("cache", {})).form
+    form = CacheSettings(**started.profile.get("cache", {"kv": "plain"})).form
     plain = str(started.model.get("dtype", ""))
     named = [plain if side == "plain" else side for side in (form.keys, form.values)]
     return f"{'/'.join(dict.fromkeys(named))} slots"

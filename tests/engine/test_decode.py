@@ -13,7 +13,7 @@ from scope_cli.engine.decode import Lane, decode, step_on
 from scope_cli.engine.plan import plan_run
 from scope_cli.engine.prefill import read_prompt
 from scope_cli.engine.run_plan import policy_of
-from scope_cli.engine.sampling import pick_all
+from scope_cli.engine.sampling import Asked, pick_all
 from scope_cli.events import Loop
 from scope_cli.models.architecture import geometry_of
 from scope_cli.settings.load import LoadedProfile
@@ -200,7 +200,8 @@ def test_an_interruption_ends_the_lanes_that_have_not_ended_by_themselves():
 
 def lane_of(number, row, length, **more):
     """A lane of one prompt token that always samples token 5."""
-    sampler = SimpleNamespace(pick=lambda _logits, _ids: (torch.tensor([5]), torch.zeros(1)))
+    five = torch.tensor([[5]])
+    sampler = SimpleNamespace(ask=lambda logits, _ids, _change: Asked(logits, logits, known=five))
     text = SimpleNamespace(feed=lambda _id: "text", stopped=None)
     prompt = torch.zeros(1, 1, dtype=torch.int64)
     eos = more.pop("eos_ids", frozenset())
