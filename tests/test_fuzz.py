@@ -100,7 +100,7 @@ def ids_of_transformers(folder):
 def run(scope, folder):
     """The outcome, and the ids that were written."""
     argv = ["generate", "hi", "-m", folder, "--temperature", "0", "--max-new-tokens", WRITTEN, "-q", "--json"]
-    result = scope(*argv, "--offline")
+    result = scope(*argv, "--offline", "--kv", "plain")
     events = [json.loads(line) for line in result.stdout.splitlines()]
     return result, [one["token_id"] for one in events if one["event"] == "token"]
 

@@ -289,12 +289,12 @@ def test_the_buffers_that_a_prompt_is_staged_in_have_to_fit_too(tiny_folder, mon
     opened = open_model(ModelSettings(name=str(tiny_folder), device="cpu"))
     keys = {"prefill.method": "snapkv", "prefill.budget": 40, "sampling.max_new_tokens": 2}
     settings = load_profile("default", keys)
-    plan = make_plan(settings, opened.geometry, 500)
+    plan = make_plan(settings, opened.geometry, 1500)
     run = RunPlan.of(settings.profile, [plan], "cpu")
     staged = plan.prompt.staging_bytes(opened.geometry, 4)
-    assert staged > 500 * opened.geometry.token_bytes(4)
+    assert staged > 1500 * opened.geometry.token_bytes(4)
     takes = fit.needs(opened.target, [plan], 1, 2048)
-    assert takes.reading >= staged
+    assert takes.reading >= max(staged, takes.writing)
     needed = opened.weight_bytes + plan.shape.cache_bytes(opened.geometry, 4) + takes.reading
     monkeypatch.setattr("scope_cli.machine.memory.free_bytes", lambda device: needed)
     run.check_fits(opened)
