@@ -5,10 +5,12 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadgroup  # a proce
 
 AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 
+SANITIZERS = $(shell g++ -print-file-name=libasan.so 2>/dev/null) $(shell g++ -print-file-name=libubsan.so 2>/dev/null)
+
 TRANSFORMERS := 5.19.0 5.24.0
 SEAM := tests/models tests/test_same_tokens.py
 
-.PHONY: run test test-fast test-avx2 test-versions test-long check coverage slow format docs docs-site wheel clean
+.PHONY: run test test-fast test-avx2 test-sanitized test-versions test-long check coverage slow format docs docs-site wheel clean
 
 run: .venv/installed  ## set everything up and write a text that is longer than its budget of 128 tokens
 	$(BIN)/scope generate --prompt-file examples/prompts/bread.txt --budget 128 --seed 8
@@ -26,6 +28,12 @@ test-fast: .venv/installed  ## what to run between two edits: every quick test, 
 
 test-avx2: .venv/installed  ## the tests that compute, as a CPU without AVX-512 computes
 	$(AVX2) $(PYTEST) -m "numeric and not once and not long and not gpu"
+
+test-sanitized: .venv/installed  ## the native step's tests with a library that finds its own faults: g++'s sanitizers
+	@if [ ! -f "$(firstword $(SANITIZERS))" ]; then echo "no sanitizers: g++ has none here" >&2; else \
+		LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		CXX="g++ -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined" SCOPE_CACHE=build/sanitized \
+		$(PYTEST) -p no:cacheprovider -m "not real_model and not slow and not once" tests/native; fi
 
 test-versions: .venv/installed  ## what meets transformers, with both ends of the range that pyproject.toml allows
 	for version in $(TRANSFORMERS); do \

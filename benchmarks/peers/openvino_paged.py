@@ -31,7 +31,8 @@ class OpenVino:
         self.job = job
         scheduler = genai.SchedulerConfig()
         scheduler.num_kv_blocks = job.lanes * (-(-job.most_tokens // BLOCK) + 2)
-        scheduler.max_num_batched_tokens = self.at_once
+        # Lanes whose prompts were read in several steps would begin to write one after the other.
+        scheduler.max_num_batched_tokens = self.at_once if job.lanes == 1 else job.lanes * job.most_tokens
         scheduler.enable_prefix_caching = False  # a prompt that is timed is read
         properties = {"KV_CACHE_PRECISION": self.cache, "PERFORMANCE_HINT": "LATENCY"}
         if job.threads:
@@ -77,6 +78,8 @@ class OpenVino:
         """Step until every lane has that many tokens more."""
         written: Ids = [[] for _ in self.handles]
         while any(len(lane) < count for lane in written):
+            if not self.pipeline.has_non_finished_requests():
+                raise RuntimeError("a lane has ended before the others")
             self.pipeline.step()
             for lane, handle in zip(written, self.handles, strict=True):
                 while handle.can_read():
