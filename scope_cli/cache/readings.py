@@ -32,14 +32,17 @@ class Readings:
         """Keys and values of what was kept of a lane's prompt."""
         if count.kept is None:
             return count.prompt * self._token_bytes
-        return sum(count.kept[layer.index] * self._slot_bytes(layer) for layer in self.cache.policy_layers)
+        return sum(count.kept[layer.index] * self._slot_bytes[layer] for layer in self.cache.policy_layers)
 
     def _mean_kept(self, kept: tuple[int, ...]) -> int:
         by_layer = [kept[layer.index] for layer in self.cache.policy_layers]
         return round(mean(by_layer)) if by_layer else 0
 
-    def _slot_bytes(self, layer: SlotLayer) -> int:
-        return self.cache.shape.slot_bytes(layer.geometry, self.cache.dtype.itemsize)
+    @cached_property
+    def _slot_bytes(self) -> dict[SlotLayer, int]:
+        """Of one slot in each layer."""
+        itemsize = self.cache.dtype.itemsize
+        return {layer: self.cache.shape.slot_bytes(layer.geometry, itemsize) for layer in self.cache.layers}
 
     @cached_property
     def _lane_sizes(self) -> tuple[int, int, int]:
@@ -48,7 +51,7 @@ class Readings:
             self.cache.shape.cache_bytes(self.cache.geometry, self.cache.dtype.itemsize)
             // self.cache.shape.lanes
         )
-        slot_bytes = sum(layer.slots * self._slot_bytes(layer) for layer in self.cache.layers)
+        slot_bytes = sum(layer.slots * self._slot_bytes[layer] for layer in self.cache.layers)
         slots = [layer.slots for layer in self.cache.policy_layers]
         return allocated, slot_bytes, round(mean(slots)) if slots else 0
 
@@ -57,7 +60,7 @@ class Readings:
         """Keys, values and bias of one slot of one lane, in all layers of a size, by `_alike`."""
         return [
             sum(
-                self._slot_bytes(layer) + layer.geometry.kv_heads * self.cache.dtype.itemsize
+                self._slot_bytes[layer] + layer.geometry.kv_heads * self.cache.dtype.itemsize
                 for layer in layers
             )
             for layers in self.cache.alike
@@ -72,6 +75,7 @@ class Readings:
         chosen = range(len(self.cache.lanes)) if lane is None else (lane,)
         counts = [(index, count) for index in chosen if (count := self.cache.lanes[index]) is not None]
         held_bytes = full_bytes = padding_bytes = kept_prompt = kept_generated = 0
+        for_prompts = self._prompt_slot_bytes  # of one lane
         for index, count in counts:
             seen = count.prompt + count.written
             held_bytes += self.held_bytes(count) + self.window_bytes(seen)
@@ -79,7 +83,7 @@ class Readings:
             if self.cache.policy.protect_prompt:
                 kept_prompt += count.prompt if count.kept is None else self._mean_kept(count.kept)
                 kept_generated += count.held
-                padding_bytes += self._prompt_slot_bytes - self._prompt_bytes(count)
+                padding_bytes += for_prompts - self._prompt_bytes(count)
             else:
                 prompt = self._live_prompt(index)
                 kept_prompt += prompt
@@ -196,7 +200,7 @@ class Readings:
 
     def window_bytes(self, seen: int) -> int:
         return sum(
-            min(seen, layer.most_held) * self._slot_bytes(layer)
+            min(seen, layer.most_held) * self._slot_bytes[layer]
             for layer in self.cache.layers
             if isinstance(layer, WindowLayer)
         )
@@ -216,9 +220,9 @@ class Readings:
     @cached_property
     def _token_bytes(self) -> int:
         """Of one token in all policy layers."""
-        return sum(self._slot_bytes(layer) for layer in self.cache.policy_layers)
+        return sum(self._slot_bytes[layer] for layer in self.cache.policy_layers)
 
     @property
     def _prompt_slot_bytes(self) -> int:
         """Of the slots that are kept for a lane's prompt."""
-        return sum(layer.first_evictable * self._slot_bytes(layer) for layer in self.cache.policy_layers)
+        return sum(layer.first_evictable * self._slot_bytes[layer] for layer in self.cache.policy_layers)

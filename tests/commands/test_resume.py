@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -14,6 +15,7 @@ from scope_cli.sinks import states
 from tests.helpers.forked import Forked
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
+THINKS_FOR_A_WHILE = 0  # a seed: the tiny model ends its thought after some 60 tokens
 KINDS = {  # one text and three, greedy and sampled; a small budget, so that tokens are evicted
     "greedy": ["the sea", "--temperature", 0, "--scorer", "lru"],
     "sampled": ["the sea", "--temperature", 1, "--scorer", "random", "--stop", "zzz"],
@@ -95,6 +97,37 @@ def test_kills_at_random_moments_change_no_byte(kind, scope_in, argv, whole, tmp
             assert scope("resume", str(state).removesuffix(".state")).code == 0
     assert kills and texts(folder) == expected
     assert not list(folder.glob("*.state*"))
+
+
+@pytest.mark.parametrize("thinking", ["hide", "show"])
+def test_a_run_that_is_broken_off_inside_a_thought_goes_on_inside_it(
+    thinking, scope_in, argv, tiny_folder, tmp_path
+):
+    """The prompt's end begins the thought; what is hidden stays hidden, and is counted."""
+    (scope, folder), model, whole = scope_in, tmp_path / "thinks", tmp_path / "whole"
+    shutil.copytree(tiny_folder, model)
+    for file in (model / "tokenizer.json", model / "tokenizer_config.json"):
+        named = file.read_text().replace("<pad>", "<think>").replace("<end>", "</think>")
+        file.write_text(named)
+    more = ["--model", model, "--thinking", thinking, "--allow-control-tokens", "--seed", THINKS_FOR_A_WHILE]
+
+    def command(where):
+        words = argv("sampled", where, *more)
+        return ["the sea <think>" if word == "the sea" else word for word in words]
+
+    whole.mkdir()
+    assert scope(*command(whole), "-q").code == 0
+    process = Forked(tmp_path / "said", *command(folder), "--checkpoint-every", 0.01)
+    wait_for(process, folder, 5)
+    process.kill()
+    assert 5 <= read_facts(folder / "story.txt.state")["lane"]["written"] < 40, "still inside the thought"
+    assert scope("resume", folder / "story.txt.run.json").code == 0
+    assert texts(folder) == texts(whole) and texts(whole)["story.txt"]
+    thoughts, expected = (
+        json.loads((where / "story.txt.run.json").read_text())["results"][0]["thinking_tokens"]
+        for where in (folder, whole)
+    )
+    assert thoughts == expected and 40 <= thoughts < 120, "and out of it again"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
