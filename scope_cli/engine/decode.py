@@ -99,7 +99,7 @@ class Lane:
     def ask(self) -> Asked:
         """For the next token."""
         if self.feeds_again:
-            return Asked(self.logits, self.logits, known=self.ids[:, self.so_far : self.so_far + 1].clone())
+            return Asked(self.logits, self.logits, known=self.ids[:, self.so_far : self.so_far + 1])
         change = self.back.change(self.written) if self.back else AS_SET
         return self.sampler.ask(self.logits, self.ids[:, : self.so_far], change)
 

@@ -209,7 +209,9 @@ def random_packed_model(
     model = skeleton(config, dtype, attention)
     pack(model, bits, lambda layer: torch.normal(0.0, DEVIATION, layer.weight.shape, dtype=dtype))
     for module in model.modules():
-        for name, weight in list(module.named_parameters(recurse=False)):  # what is not packed
+        left = dict(module.named_parameters(recurse=False))  # what is not packed
+        for name, weight in left.items():
             module.register_parameter(name, torch.nn.Parameter(torch.empty(weight.shape, dtype=dtype)))
+        if left:
             model._init_weights(module)
     return model
