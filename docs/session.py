@@ -20,6 +20,7 @@ SVG = ROOT / "docs" / "images" / "session.svg"
 WIDTH, HEIGHT, KEPT = 80, 24, 8  # columns; rows; rows of the moving picture that are drawn
 AT = 0.6  # of the run: where the moving picture is taken
 EVICTED = re.compile(r"evicted (\d+)")
+REDRAWN = re.compile(rb"(?=\r\x1b)")  # where a terminal's lines begin to be drawn anew
 
 
 def command_of_make() -> list[str]:
@@ -44,10 +45,11 @@ def record(command: list[str]) -> tuple[list[list[str]], list[str]]:
             break
         if not said:
             break
-        stream.feed(said)
-        rows = [row.rstrip() for row in screen.display]
-        if any(EVICTED.search(row) for row in rows):
-            frames.append(rows)
+        for piece in REDRAWN.split(said):  # several pictures may come at once
+            stream.feed(piece)
+            rows = [row.rstrip() for row in screen.display]
+            if any(EVICTED.search(row) for row in rows):
+                frames.append(rows)
     os.waitpid(child, 0)
     gone = ["".join(row[x].data for x in range(WIDTH)).rstrip() for row in screen.history.top]
     return frames, [row for row in [*gone, *(row.rstrip() for row in screen.display)] if row]
