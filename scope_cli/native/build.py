@@ -36,14 +36,14 @@ class BuildError(Exception):
 
 def will_build(cache: Path) -> bool:
     """Would `library_file` begin to compile? It takes some seconds, on a busy machine minutes."""
-    name = _name()
+    name = library_name()
     there = (FOLDER / name).is_file() or (cache / "native" / _cpu_kind() / name).is_file()
     return not there and next(compilers(), None) is not None
 
 
 def library_file(cache: Path) -> Path:
     """The library of exactly these sources, built now where there is none. Raises BuildError."""
-    name = _name()
+    name = library_name()
     if (brought := FOLDER / name).is_file():
         return brought
     folder = cache / "native" / _cpu_kind()
@@ -65,12 +65,12 @@ def library_file(cache: Path) -> Path:
     return file
 
 
-def build(file: Path) -> None:
+def build(file: Path, linking: Sequence[str] = ()) -> None:
     """Compile and link, with the first compiler that can. Raises BuildError."""
     failed = []
     for compiler in compilers():
         try:
-            return _build_with(compiler, file)
+            return _build_with(compiler, file, linking)
         except BuildError as error:
             failed.append(str(error))
     if not failed:
@@ -88,7 +88,7 @@ def compilers() -> Iterator[list[str]]:
         yield [sys.executable, "-m", "ziglang", "c++"]
 
 
-def _build_with(compiler: Sequence[str], file: Path) -> None:
+def _build_with(compiler: Sequence[str], file: Path, linking: Sequence[str]) -> None:
     """All files at once: each takes seconds, and most machines have several cores."""
     objects, running = [], []
     for source in sources():
@@ -98,7 +98,7 @@ def _build_with(compiler: Sequence[str], file: Path) -> None:
     said = [_end(process) for process in running]
     if wrong := next(filter(None, said), None):
         raise BuildError(f"{shlex.join(compiler)}: {wrong}")
-    if wrong := _end(_start([*compiler, "-shared", "-pthread", *objects, "-o", str(file)])):
+    if wrong := _end(_start([*compiler, "-shared", "-pthread", *linking, *objects, "-o", str(file)])):
         raise BuildError(f"{shlex.join(compiler)}: {wrong}")
 
 
@@ -133,7 +133,8 @@ def sources() -> list[Path]:
     return [f for f in files if platform.machine() in X86 or not f.stem.endswith(tuple(FLAGS_OF))]
 
 
-def _name() -> str:
+def library_name() -> str:
+    """Of these sources, on this kind of machine."""
     return f"libscope-{platform.machine()}-{_digest()}.so"
 
 
