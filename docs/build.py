@@ -8,6 +8,7 @@ import typer
 from typer.cli import get_docs_for_click
 
 from scope_cli.cli import command
+from scope_cli.commands.menu import whole
 from scope_cli.settings.find import profile_names, read_yaml, shipped_folder
 from scope_cli.settings.reference import key_reference
 
@@ -90,8 +91,8 @@ def table(columns: tuple[str, ...], rows: Iterable[Iterable[object]]) -> str:
 
 def commands() -> str:
     """typer's own documentation of every command, below second-level headings; it wraps nothing."""
-    scope = command()
-    for group in (scope, *scope.commands.values()):  # type: ignore[attr-defined]
+    scope = whole(command())
+    for group in (scope, *scope.commands.values()):
         for one in getattr(group, "commands", {}).values():  # their list would cut a purpose short
             one.short_help = one.help.partition("\n")[0]
     ctx = typer.Context(scope, info_name="scope", **scope.context_settings)

@@ -1,45 +1,27 @@
 """argv in, exit code out: registers the commands and shows what went wrong, in one place.
 
-Nothing here imports torch; a command does when it runs.
+A command's module is imported when it is run or asked for help: `scope --help` needs none of them.
 """
 
 import errno
 import gc
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperGroup
 from typer.main import get_command
 
 import scope_cli
-from scope_cli.commands import (
-    batch,
-    bench,
-    calibrate,
-    doctor,
-    evaluate,
-    generate,
-    models,
-    options,
-    profile,
-    profiles,
-    prompt,
-    resume,
-    runs,
-    scorers,
-    tune,
-)
+from scope_cli.commands.menu import HELP_NAMES, Later, Menu
 from scope_cli.console import crash, streams
 from scope_cli.console.safe import printable
 from scope_cli.console.signals import ctrl_c
 from scope_cli.errors import OutOfMemoryError, ScopeError, is_out_of_memory
 from scope_cli.settings.problems import about_value
 
-HELP_NAMES = ["-h", "--help"]
-WRITE, LOOK, MEASURE = "Write", "See what there is", "Measure"
 EPILOG = """Examples: \b
 
     scope generate "Write a long letter from a lighthouse." --budget 256
@@ -53,6 +35,7 @@ EPILOG = """Examples: \b
 For reading: README.md, and docs/reference: profiles.md has every setting, readings.md every number."""
 
 app = typer.Typer(
+    cls=Menu,
     name="scope",
     help="Long texts from a language model on one GPU: the prompt's cache is kept, the output's is bounded.",
     epilog=EPILOG,
@@ -60,51 +43,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": HELP_NAMES},
 )
-app.command("generate", rich_help_panel=WRITE)(generate.generate_command)
-app.command("resume", rich_help_panel=WRITE)(resume.resume_command)
-app.add_typer(prompt.app, name="prompt", rich_help_panel=WRITE)
-app.command("batch", rich_help_panel=WRITE)(batch.batch_command)
-app.command("runs", rich_help_panel=LOOK)(runs.runs_command)
-app.add_typer(models.app, name="models", rich_help_panel=LOOK)
-app.add_typer(profiles.app, name="profiles", rich_help_panel=LOOK)
-app.command("scorers", rich_help_panel=LOOK)(scorers.scorers_command)
-app.command("prefills", rich_help_panel=LOOK)(scorers.prefills_command)
-app.command("doctor", rich_help_panel=LOOK)(doctor.doctor_command)
-app.add_typer(profile.app, name="profile", rich_help_panel=MEASURE)
-app.add_typer(evaluate.app, name="evaluate", rich_help_panel=MEASURE)
-app.command("tune", rich_help_panel=MEASURE)(tune.tune_command)
-app.command("calibrate", rich_help_panel=MEASURE)(calibrate.calibrate_command)
-app.command("bench", rich_help_panel=MEASURE)(bench.bench_command)
 
 
-def command(defaults: bool = True) -> TyperGroup:
-    """All of it, the options' values named by words: typer names Python's types.
-
-    defaults: say in the help what is taken where nothing is typed, which reads a profile
-    """
+def command() -> Menu:
+    """All of it; its own options are switches, which take no value."""
     top = get_command(app)
-    assert isinstance(top, TyperGroup)
-    for one in _leaves(top):
-        names = typer.Context(one, help_option_names=HELP_NAMES)
-        if (asks := one.get_help_option(names)) is not None:
-            asks.metavar = ""
-        for param in one.params:
-            if isinstance(param, TyperArgument):
-                vars(param)["display_type_rich"] = lambda ctx: None  # its name says it
-            elif isinstance(param, TyperOption) and param.metavar is None:
-                param.metavar = options.value_word(param.name or "", param.type_descriptor.annotation)
-            if defaults and isinstance(param, TyperOption):
-                options.show_defaults(param)
+    assert isinstance(top, Menu)
+    asks = top.get_help_option(typer.Context(top, help_option_names=HELP_NAMES))
+    for switch in [*top.params, *([asks] if asks else [])]:
+        switch.metavar = ""
     return top
-
-
-def _leaves(group: TyperGroup) -> Iterator[TyperCommand | TyperGroup]:
-    yield group
-    for one in group.commands.values():
-        if isinstance(one, TyperGroup):
-            yield from _leaves(one)
-        elif isinstance(one, TyperCommand):
-            yield one
 
 
 def _version(asked: bool) -> None:
@@ -131,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit codes are listed in docs/reference/cli.md."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        asked = not {*HELP_NAMES}.isdisjoint(arguments[1:])  # of a command: the first page shows no option
-        code = command(asked)(args=arguments, prog_name="scope", standalone_mode=False, obj=arguments) or 0
+        code = command()(args=arguments, prog_name="scope", standalone_mode=False, obj=arguments) or 0
         if ctrl_c.seen:
             print("interrupted", file=sys.stderr)
         return code
@@ -178,12 +125,13 @@ def _told(error: Exception | SystemExit, argv: Sequence[str]) -> int:
 
 def _named(argv: Sequence[str]) -> str:
     """The command that a command line names, as 'scope models list'."""
-    found: TyperGroup | TyperCommand = command(defaults=False)
+    found: Any = command()
     words = ["scope"]
     for word in argv:
         if not isinstance(found, TyperGroup) or word not in found.commands:
             break
-        found = found.commands[word]  # type: ignore[assignment]
+        found = found.commands[word]
+        found = found.real if isinstance(found, Later) else found
         words.append(word)
     return " ".join(words)
 

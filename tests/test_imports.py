@@ -189,3 +189,12 @@ def test_a_plain_run_imports_neither_the_compiler_nor_torch_distributed(
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.stderr.splitlines()[-1] == "[0, 0] set() (True, 2) True", ran.stderr
+
+
+def test_the_first_page_of_help_imports_no_command():
+    code = "import sys; from scope_cli import cli; cli.main(['--help']); print(*sys.modules, file=sys.stderr)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    there = set(ran.stderr.split())
+    assert ran.returncode == 0 and "scope generate" in ran.stdout
+    assert {name for name in there if name.startswith("scope_cli.commands.")} == {"scope_cli.commands.menu"}
+    assert "pydantic" not in there

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 import typer
-from typer.main import get_command
 
 from scope_cli import cli
 from scope_cli.batch import session
+from scope_cli.commands.menu import whole
 from scope_cli.errors import ScopeError
 from scope_cli.measure.bench import engine, peers
 from scope_cli.measure.profiling import runner, source
@@ -74,7 +74,7 @@ def test_every_printed_command_is_understood(page):
 def test_every_command_and_option_in_a_sentence_exists(page):
     prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     for words in re.findall(r"`scope ([^`]+)`", prose):
-        command, named = get_command(cli.app), words.split()
+        command, named = whole(cli.command()), words.split()
         while named and hasattr(command, "commands") and named[0] in command.commands:
             command = command.commands[named.pop(0)]
         assert not hasattr(command, "commands") or not named or named[0][0] in "-([|" or "|" in words, words

@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 
 from scope_cli import cli
-from scope_cli.commands import completion
+from scope_cli.commands import completion, menu
 from scope_cli.commands.options import SETTINGS
 from scope_cli.settings.load import check
 
 
 def options_of(command):
     """Every option of every command below `command`."""
-    for one in cli._leaves(command):
+    for one in menu.leaves(command):
         yield from (param for param in one.params if param.param_type_name == "option")
 
 
 def test_no_value_is_named_by_pythons_type():
-    words = {param.metavar for param in options_of(cli.command())}
+    words = {param.metavar for param in options_of(menu.whole(cli.command()))}
     assert all(word == "" or re.match(r"[A-Z]", word or "") for word in words), words
 
 

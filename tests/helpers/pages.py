@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-from typer.main import get_command
-
 from scope_cli import cli
 
 ROOT = Path(__file__).parent.parent.parent
@@ -20,9 +18,10 @@ def blocks(page, *languages):
 
 def parse(argv):
     """Walk down to the command that argv names; typer raises where an option or argument is not known."""
-    command, context, name = get_command(cli.app), None, "scope"
+    command, context, name = cli.command(), None, "scope"
     while True:
         context = command.make_context(name, list(argv), parent=context)
+        command = context.command
         rest = [*context._protected_args, *context.args] if hasattr(command, "commands") else []
         if not rest:  # a group may be a command as well: scope profile
             return context.params
