@@ -5,24 +5,16 @@ noise; a ratio is taken within a round. The value of a burst is its mean, becaus
 cost; that of a position is the median of its bursts.
 """
 
-import json
-import os
-import signal
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from threading import Timer
-from typing import IO, Any
+from typing import Any
 
-import scope_cli
 from scope_cli.machine.setup import as_the_user_has_it
 from scope_cli.measure.bench.protocol import Ids, Job
+from scope_cli.measure.child import Child, NoAnswer
 
 Say = Callable[[str], None]
-QUIT_S = 5.0  # a contender has that long to end when nothing more is asked of it
 
 
 @dataclass(frozen=True)
@@ -86,94 +78,18 @@ class Row:
         return next((one for one in self.positions if one.position == position and one.step_ms), None)
 
 
-class ContenderFailed(Exception):
-    """It died, did not answer in time, or said why it cannot."""
-
-
-class Process:
-    """A contender at the other end of two pipes, stopped while nothing is asked of it: some engines keep a
-    core busy as they wait, and it is another's turn."""
-
-    def __init__(self, spec: Spec, timeout_s: float) -> None:
-        self.timeout_s, self.late = timeout_s, False
-        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
-        # the protocol and the peak meter are ours; a peer's environment has no scope in it
-        ours = str(Path(scope_cli.__file__).parent.parent)
-        path = os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH")]))
-        try:
-            self.process = subprocess.Popen(
-                spec.command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self.log,
-                env={**as_the_user_has_it(), "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
-                text=True,
-            )
-        except OSError as error:
-            raise ContenderFailed(f"cannot start {spec.command[0]}: {error.strerror}") from error
-
-    def ask(self, op: str, **request: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        watch = Timer(self.timeout_s, self._give_up)
-        watch.start()
-        self.process.send_signal(signal.SIGCONT)
-        try:
-            self.process.stdin.write(json.dumps({"op": op, **request}, allow_nan=False) + "\n")
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        finally:
-            watch.cancel()
-        if not line:
-            raise ContenderFailed(self._how_it_ended())
-        self.process.send_signal(signal.SIGSTOP)
-        try:
-            answer: dict[str, Any] = json.loads(line)
-        except ValueError as error:
-            raise ContenderFailed(f"does not speak the protocol: {line.strip()[:80]!r}") from error
-        if "error" in answer:
-            raise ContenderFailed(answer["error"])
-        return answer
-
-    def _give_up(self) -> None:
-        self.late = True
-        self.process.kill()
-
-    def _how_it_ended(self) -> str:
-        code = self.process.wait()
-        if self.late:
-            return f"no answer to a request within {self.timeout_s:.0f} s"
-        self.log.seek(0)
-        said = [
-            line.strip() for line in self.log.read().decode(errors="replace").splitlines() if line.strip()
-        ]
-        return f"ended with exit code {code}" + (f": {said[-1]}" if said else "")
-
-    def close(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-        if self.process.stdin is not None:
-            with suppress(BrokenPipeError):
-                self.process.stdin.close()
-        try:
-            self.process.wait(QUIT_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.log.close()
-
-
 class Seat:
     """A contender's process with the positions it is measured at."""
 
     def __init__(self, spec: Spec, course: Course, row: Row) -> None:
         self.spec, self.course, self.row = spec, course, row
-        self.process: Process | None = None
+        self.process: Child | None = None
         self.position = 0
         self.lanes = spec.lanes or course.job.lanes
 
     def open(self) -> None:
-        self.process = Process(self.spec, self.course.timeout_s)
+        env = {**as_the_user_has_it(), "HF_HUB_OFFLINE": "1"}
+        self.process = Child(self.spec.command, env, self.course.timeout_s, in_turn=True)
         loaded = self.ask("load", job=asdict(replace(self.course.job, lanes=self.lanes)))
         row = self.row
         row.policy, row.exact, row.lanes = loaded["policy"], loaded["exact"], self.lanes
@@ -181,7 +97,10 @@ class Seat:
 
     def ask(self, op: str, **request: Any) -> dict[str, Any]:
         assert self.process is not None, "it was not opened"
-        return self.process.ask(op, **request)
+        answer = self.process.ask({"op": op, **request})
+        if "error" in answer:
+            raise NoAnswer(answer["error"].partition("\n")[0])
+        return answer
 
     def go_to(self, position: int) -> Measured:
         """Be where the bursts begin that end at `position`."""
@@ -210,7 +129,7 @@ class Seat:
     def kill(self) -> None:
         """Nobody waits for what it is doing."""
         if self.process is not None:
-            self.process.process.kill()
+            self.process.kill()
 
     def close(self) -> None:
         if self.process is not None:
@@ -304,7 +223,7 @@ def _failure_told(seat: Seat, say: Say) -> Iterator[None]:
     """Who fails is out, with the reason."""
     try:
         yield
-    except ContenderFailed as error:
+    except NoAnswer as error:
         seat.row.failed = str(error)
         say(f"{seat.spec.name}: failed: {error}")
         seat.close()

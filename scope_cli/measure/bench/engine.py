@@ -153,8 +153,8 @@ class ScopeEngine:
         fed = torch.tensor(self.fed[row], device=self.device)
         lane.ids[0, prompt.shape[1] : prompt.shape[1] + len(fed)] = fed
         lane.written, lane.eos_ids = len(fed), frozenset()
+        yield from ()  # nothing is left to report
         return lane
-        yield  # nothing is left to report: a generator all the same, as the loop wants it
 
     def account(self) -> Account:
         assert self.run is not None, "a prompt comes first"

@@ -15,16 +15,12 @@ Only the standard library and psutil are imported here: a peer lives in an envir
 since its weights were loaded. A request that cannot be met is answered by {"error": "..."}.
 """
 
-import json
-import os
-import sys
-import traceback
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any, Protocol
 
-from scope_cli.console.safe import as_json
 from scope_cli.machine.gauge import PeakMeter
+from scope_cli.measure import child
 
 Ids = list[list[int]]  # [lanes][tokens]
 
@@ -81,26 +77,20 @@ class Contender(Protocol):
 
 def serve(contender: Contender) -> None:
     """Answer requests until stdin ends; whatever else is printed goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
     meter = base = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            if request["op"] == "load":
-                answer = asdict(contender.load(Job(**request["job"])))
-                meter = PeakMeter(contender.device).start()
-                base = meter.lap()
-            else:
-                assert meter is not None and base is not None, "load comes first"
-                meter.lap()
-                answer = _answer(contender, request) | {"peak_bytes": max(0, meter.lap() - base)}
-        except Exception as error:
-            traceback.print_exc()
-            lines = str(error).strip().splitlines()
-            answer = {"error": lines[0] if lines else type(error).__name__}
-        answers.write(f"{as_json(answer)}\n")
-        answers.flush()
+
+    def answer(request: dict[str, Any], tell: Any) -> dict[str, Any]:
+        nonlocal meter, base
+        if request["op"] == "load":
+            loaded = asdict(contender.load(Job(**request["job"])))
+            meter = PeakMeter(contender.device).start()
+            base = meter.lap()
+            return loaded
+        assert meter is not None and base is not None, "load comes first"
+        meter.lap()
+        return _answer(contender, request) | {"peak_bytes": max(0, meter.lap() - base)}
+
+    child.serve(answer)
     if meter is not None:
         meter.close()
 
@@ -110,5 +100,5 @@ def _answer(contender: Contender, request: dict[str, Any]) -> dict[str, Any]:
         took, ids = contender.step(request["count"])
         return {"elapsed_s": took, "ids": ids, **asdict(contender.account())}
     begin = perf_counter()
-    following = getattr(contender, {"read": "read", "advance": "advance"}[request["op"]])(request["ids"])
+    following = {"read": contender.read, "advance": contender.advance}[request["op"]](request["ids"])
     return {"elapsed_s": perf_counter() - begin, "next": following}

@@ -1,23 +1,19 @@
-"""A job as JSON on standard input, one measured run in this process, JSON lines on standard output.
+"""A job in, one measured run in this process, its result out, as `measure.child` has it.
 
-Every run has a process of its own, so that peaks do not mix. A line is {"progress": ..., "part": ...},
-{"result": ...} or {"error": ..., "hint": ..., "exit_code": ...}.
+Every run has a process of its own, so that peaks do not mix.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import signal
-import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from scope_cli.console.safe import as_json
 from scope_cli.engine import fit
 from scope_cli.errors import ScopeError
 from scope_cli.machine import heap, memory
+from scope_cli.machine.setup import wait_briefly
+from scope_cli.measure.child import serve
 from scope_cli.measure.profiling.footprint import changed, footprint, needs_of, runs_out_at
 
 if TYPE_CHECKING:
@@ -42,22 +38,10 @@ class Job:
     command: tuple[str, ...] = ()  # as it was typed
 
 
-def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends us
-    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints does not get between
-
-    def tell(**line: Any) -> None:
-        print(as_json(line), file=out, flush=True)
-
+def answer(request: dict[str, Any], tell: Any) -> dict[str, Any]:
+    """{"result": ...}, and on the way {"progress": ..., "part": ...}."""
     heap.return_freed_memory()
-    job = Job(**json.loads(sys.stdin.read()))
-    try:
-        result = measure(job, tell)
-    except ScopeError as error:
-        tell(error=str(error), hint=error.hint, exit_code=error.exit_code)
-    else:
-        tell(result=result.as_dict())
+    return {"result": measure(Job(**request), tell).as_dict()}
 
 
 def measure(job: Job, tell: Any) -> Result:
@@ -123,4 +107,5 @@ def warm_up(loaded: LoadedModel, settings: LoadedProfile, prompt_ids: list[int])
 
 
 if __name__ == "__main__":
-    main()
+    wait_briefly()
+    serve(answer, ScopeError)

@@ -129,7 +129,7 @@ def impatient(monkeypatch):
             late = "late" in give_up.__self__.process.args
             super().__init__(0.1 if late else PATIENCE_S, give_up)
 
-    monkeypatch.setattr("scope_cli.measure.bench.contest.Timer", Impatient)
+    monkeypatch.setattr("scope_cli.measure.child.Timer", Impatient)
 
 
 def test_who_does_not_answer_in_time_is_ended(field, impatient):
