@@ -22,6 +22,7 @@ class Readings:
 
     def __init__(self, cache: ScopeCache) -> None:
         self.cache = cache
+        self._left: dict[int, tuple[LaneCount, tuple[object, ...], int]] = {}  # by lane: see `_live_prompt`
 
     def held_bytes(self, count: LaneCount) -> int:
         """Keys and values of everything that a lane holds in the policy layers."""
@@ -70,7 +71,7 @@ class Readings:
         """What the lanes hold and have done, or one of them: arithmetic on shapes and counters.
 
         Nothing waits for the device. An unprotected prompt is the exception: how much of it is left takes a
-        look at the positions.
+        look at the positions, after each eviction.
         """
         chosen = range(len(self.cache.lanes)) if lane is None else (lane,)
         counts = [(index, count) for index in chosen if (count := self.cache.lanes[index]) is not None]
@@ -192,11 +193,19 @@ class Readings:
         return count.most_held > max(limit + 1, schedule.base + 1) or recent_gone
 
     def _live_prompt(self, lane: int) -> int:
-        """Prompt tokens left of an unprotected prompt, averaged over heads and layers."""
-        positions = [layer.positions[lane] for layer in self.cache.policy_layers]
-        prompt = self.cache.count(lane).prompt
-        live = sum(((where >= 0) & (where < prompt)).sum() for where in positions)
-        return round(float(live) / max(1, sum(where.shape[0] for where in positions)))
+        """Prompt tokens left of an unprotected prompt, averaged over heads and layers.
+
+        Looked at once between two evictions: on a GPU the host waits for that, and for the step on its way.
+        """
+        count = self.cache.count(lane)
+        now = count.prompt, count.kept, count.evictions
+        known = self._left.get(lane)
+        if known is None or known[0] is not count or known[1] != now:
+            positions = [layer.positions[lane] for layer in self.cache.policy_layers]
+            live = sum(((where >= 0) & (where < count.prompt)).sum() for where in positions)
+            left = round(float(live) / max(1, sum(where.shape[0] for where in positions)))
+            known = self._left[lane] = count, now, left
+        return known[2]
 
     def window_bytes(self, seen: int) -> int:
         return sum(
