@@ -6,7 +6,11 @@ from scope_cli.errors import ModelError
 
 
 def resolve_device(name: str) -> torch.device:
-    """auto: the first GPU, else the CPU."""
+    """auto: the first GPU, else the CPU.
+
+    A GPU becomes the process's current one, on whose streams Triton and CUDA graphs work, whatever tensors
+    they are given.
+    """
     if name == "auto":
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
@@ -21,6 +25,7 @@ def resolve_device(name: str) -> torch.device:
             raise ModelError(
                 f"no GPU {name}: there are {there}, cuda:0 to cuda:{there - 1}", "try --device cuda:0"
             )
+        torch.cuda.set_device(device.index or 0)
         return torch.device("cuda", device.index or 0)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ModelError("no GPU for --device mps: PyTorch finds none", "try --device cpu")

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from scope_cli.engine import decode as decode_module
+from scope_cli.engine import slots_check
 from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run import Run
 from scope_cli.events import Token
+from scope_cli.formats.base import SHORT
 from scope_cli.machine.gauge import PeakMeter
+from scope_cli.settings.load import load_profile
 from tests.helpers.caches import loaded_tiny
 from tests.helpers.card import moved, played_card
 from tests.helpers.lanes import settings_of, work_of
@@ -73,3 +76,20 @@ def test_all_lies_on_one_card_and_the_host_waits_for_nothing_but_tokens(monkeypa
         assert [logprob for _, logprob in text] == pytest.approx([lp for _, lp in oracle[number]], abs=1e-4)
     places = {tensor.device for tensor in job.cache.tensors().values()}
     assert places == {torch.device("cuda", index)}
+
+
+@pytest.mark.parametrize(("most", "slots"), [(1e9, "int8"), (-1.0, "plain")])
+def test_auto_slots_are_settled_on_the_card(monkeypatch, tmp_path, most, slots):
+    """With a stand-in for Triton's kernel; the divergence is the CPU's."""
+    loaded = replace(loaded_tiny(tmp_path, "llama-32"), why_not_native="as on a card")
+    passage = list(range(100))
+    wanted = slots_check.moved(loaded, passage)
+    monkeypatch.setattr(slots_check.attention, "KERNEL", lambda query, layer: query)
+    monkeypatch.setattr(slots_check, "MOST_KL", most)
+    monkeypatch.setattr(slots_check.Computed, "known_kl", lambda self: None)
+    monkeypatch.setattr(slots_check.Computed, "remember", lambda self, kl: None)
+    with played_card(monkeypatch):
+        card = moved(loaded)
+        assert slots_check.moved(card, passage) == pytest.approx(wanted, rel=1e-3) != 0
+        settled, why = slots_check.slots_of(card, load_profile("default"), passage)
+    assert settled.profile.cache.form == SHORT[slots], why

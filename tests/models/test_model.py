@@ -270,8 +270,11 @@ def test_a_gpu_that_is_not_there_is_refused_with_a_way_out(monkeypatch):
         resolve_device("cuda")
     assert "--device cpu" in caught.value.hint
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert resolve_device("cuda:1") == torch.device("cuda", 1)
     assert resolve_device("cuda") == torch.device("cuda", 0)
+    assert current == [1, 0], "Triton and CUDA graphs work on the current one"
     with pytest.raises(ModelError, match="there are 2"):
         resolve_device("cuda:2")
 
