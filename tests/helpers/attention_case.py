@@ -54,14 +54,15 @@ class Case:
     sinks: bool = False
     exact: int = 0  # places of exact tokens, a few of them free
     exact_form: str = "float32"
+    lanes: int = 2
 
     def __post_init__(self) -> None:
         chance = torch.Generator().manual_seed(self.head_dim * self.group + self.slots)
-        shape = (2, 2, self.slots, self.head_dim)
-        self.query = torch.randn(2, 2, self.group, self.head_dim, generator=chance)
+        shape = (self.lanes, 2, self.slots, self.head_dim)
+        self.query = torch.randn(self.lanes, 2, self.group, self.head_dim, generator=chance)
         self.keys = stored(torch.randn(shape, generator=chance), self.forms[0])
         self.values = stored(torch.randn(shape, generator=chance), self.forms[1])
-        held = torch.rand(2, 2, self.slots, generator=chance) < 0.6
+        held = torch.rand(self.lanes, 2, self.slots, generator=chance) < 0.6
         held[0, 0] = False
         held[0, 1] = torch.arange(self.slots) == self.slots // 2
         self.used = self.used or self.slots
@@ -69,7 +70,7 @@ class Case:
         self.held = held
         self.bias = bias_of(held, torch.float32)
         self.scale = self.head_dim**-0.5
-        shape = (2, 2, self.exact, self.head_dim)
+        shape = (self.lanes, 2, self.exact, self.head_dim)
         self.exact_keys, self.exact_values = (
             stored(torch.randn(shape, generator=chance), self.exact_form) for _ in range(2)
         )
@@ -102,7 +103,7 @@ class Case:
         """Output and probabilities."""
         known = library()
         assert known is not None
-        given = torch.full((2, 2, self.group, self.slots), math.nan)
+        given = torch.full((self.lanes, 2, self.group, self.slots), math.nan)
         out = attend(
             known, self.query, self.table(), self.scale, self.cap, self.sink_logits, given, self.exact_table()
         )
@@ -121,7 +122,7 @@ class Case:
         sinks = torch.full((2, self.group), -math.inf)
         if self.sink_logits is not None:
             sinks = self.sink_logits.view(2, self.group)
-        with_sink = torch.cat([logits, sinks.double()[None, :, :, None].expand(2, -1, -1, 1)], -1)
+        with_sink = torch.cat([logits, sinks.double()[None, :, :, None].expand(self.lanes, -1, -1, 1)], -1)
         weights = with_sink.softmax(-1).nan_to_num(0)[..., :-1]
         return weights @ values, weights[..., : self.slots]
 

@@ -22,6 +22,7 @@ def cases(pair: tuple[str, str]) -> list[Case]:
     return [
         *(Case(wide, group, 300, pair) for wide in widths for group in range(1, 9)),
         *(Case(64, 3, slots, pair) for slots in (1, 31, 32, 33, 256, 257, 777)),
+        *(Case(wide, 3, 300, pair, lanes=lanes) for wide in widths for lanes in (1, 8)),
         Case(64, 3, 777, pair, used=300),
         Case(64, 3, 300, pair, cap=2.0),
         Case(64, 3, 300, pair, sinks=True),
