@@ -179,7 +179,8 @@ def settings_with(settings: "LoadedProfile", file: Path) -> "LoadedProfile":
         named = settings.names.get(typed[0], typed[0])
         raise UsageError(f"{named} belongs to scope prompt save: {file} already holds the prompt")
     update = {section: getattr(then, section) for section in READ_WITH}
-    return replace(settings, profile=settings.profile.model_copy(update=update))
+    settings = replace(settings, profile=settings.profile.model_copy(update=update))
+    return settings.with_slots("int8")  # what `auto` was in builds that kept it as that
 
 
 def work_from(file: Path, settings: "LoadedProfile", opened: "OpenedModel") -> "Work":

@@ -201,7 +201,8 @@ def settings_of(kept: Kept, max_new_tokens: int | None) -> "LoadedProfile":
         sampling = sampling.model_copy(update={"max_new_tokens": max_new_tokens})
         typed.add("sampling.max_new_tokens")
     profile = profile.model_copy(update={"model": model, "sampling": sampling})
-    return LoadedProfile(profile, "the state", frozenset(typed))
+    settings = LoadedProfile(profile, "the state", frozenset(typed))
+    return settings.with_slots("int8")  # what `auto` was in builds that kept it as that
 
 
 def load(

@@ -77,6 +77,27 @@ def test_a_text_goes_on_with_the_slots_that_it_had(scope, tiny_folder, tmp_path,
     assert out.read_bytes() == whole.read_bytes() and record_of(out)["profile"]["cache"]["kv"] == "int8"
 
 
+def test_a_state_that_says_auto_is_one_of_int8_slots(scope, tiny_folder, tmp_path, monkeypatch):
+    """As builds kept it that did not settle it."""
+    from scope_cli.engine import checkpoint
+
+    whole, out = tmp_path / "whole.txt", tmp_path / "out.txt"
+    story = ["generate", "hello " * 20, "-m", tiny_folder, *WRITES, "--kv", "int8"]
+    scope(*story, "--max-new-tokens", 20, "-o", whole)
+    scope(*story, "-o", out, "--keep-checkpoint")
+    read_facts = checkpoint.read_facts
+
+    def as_it_was(file):
+        facts = read_facts(file)
+        facts["profile"]["cache"] |= {"kv": "auto"}
+        return facts
+
+    monkeypatch.setattr(checkpoint, "read_facts", as_it_was)
+    ran = scope("resume", out, "--max-new-tokens", 20)
+    assert ran.code == 0, ran.stderr
+    assert out.read_bytes() == whole.read_bytes() and record_of(out)["profile"]["cache"]["kv"] == "int8"
+
+
 def test_a_prompt_file_brings_its_slots_along(scope, tiny_folder, tmp_path, moves):
     kept, out, direct = tmp_path / "a.scope", tmp_path / "out.txt", tmp_path / "direct.txt"
     prompt = ["hello " * 20, "-m", tiny_folder]
@@ -142,9 +163,10 @@ def test_evaluations_measure_the_slots_that_a_run_has(scope, tiny_folder, tmp_pa
         slots_known._found.clear()
         for note in (tmp_path / "cache" / "slots").glob("*"):
             note.unlink()
-        ran = scope(*told, "-p", "full", "-o", out, "--force")
+        ran = scope(*told, "-p", "full", "-p", "slide kv=int8", "-o", out, "--force")
         assert ran.code == 0, ran.stderr
-        (entry,) = json.loads(out.read_text())["profiles"]
+        entry, named = json.loads(out.read_text())["profiles"]
+        assert named["profile"]["cache"]["kv"] == "int8"
         assert entry["profile"]["cache"]["kv"] == form and ("slots are plain" in ran.stderr) == (
             form == "plain"
         )
