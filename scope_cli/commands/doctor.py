@@ -107,11 +107,12 @@ def compiler() -> Check:
 def kernel() -> Check:
     """The native library, built now where it is not there yet."""
     from scope_cli.native import library
+    from scope_cli.native.build import SWITCH
 
     if (there := library.library()) is not None:
         return Check("kernel", "ok", f"built, {there.instructions}")
     if (why := library.why_not()) is None:
-        return Check("kernel", "note", f"switched off: {library.SWITCH} is off", f"unset {library.SWITCH}")
+        return Check("kernel", "note", f"switched off: {SWITCH} is off", f"unset {SWITCH}")
     return Check("kernel", "note", f"not built: {why}", "scope runs without it, slower")
 
 

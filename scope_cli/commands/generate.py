@@ -214,8 +214,8 @@ def load(
     from scope_cli.engine.slots_check import computed, settle
     from scope_cli.files import cache_folder
     from scope_cli.models.model import open_model
-    from scope_cli.native.build import will_build
-    from scope_cli.native.library import SWITCH, library
+    from scope_cli.native.build import SWITCH, will_build
+    from scope_cli.native.library import library
     from scope_cli.units import as_bytes
 
     phases.reach("imports")

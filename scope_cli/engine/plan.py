@@ -35,6 +35,7 @@ class LanePlan:
     prompt: PromptPlan
     notes: tuple[str, ...]
     snapshots: int = 0  # in memory, of each lane
+    by_attention: bool = False  # the scorer looks at nothing but the newest attention, which a step may tell
 
     @property
     def starting_shape(self) -> CacheShape:
@@ -51,8 +52,9 @@ def plan_run(
     *,
     ring: int = 1,
     memos: int = 0,
+    by_attention: bool = False,
 ) -> LanePlan:
-    """Decide the output length and the shape of a cache of one lane; the scorer asks for `ring` and `memos`.
+    """Decide the output length and the shape of a cache of one lane; the scorer asks for the last three.
 
     Raises UsageError where the prompt, or an output length that was typed, does not fit the model's context.
     """
@@ -118,6 +120,7 @@ def plan_run(
         prompt=prompt,
         notes=tuple(notes),
         snapshots=SNAPSHOTS if profile.sampling.on_loop == "rollback" else 0,
+        by_attention=by_attention,
     )
 
 

@@ -82,10 +82,13 @@ class RunPlan:
 
 def make_plan(settings: LoadedProfile, geometry: Geometry, prompt_tokens: int, ring: int = 1) -> LanePlan:
     """The plan of a run; the cache remembers what the scorer asks for, `ring` queries at least."""
-    scorer = policy_of(settings.profile.decode).scorer
+    policy = policy_of(settings.profile.decode)
+    scorer = policy.scorer
     scorer.check(geometry)
-    ring = max(ring, scorer.ring)
-    return plan_run(settings, geometry, prompt_tokens, ring=ring, memos=len(scorer.memos))
+    ring, by_attention = max(ring, scorer.ring), scorer.takes_attention and policy.together
+    return plan_run(
+        settings, geometry, prompt_tokens, ring=ring, memos=len(scorer.memos), by_attention=by_attention
+    )
 
 
 def policy_of(decode: DecodeSettings) -> Policy:

@@ -10,13 +10,15 @@ from math import prod
 from scope_cli.cache.shape import MEMO_BYTES
 from scope_cli.engine.chunks import chunk_ends
 from scope_cli.engine.plan import LanePlan
+from scope_cli.geometry import LayerGeometry
 from scope_cli.models.shapes import ModelShape
 from scope_cli.models.target import Target
 
 INDEX_BYTES = 8  # an int64
 PROCESS_BYTES = 7 * 2**17
-"""What was measured and not derived: by how much a warm process's own memory grows
-while it writes, beside all tensors (events, text, half-used pages). On a GPU tensors alone are counted."""
+"""What was measured and not derived: by how much a warm process's own memory grows while it
+reads or writes, beside all tensors (events, text, half-used pages). On a GPU tensors alone are counted."""
+MASKS = 5  # bytes that a view's masks of a slot take
 STAGE_BYTES = 2**19  # measured too: pages that a staged prompt leaves half used
 
 
@@ -37,7 +39,7 @@ def workspace(target: Target, plan: LanePlan, chunk: int) -> Workspace:
     longest, last = max(sizes), sizes[-1]
 
     def reading(tokens: int) -> int:
-        return reading_bytes(shape, plan, tokens, dtype_bytes)
+        return reading_bytes(target, plan, tokens)
 
     prefill = staged + reading(longest)
     if staged and target.device == "cpu":  # pages come as the stage is filled; the last chunk may be short
@@ -49,38 +51,51 @@ def workspace(target: Target, plan: LanePlan, chunk: int) -> Workspace:
     lane = replace(plan.shape, lanes=1).cache_bytes(shape.geometry, dtype_bytes)
     snapshots, lanes = plan.snapshots * lane, plan.shape.lanes
     return Workspace(
-        prefill + (lanes - 1) * snapshots, own + writing_bytes(shape, plan, dtype_bytes) + lanes * snapshots
+        own + prefill + (lanes - 1) * snapshots, own + writing_bytes(target, plan) + lanes * snapshots
     )
 
 
-def reading_bytes(shape: ModelShape, plan: LanePlan, tokens: int, dtype_bytes: int) -> int:
+def reading_bytes(target: Target, plan: LanePlan, tokens: int) -> int:
     """One chunk of `tokens` on its way through the layer that needs most, the prompt's last chunk.
 
     Alive all the time: the embedded tokens, the residual stream, what the layer got from its norm, cosines
     and sines. Beside them the largest of three: the feed-forward layer's wide tensors (the gate's activation,
     the other half, their product; packed products round less); attention's (queries before and after their
     rotation and halfway, the same of keys, values, the output, a mask over everything read so far as bool and
-    as numbers); and what a prefill method computes when it is shown a chunk. Where slots are packed there are
-    turned queries, then outputs, a chunk's tokens on their way into numbers and, where the prompt is staged,
-    one layer of it unpacked; a prompt that is not is unpacked into the cache's own space.
+    as numbers, where it is not C++'s); and what a prefill method computes when it is shown a chunk. Where
+    slots are packed there are turned queries, then outputs, a chunk's tokens on their way into numbers and,
+    where the prompt is staged, one layer of it unpacked; a prompt that is not is unpacked into the cache's
+    own space.
+
+    In C++ only the stream, the turns, and the layer's queries, keys and values are alive all the time; beside
+    them turned queries, the output and the output turned back. What else there is every thread has its own.
     """
-    prompt = plan.prompt_tokens
+    shape, dtype_bytes, prompt, form = target.shape, target.dtype_bytes, plan.prompt_tokens, plan.shape.form
     layer = max(shape.geometry.layers, key=lambda one: one.heads * one.head_dim)
-    stream = 3 * tokens * shape.geometry.hidden + 2 * tokens * layer.head_dim
-    wide = dtype_bytes * tokens * shape.intermediate
+    hidden, wide = tokens * shape.geometry.hidden, tokens * shape.intermediate
     queries, keys = tokens * layer.heads * layer.head_dim, tokens * layer.kv_heads * layer.head_dim
-    attention = 4 * queries + 4 * keys
-    mask = tokens * prompt * (1 + dtype_bytes)
-    unpacked = 0
-    if plan.shape.form.packs:
-        attention += queries + 2 * keys
-        if plan.prompt.staged:
-            unpacked = prompt * layer.slot_bytes(dtype_bytes)
+    turned = queries * form.turns_keys + queries * form.turns_values
+    if target.reads_native:
+        stream, wide = hidden + tokens * layer.head_dim + queries + 2 * keys, 0
+        attention, own = queries + turned, target.threads * thread_bytes(shape, layer)
+    else:
+        stream, own = 3 * hidden + 2 * tokens * layer.head_dim, 0
+        attention = 4 * queries + 4 * keys + (queries + 2 * keys if form.packs else 0)
+    mask = 0 if target.attends_native else tokens * prompt * (1 + dtype_bytes)
+    unpacked = prompt * layer.slot_bytes(dtype_bytes) if form.packs and plan.prompt.staged else 0
     observing = unpacked
     if plan.prompt.staged:
         numbers = plan.prompt.method.observing(layer, tokens, prompt)
         observing += dtype_bytes * 2 * (queries + keys) + max(4, dtype_bytes) * numbers
-    return dtype_bytes * stream + max(3 * wide, dtype_bytes * attention + mask + unpacked, observing)
+    attending = dtype_bytes * attention + mask + unpacked
+    return own + dtype_bytes * stream + max(dtype_bytes * 3 * wide, attending, observing)
+
+
+def thread_bytes(shape: ModelShape, layer: LayerGeometry) -> int:
+    """What a thread that reads a prompt has to itself: `Own` of prompt.cpp."""
+    hidden, inner = shape.geometry.hidden, shape.intermediate
+    blocks = sum(-(-wide // 32) for wide in (max(hidden, layer.heads * layer.head_dim), inner))
+    return 64 * (blocks * 76 + 4 * hidden + 4 * 2 * 128) + 4 * hidden
 
 
 def settling_bytes(shape: ModelShape, plan: LanePlan, dtype_bytes: int) -> int:
@@ -94,18 +109,25 @@ def settling_bytes(shape: ModelShape, plan: LanePlan, dtype_bytes: int) -> int:
     return max(attention, order + copied) + layer.slot_bytes(precise) * plan.prompt_tokens // 2 + unpacked
 
 
-def writing_bytes(shape: ModelShape, plan: LanePlan, dtype_bytes: int) -> int:
+def writing_bytes(target: Target, plan: LanePlan) -> int:
     """A step's logits (the last step's, the new ones, in float32, as log-probabilities), or one eviction.
 
-    What a step may tell of its attention, a number for a slot and KV head, is less than an eviction's keys.
+    A native step tells a scorer its attention: then no keys are looked at, and what an eviction computes is
+    masks and two numbers for a slot (the attention and the scores), and an order of what may leave.
     """
-    held = plan.shape
+    held, shape, dtype_bytes = plan.shape, target.shape, target.dtype_bytes
     logits = shape.geometry.vocab * (2 * dtype_bytes + 2 * 4)
+    told = target.steps_native and plan.by_attention and not held.exact
     evicting = 0
     for index, layer in enumerate(shape.geometry.layers):
         if layer.kind == "full":
             slots = held.layer_slots(index, layer)
             many = min(held.looked_at_once(index, layer), shape.geometry.policy_layers)
+            if told:
+                order = 7 * MEMO_BYTES * held.evictable
+                each = layer.kv_heads * (slots * (2 * MEMO_BYTES + MASKS) + order)
+                evicting = max(evicting, many * each)
+                continue
             one_side = prod((slots, layer.kv_heads, layer.head_dim))
             unpacked = one_side * dtype_bytes if held.form.packs else 0
             keys = one_side * 4 if dtype_bytes < 4 or not unpacked else 0  # in float32 and one piece

@@ -37,10 +37,16 @@ def set_threads(wish: int | Literal["auto"]) -> None:
     """PyTorch's on a CPU; auto: what OMP_NUM_THREADS says, else the cores that this process may use."""
     import torch
 
-    if wish != "auto":
-        torch.set_num_threads(wish)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(usable_cores())
+    if wish != "auto" or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads_of(wish))
+
+
+def threads_of(wish: int | Literal["auto"]) -> int:
+    """What `set_threads` will come to."""
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if wish == "auto":
+        return int(said) if said.isdecimal() else usable_cores()
+    return wish
 
 
 def usable_cores(quota: Path = CGROUP_QUOTA) -> int:

@@ -2,12 +2,16 @@
 
 What a row of the table does not say is read off the modules: norms of queries and keys, biases, windows.
 A decoder that is put together in another way is no row; the step's self-test finds whether a row is right.
+The table itself needs no torch: a plan asks for it.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from __future__ import annotations
 
-from torch import Tensor, nn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 SILU, GELU_TANH = 0, 1  # as vectors.h numbers them
 ACTIVATIONS = {"silu": SILU, "swish": SILU, "gelu_pytorch_tanh": GELU_TANH}

@@ -268,7 +268,10 @@ class OpenedModel:
         else:
             weights = self.folder.shapes
         shape = ModelShape(self.name, self.config.model_type, self.geometry, inner, dtype, weights)
-        return Target(shape, self.device.type, dtype, self.load_in, self.weight_bytes, self.loading_bytes)
+        return Target(
+            shape, self.device.type, dtype, self.load_in, self.weight_bytes, self.loading_bytes,
+            threads=torch.get_num_threads(),
+        )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
         """What a run's record says of its model."""

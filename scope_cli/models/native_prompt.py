@@ -71,6 +71,7 @@ class NativePrompt:
         functions.scope_prompt_begin(
             self._made, address(embedded), address(positions.contiguous()), tokens, threads
         )
+        del embedded  # C++ has its own
         assert held.chunk is not None, "no chunk was started"
         for number, layer in enumerate(held.layers):
             projected = torch.empty(1, tokens, sum(self._heads), self._head_dim)  # somebody may keep it
@@ -78,6 +79,7 @@ class NativePrompt:
             parts = projected.transpose(1, 2).split(self._heads, 1)
             attended = read_chunk(layer, held.chunk, *parts).transpose(1, 2).contiguous()
             functions.scope_prompt_mix(self._made, number, address(attended), threads)
+            del projected, parts, attended  # before the next layer's are made
         logits = torch.empty(1, self._tables.decoder.head.last)
         functions.scope_prompt_logits(self._made, address(logits), threads)
         return logits

@@ -26,6 +26,7 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"]
 FLAGS_OF = {"_avx2": AVX2, "_avx512": AVX512}  # by the end of a file's name
 X86 = ("x86_64", "AMD64")
+SWITCH = "SCOPE_NATIVE"
 PATIENCE_S = 300.0  # for a compiler, and for another process that is building
 HALF_MADE = "building-"
 
@@ -36,9 +37,17 @@ class BuildError(Exception):
 
 def will_build(cache: Path) -> bool:
     """Would `library_file` begin to compile? It takes some seconds, on a busy machine minutes."""
+    return not _is_there(cache) and next(compilers(), None) is not None
+
+
+def expected(cache: Path) -> bool:
+    """Will there be a library, as far as can be said without building one?"""
+    return os.environ.get(SWITCH) != "off" and (next(compilers(), None) is not None or _is_there(cache))
+
+
+def _is_there(cache: Path) -> bool:
     name = library_name()
-    there = (FOLDER / name).is_file() or (cache / "native" / _cpu_kind() / name).is_file()
-    return not there and next(compilers(), None) is not None
+    return (FOLDER / name).is_file() or (cache / "native" / _cpu_kind() / name).is_file()
 
 
 def library_file(cache: Path) -> Path:

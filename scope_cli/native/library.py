@@ -15,10 +15,9 @@ from torch import Tensor
 
 from scope_cli.errors import first_line
 from scope_cli.files import cache_folder
-from scope_cli.native.build import BuildError, library_file
+from scope_cli.native.build import SWITCH, BuildError, library_file
 from scope_cli.native.layout import BLOCK, Kind, packed_shape
 
-SWITCH = "SCOPE_NATIVE"
 INSTRUCTIONS = ("plain", "avx2", "avx512")
 BLOCK_BYTES = 76  # of 32 rounded activations, as products.h has them
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from scope_cli.errors import ModelError
 from scope_cli.machine import memory, nvidia
+from scope_cli.machine.setup import threads_of
 from scope_cli.models.catalogue import hub_name
 from scope_cli.models.choices import dtype_of, load_in_of
 from scope_cli.models.embedded import EMBEDDED
@@ -97,7 +98,7 @@ def target_of(source: Source, settings: ModelSettings, memory_given: bool, lanes
     shape = source.shape(settings.context)
     load_in = load_in_of(settings, device, source.quantised)
     dtype = dtype_of(settings.dtype, device, shape.dtype, load_in, lanes)
-    return Target(shape, device, dtype, load_in)
+    return Target(shape, device, dtype, load_in, threads=threads_of(settings.threads))
 
 
 def free_bytes(settings: ModelSettings, target: Target) -> int:

@@ -27,5 +27,4 @@ def test_peaks_are_as_planned(prompt_tokens, keys):
     errors = result.errors()
     assert result.transfer.evictions > 0 and result.audit == []
     assert {errors[key] for key in errors if key.startswith("kv_")} == {0.0}
-    for peak in ("prefill_peak", "decode_peak"):  # reading and evictions in C++ take less than was planned
-        assert -20 < errors[peak] < 5
+    assert all(abs(errors[peak]) < 5 for peak in ("prefill_peak", "decode_peak")), errors
