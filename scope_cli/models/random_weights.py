@@ -21,129 +21,62 @@ if TYPE_CHECKING:
 PREFIX = "random:"
 SPECIAL = ("<bos>", "<eos>", "<pad>")  # ids 256 to 258, after the bytes
 
-# As the models' own config.json files say, without what changes neither speed nor memory.
-CONFIGS: dict[str, dict[str, Any]] = {
-    "tiny": {  # no model's: for trying the machinery, as `scope doctor` does
-        "model_type": "llama",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 259,
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": False,
-    },
-    "llama-3.1-8b": {
-        "model_type": "llama",
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128_256,
-        "max_position_embeddings": 131_072,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 500_000.0,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-        "tie_word_embeddings": False,
-    },
-    "qwen3-0.6b": {
-        "model_type": "qwen3",
-        "hidden_size": 1024,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151_936,
-        "max_position_embeddings": 40_960,
-        "rope_theta": 1_000_000.0,
-        "use_sliding_window": False,
-        "tie_word_embeddings": True,
-    },
-    "qwen3-1.7b": {
-        "model_type": "qwen3",
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151_936,
-        "max_position_embeddings": 40_960,
-        "rope_theta": 1_000_000.0,
-        "use_sliding_window": False,
-        "tie_word_embeddings": True,
-    },
-    "qwen3-4b": {
-        "model_type": "qwen3",
-        "hidden_size": 2560,
-        "intermediate_size": 9728,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151_936,
-        "max_position_embeddings": 262_144,
-        "rope_theta": 5_000_000.0,
-        "use_sliding_window": False,
-        "tie_word_embeddings": True,
-    },
-    "qwen3-8b": {
-        "model_type": "qwen3",
-        "hidden_size": 4096,
-        "intermediate_size": 12_288,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151_936,
-        "max_position_embeddings": 40_960,
-        "rope_theta": 1_000_000.0,
-        "use_sliding_window": False,
-        "tie_word_embeddings": False,
-    },
-    "mistral-7b": {
-        "model_type": "mistral",
-        "hidden_size": 4096,
-        "intermediate_size": 14_336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 32_768,
-        "max_position_embeddings": 32_768,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 1_000_000.0,
-        "sliding_window": None,
-        "tie_word_embeddings": False,
-    },
-    "gemma-3-12b": {
-        "model_type": "gemma3_text",
-        "hidden_size": 3840,
-        "intermediate_size": 15_360,
-        "num_hidden_layers": 48,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 256,
-        "vocab_size": 262_208,
-        "max_position_embeddings": 131_072,
-        "query_pre_attn_scalar": 256,
-        "sliding_window": 1024,
-        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 8,
-        "rope_theta": 1_000_000.0,
-        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
-        "rope_local_base_freq": 10_000.0,
-        "tie_word_embeddings": True,
-    },
+
+def _shape(
+    model_type: str, hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocab: int,
+    context: int, tied: bool = False, **more: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """As the model's own config.json says, without what changes neither speed nor memory."""
+    return {
+        "model_type": model_type,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+        "max_position_embeddings": context,
+        "tie_word_embeddings": tied,
+        **more,
+    }
+
+
+def _qwen3(
+    hidden: int, inner: int, layers: int, heads: int, context: int = 40_960, theta: float = 1e6,
+    tied: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    more = {"head_dim": 128, "rope_theta": theta, "use_sliding_window": False}
+    return _shape("qwen3", hidden, inner, layers, heads, 8, 151_936, context, tied, **more)
+
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
 }
+CONFIGS = {
+    "tiny": _shape("llama", 64, 128, 2, 4, 2, 259, 8192),  # for trying the machinery, as `scope doctor` does
+    "llama-3.1-8b": _shape(
+        "llama", 4096, 14_336, 32, 32, 8, 128_256, 131_072,
+        rms_norm_eps=1e-5, rope_theta=500_000.0, rope_scaling=LLAMA3_ROPE,
+    ),
+    "qwen3-0.6b": _qwen3(1024, 3072, 28, 16),
+    "qwen3-1.7b": _qwen3(2048, 6144, 28, 16),
+    "qwen3-4b": _qwen3(2560, 9728, 36, 32, 262_144, 5e6),
+    "qwen3-8b": _qwen3(4096, 12_288, 36, 32, tied=False),
+    "mistral-7b": _shape(
+        "mistral", 4096, 14_336, 32, 32, 8, 32_768, 32_768,
+        head_dim=128, rms_norm_eps=1e-5, rope_theta=1_000_000.0, sliding_window=None,
+    ),
+    "gemma-3-12b": _shape(
+        "gemma3_text", 3840, 15_360, 48, 16, 8, 262_208, 131_072, tied=True, head_dim=256,
+        query_pre_attn_scalar=256, sliding_window=1024,
+        layer_types=(["sliding_attention"] * 5 + ["full_attention"]) * 8, rope_theta=1_000_000.0,
+        rope_scaling={"rope_type": "linear", "factor": 8.0}, rope_local_base_freq=10_000.0,
+    ),
+}  # fmt: skip
 DEVIATION = 0.02  # of weights that are drawn: every shape's `initializer_range`
 COMMON = {"dtype": "bfloat16", "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
 

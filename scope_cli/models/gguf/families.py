@@ -4,6 +4,22 @@ from typing import Any
 
 from scope_cli.models.gguf.decoder import IDS, Decoder, Form
 
+NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}  # of most models
+
+
+def _frame(model: Decoder, norms: dict[str, str] = NORMS, offset: bool = False, bias: bool = False) -> None:
+    """Embedding, head and all norms of layers."""
+    model.around(offset, bias)
+    model.layer_norms(norms, offset, bias)
+
+
+def _config(
+    model: Decoder, model_type: str, class_name: str, rope: Any = None, **more: Any
+) -> dict[str, Any]:
+    """With a width of MLPs, RMS norms and rotary positions."""
+    common = {"intermediate_size": model.inner, "rms_norm_eps": model.rms_eps()}
+    return model.config(model_type, class_name, **common, rope_parameters=rope or model.rope(), **more)
+
 
 def llama(model: Decoder) -> dict[str, Any]:
     """Llama and what llama.cpp calls so: Mistral, Mixtral, SmolLM2, ..."""
@@ -17,32 +33,25 @@ def llama(model: Decoder) -> dict[str, Any]:
         raise fields.refuse("has biases in a part of its attention")
     if (experts or window) and (qkv_bias or mlp_bias):
         raise fields.refuse("has biases where a Mistral has none")
-    model.around()
-    model.layer_norms({"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"})
+    _frame(model)
     for n in range(model.layers):
         model.attention(n, qkv_bias, out_bias, halves=True)
         if experts:
             model.experts(n, fields.count("expert_count"), model.inner)
         else:
             model.gated(n, model.inner, mlp_bias)
-    more = {
-        "intermediate_size": model.inner,
-        "rms_norm_eps": model.rms_eps(),
-        "rope_parameters": model.rope(),
-    }
     if experts:
-        more |= {"num_local_experts": experts, "num_experts_per_tok": fields.count("expert_used_count")}
-        return model.config("mixtral", "MixtralForCausalLM", sliding_window=window, **more)
+        more = {"num_local_experts": experts, "num_experts_per_tok": fields.count("expert_used_count")}
+        return _config(model, "mixtral", "MixtralForCausalLM", sliding_window=window, **more)
     if window:
-        return model.config("mistral", "MistralForCausalLM", sliding_window=window, **more)
+        return _config(model, "mistral", "MistralForCausalLM", sliding_window=window)
     biases = {"attention_bias": qkv_bias, "mlp_bias": mlp_bias}
-    return model.config("llama", "LlamaForCausalLM", hidden_act="silu", **biases, **more)
+    return _config(model, "llama", "LlamaForCausalLM", hidden_act="silu", **biases)
 
 
 def _llama_like(model: Decoder, **attention: Any) -> None:
     """Norms before attention and before a gated MLP, whose layers differ in their attention alone."""
-    model.around()
-    model.layer_norms({"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"})
+    _frame(model)
     for n in range(model.layers):
         model.attention(n, **attention)
         model.gated(n, model.inner)
@@ -50,34 +59,19 @@ def _llama_like(model: Decoder, **attention: Any) -> None:
 
 def qwen2(model: Decoder) -> dict[str, Any]:
     _llama_like(model, bias=True)
-    return model.config(
-        "qwen2",
-        "Qwen2ForCausalLM",
-        intermediate_size=model.inner,
-        rms_norm_eps=model.rms_eps(),
-        rope_parameters=model.rope(),
-        use_sliding_window=False,
-    )
+    return _config(model, "qwen2", "Qwen2ForCausalLM", use_sliding_window=False)
 
 
 def qwen3(model: Decoder) -> dict[str, Any]:
     _llama_like(model, norms="head")
-    return model.config(
-        "qwen3",
-        "Qwen3ForCausalLM",
-        intermediate_size=model.inner,
-        rms_norm_eps=model.rms_eps(),
-        rope_parameters=model.rope(),
-        use_sliding_window=False,
-    )
+    return _config(model, "qwen3", "Qwen3ForCausalLM", use_sliding_window=False)
 
 
 def qwen_moe(model: Decoder) -> dict[str, Any]:
     """Qwen2-MoE, whose experts stand beside one that is always asked, and Qwen3-MoE."""
     fields, shared = model.fields, model.fields.header.architecture == "qwen2moe"
     count, inner = fields.count("expert_count"), _expert_width(model)
-    model.around()
-    model.layer_norms({"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"})
+    _frame(model)
     for n in range(model.layers):
         model.attention(n, bias=shared, norms="" if shared else "head")
         model.experts(n, count, inner)
@@ -124,8 +118,7 @@ def minimax_m2(model: Decoder) -> dict[str, Any]:
     fields.take("feed_forward_length")  # the experts' width says it
     if fields.take("expert_gating_func") != 2:
         raise fields.refuse("does not choose its experts by a sigmoid (expert_gating_func)")
-    model.around()
-    model.layer_norms({"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"})
+    _frame(model)
     for n in range(model.layers):
         model.attention(n, norms="all")
         model.experts(n, count, inner)
@@ -143,19 +136,11 @@ def minimax_m2(model: Decoder) -> dict[str, Any]:
 
 
 def gemma(model: Decoder) -> dict[str, Any]:
-    model.around(offset=True)
-    names = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-    model.layer_norms(names, offset=True)
+    _frame(model, offset=True)
     for n in range(model.layers):
         model.attention(n)
         model.gated(n, model.inner)
-    return model.config(
-        "gemma",
-        "GemmaForCausalLM",
-        intermediate_size=model.inner,
-        rms_norm_eps=model.rms_eps(),
-        rope_parameters=model.rope(),
-    )
+    return _config(model, "gemma", "GemmaForCausalLM")
 
 
 GEMMA3_27B_LAYERS = 62  # llama.cpp knows by it that the 27B scales attention by hidden / heads
@@ -163,10 +148,9 @@ GEMMA3_27B_LAYERS = 62  # llama.cpp knows by it that the 27B scales attention by
 
 def gemma3(model: Decoder) -> dict[str, Any]:
     fields = model.fields
-    model.around(offset=True)
     names = {"input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm"}
     names |= {"pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm"}
-    model.layer_norms(names, offset=True)
+    _frame(model, names, offset=True)
     for n in range(model.layers):
         model.attention(n, norms="head")
         model.gated(n, model.inner)
@@ -182,22 +166,20 @@ def gemma3(model: Decoder) -> dict[str, Any]:
         raise fields.cannot("attention.sliding_window_pattern", pattern)
     near = {"rope_type": "default", "rope_theta": fields.number("rope.freq_base_swa", 10_000.0)}
     scalar = model.hidden // model.heads if model.layers == GEMMA3_27B_LAYERS else model.head_dim
-    return model.config(
+    return _config(
+        model,
         "gemma3_text",
         "Gemma3ForCausalLM",
-        intermediate_size=model.inner,
-        rms_norm_eps=model.rms_eps(),
         query_pre_attn_scalar=scalar,
         sliding_window=window or model.context,
         layer_types=["sliding_attention" if window and one else "full_attention" for one in slides],
         final_logit_softcapping=fields.take("final_logit_softcapping") or None,
-        rope_parameters={"sliding_attention": near, "full_attention": model.rope()},
+        rope={"sliding_attention": near, "full_attention": model.rope()},
     )
 
 
 def phi3(model: Decoder) -> dict[str, Any]:
-    model.around()
-    model.layer_norms({"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"})
+    _frame(model)
     queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
     for n in range(model.layers):
         ours, theirs = f"model.layers.{n}", f"blk.{n}"
@@ -213,12 +195,11 @@ def phi3(model: Decoder) -> dict[str, Any]:
     rope = model.rope(partial=True)
     if rope["rope_type"] not in ("default", "longrope"):  # transformers knows no other for Phi-3
         raise model.fields.refuse(f"scales its positions by {rope['rope_type']!r}")
-    config = model.config(
+    config = _config(
+        model,
         "phi3",
         "Phi3ForCausalLM",
-        intermediate_size=model.inner,
-        rms_norm_eps=model.rms_eps(),
-        rope_parameters=rope,
+        rope=rope,
         sliding_window=model.fields.take("attention.sliding_window") or None,
     )
     original = model.fields.count("rope.scaling.original_context_length", model.context)
@@ -226,9 +207,7 @@ def phi3(model: Decoder) -> dict[str, Any]:
 
 
 def starcoder2(model: Decoder) -> dict[str, Any]:
-    model.around(bias=True)
-    names = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-    model.layer_norms(names, bias=True)
+    _frame(model, bias=True)
     for n in range(model.layers):
         model.attention(n, bias=True, out_bias=True)
         ours, theirs = f"model.layers.{n}.mlp", f"blk.{n}.ffn"
@@ -277,30 +256,21 @@ def gpt2(model: Decoder) -> dict[str, Any]:
 
 
 def olmo2(model: Decoder) -> dict[str, Any]:
-    model.around()
     names = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
-    model.layer_norms(names)
+    _frame(model, names)
     for n in range(model.layers):
         model.attention(n, norms="all")
         model.gated(n, model.inner)
-    return model.config(
-        "olmo2",
-        "Olmo2ForCausalLM",
-        intermediate_size=model.inner,
-        rms_norm_eps=model.rms_eps(),
-        rope_parameters=model.rope(),
-    )
+    return _config(model, "olmo2", "Olmo2ForCausalLM")
 
 
 def granite(model: Decoder) -> dict[str, Any]:
     fields = model.fields
     _llama_like(model, halves=True)
-    return model.config(
+    return _config(
+        model,
         "granite",
         "GraniteForCausalLM",
-        intermediate_size=model.inner,
-        rms_norm_eps=model.rms_eps(),
-        rope_parameters=model.rope(),
         attention_multiplier=fields.number("attention.scale", model.head_dim**-0.5),
         embedding_multiplier=fields.number("embedding_scale", 1.0),
         residual_multiplier=fields.number("residual_scale", 1.0),
@@ -310,12 +280,10 @@ def granite(model: Decoder) -> dict[str, Any]:
 
 def smollm3(model: Decoder) -> dict[str, Any]:
     _llama_like(model, halves=True)
-    return model.config(
+    return _config(
+        model,
         "smollm3",
         "SmolLM3ForCausalLM",
-        intermediate_size=model.inner,
-        rms_norm_eps=model.rms_eps(),
-        rope_parameters=model.rope(),
         no_rope_layers=[int((n + 1) % 4 != 0) for n in range(model.layers)],  # llama.cpp has it built in
         use_sliding_window=False,
     )
