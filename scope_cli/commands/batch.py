@@ -6,6 +6,10 @@ from typing import Annotated
 
 import typer
 
+from scope_cli.batch.database import NAME
+from scope_cli.batch.inputs import Frame
+from scope_cli.batch.ledger import Ledger
+from scope_cli.batch.options import Options
 from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
 from scope_cli.commands.io import read_into, read_text, tell
@@ -13,6 +17,8 @@ from scope_cli.commands.overrides import notes_on, overrides_of
 from scope_cli.console.safe import printable
 from scope_cli.errors import UsageError
 from scope_cli.machine.installed import need
+from scope_cli.settings.load import load_profile
+from scope_cli.settings.schedules import nothing_to_choose
 
 PROMPTS, JOB, CLUSTER, SHOWN = "Prompts", "Job", "Cluster", "What is shown"
 
@@ -142,11 +148,7 @@ def batch_command(
     read_into(given, "system", system_file, "--system-file")
     typed = overrides_of(**given)
 
-    from scope_cli.batch.inputs import Frame
-    from scope_cli.batch.options import Options
     from scope_cli.batch.session import run
-    from scope_cli.settings.load import load_profile
-    from scope_cli.settings.schedules import nothing_to_choose
 
     settings = load_profile(profile, typed)
     nothing = nothing_to_choose(settings.profile.decode, settings.profile.sampling.max_new_tokens)
@@ -204,8 +206,6 @@ def template_of(file: str | None) -> str | None:
 
 
 def show_status(out: Path, json: bool, report: bool) -> None:
-    from scope_cli.batch.database import NAME
-    from scope_cli.batch.ledger import Ledger
     from scope_cli.batch.status import print_status, status_json
 
     if not (out / NAME).is_file():

@@ -8,18 +8,28 @@ import typer
 
 from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
-from scope_cli.commands.evaluate.shared import check_writable
-from scope_cli.commands.io import no_word, prompts_of, read_text, tell
+from scope_cli.commands.io import check_writable, no_word, prompts_of, read_text, tell
 from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.variants import changes, parsed
+from scope_cli.console import tables
 from scope_cli.console.phases import loading
+from scope_cli.console.safe import as_json
+from scope_cli.engine.fit import needs
+from scope_cli.engine.run_plan import make_plan
 from scope_cli.errors import UsageError
+from scope_cli.machine.memory import free_bytes
+from scope_cli.measure.bench.contest import Course, Row, Spec, contest
+from scope_cli.measure.bench.plot import draw
+from scope_cli.measure.bench.protocol import Job
+from scope_cli.measure.bench.report import lines_of, remarks, report, tables_of, verdict, write_csv
+from scope_cli.measure.evaluate.results import write_result
 from scope_cli.names import did_you_mean
+from scope_cli.settings.load import Typed, load_profile
+from scope_cli.settings.schedules import nothing_to_choose
+from scope_cli.units import as_bytes
 
 if TYPE_CHECKING:
-    from scope_cli.measure.bench.contest import Course, Spec
     from scope_cli.models.model import OpenedModel
-    from scope_cli.settings.load import Typed
 
 WHO, WHERE, RESULT = "Contenders", "Course", "Results"
 SPARE = 2  # tokens after the last position: one is picked and not fed, and a lane must not end with it
@@ -154,7 +164,6 @@ def bench_command(
         raise UsageError(f"--prompt-tokens {prompt_tokens}: at least 1")
 
     say = no_word if quiet else tell
-    from scope_cli.settings.load import load_profile
 
     settings = load_profile("full", common).profile
     check_model(settings.model)
@@ -163,8 +172,6 @@ def bench_command(
         import torch
 
         from scope_cli.engine import roofline
-        from scope_cli.measure.bench.contest import Course, Row, contest
-        from scope_cli.measure.bench.protocol import Job
         from scope_cli.models.model import open_model
 
         opened = open_model(settings.model, offline, phases.say, lanes)
@@ -207,11 +214,6 @@ def bench_command(
         tell("interrupted; what was measured until then:")
         interrupted = True
 
-    from scope_cli.console import tables
-    from scope_cli.console.safe import as_json
-    from scope_cli.measure.bench.report import lines_of, remarks, report, tables_of, verdict, write_csv
-    from scope_cli.measure.evaluate.results import write_result
-
     lines = lines_of(rows, course, first, limit)
     for table in tables_of(lines, course):
         tables.show(table, sys.stderr)
@@ -229,18 +231,12 @@ def bench_command(
     if output is not None:
         write_result(result, output)
     if plot is not None and lines:
-        from scope_cli.measure.bench.plot import draw
-
         draw(lines, plot, f"{opened.name}, {course.job.dtype}, prompt {len(ids):,} tokens")
     raise typer.Exit(130 if interrupted else 1 if any(row.failed for row in rows) else 0)
 
 
-def contenders(profiles: list[str], peers: list[str], common: "Typed") -> "list[Spec]":
+def contenders(profiles: list[str], peers: list[str], common: Typed) -> list[Spec]:
     """Every contender's command, checked as far as it can be without starting it."""
-    from scope_cli.measure.bench.contest import Spec
-    from scope_cli.settings.load import load_profile
-    from scope_cli.settings.schedules import nothing_to_choose
-
     specs = []
     for text in profiles:
         name, profile, words = parsed(text, "--profile")
@@ -322,18 +318,13 @@ def positions_of(
     return tuple(at)
 
 
-def check_room(opened: "OpenedModel", course: "Course", specs: "list[Spec]") -> None:
+def check_room(opened: "OpenedModel", course: Course, specs: list[Spec]) -> None:
     """Raises UsageError where the processes that live at the same time would not fit.
 
     One after the other, who does not fit says so itself, and the others are measured.
     """
     if course.sequential:
         return
-    from scope_cli.engine.fit import needs
-    from scope_cli.engine.run_plan import make_plan
-    from scope_cli.machine.memory import free_bytes
-    from scope_cli.settings.load import load_profile
-    from scope_cli.units import as_bytes
 
     job, each = course.job, len(course.positions) if course.apart else 1
     output = {"sampling.max_new_tokens": job.most_tokens - job.prompt_tokens}

@@ -7,11 +7,11 @@ import typer
 
 from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
-from scope_cli.commands.evaluate.shared import check_writable
-from scope_cli.commands.io import read_text, tell
+from scope_cli.commands.io import check_writable, read_text, tell
 from scope_cli.commands.overrides import overrides_of
 from scope_cli.console.phases import loading
 from scope_cli.errors import UsageError
+from scope_cli.settings.load import load_profile
 
 
 @o.with_settings("model")
@@ -26,8 +26,6 @@ def calibrate_command(
     """Look at a model's usual queries, once, for the scorer `tri`."""
     check_writable(output, None, force)
     content = read_text(text, "--text")
-
-    from scope_cli.settings.load import load_profile
 
     settings = load_profile(profile, overrides_of(**given)).profile.model
     check_model(settings)

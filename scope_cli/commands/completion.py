@@ -3,6 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from scope_cli.models.catalogue import KNOWN
+from scope_cli.models.registry import listed
+from scope_cli.policies import plugins
+from scope_cli.settings.find import profile_names, shipped_folder
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
 THINKING = ("show", "stderr", "hide")
 
@@ -15,7 +20,6 @@ def among(values: Iterable[str]) -> Complete:
 
 def plugins_of(kind: str) -> Complete:
     def complete(incomplete: str) -> list[str]:
-        from scope_cli.policies import plugins
 
         return among(plugins.names(kind))(incomplete)
 
@@ -24,17 +28,12 @@ def plugins_of(kind: str) -> Complete:
 
 def profiles(incomplete: str) -> list[str]:
     """By name, and files."""
-    from scope_cli.settings.find import profile_names, shipped_folder
-
     names = [name for folder in (Path("profiles"), shipped_folder()) for name in profile_names(folder)]
     return [*among(dict.fromkeys(names))(incomplete), *_paths(incomplete, (".yaml", ".yml"))]
 
 
 def models(incomplete: str) -> list[str]:
     """Those that `scope models list` shows, folders, and GGUF files."""
-    from scope_cli.models.catalogue import KNOWN
-    from scope_cli.models.registry import listed
-
     names = [*(row.name for row in listed()), *KNOWN]
     return [*among(names)(incomplete), *_paths(incomplete, (".gguf",))]
 

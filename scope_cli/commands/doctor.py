@@ -11,13 +11,21 @@ from time import perf_counter
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
 from scope_cli.commands import options as o
 from scope_cli.console.phases import Phases
 from scope_cli.console.safe import printable
-from scope_cli.errors import first_line
+from scope_cli.errors import ModelError, first_line
+from scope_cli.events import Finished
 from scope_cli.machine import checks
 from scope_cli.machine.checks import Check, checked
+from scope_cli.models.random_weights import PREFIX
+from scope_cli.models.registry import find, listed
+from scope_cli.native.build import FOLDER, compilers
+from scope_cli.settings.load import load_profile
+from scope_cli.settings.schema import ModelSettings
 from scope_cli.units import counted
 
 TINY = "random:tiny"
@@ -40,8 +48,6 @@ def doctor_command(
 
     Ends with exit code 1 where there is a problem.
     """
-    from scope_cli.settings.schema import ModelSettings
-
     found: list[Check] = []
     phases = Phases(log=False)
     for name, look in looks(given["model"] or ModelSettings().name, offline):
@@ -76,8 +82,6 @@ def looks(model: str, offline: bool) -> Iterator[tuple[str, Callable[[], Check]]
 
 
 def show(check: Check) -> None:
-    from rich.console import Console
-    from rich.text import Text
 
     line = Text(f"{check.state:<8}", COLOURS[check.state]).append(f" {check.name:<10} ", "")
     lines = [line.append(printable(check.said))]
@@ -93,8 +97,6 @@ def show(check: Check) -> None:
 
 def compiler() -> Check:
     """What the native step would be built with."""
-    from scope_cli.native.build import FOLDER, compilers
-
     found = next(compilers(), None)
     if found is not None:
         return Check("compiler", "ok", " ".join(found))
@@ -118,14 +120,8 @@ def kernel() -> Check:
 
 def model_check(name: str) -> Check:
     """Is it on this machine, so that a run needs no network?"""
-    from scope_cli.errors import ModelError
-    from scope_cli.models.random_weights import PREFIX
-    from scope_cli.models.registry import listed
-
     path = Path(name).expanduser()
     if path.exists() or name.startswith(PREFIX):
-        from scope_cli.models.registry import find
-
         try:
             return Check("model", "ok", f"{name}: {find(name, offline=True).source}")
         except ModelError as error:
@@ -140,9 +136,7 @@ def self_test() -> Check:
     """Ten tokens of a tiny random model through the whole engine, with evictions and the audit."""
     from scope_cli.engine.run import generate, new_work
     from scope_cli.engine.slots_check import slots_of
-    from scope_cli.events import Finished
     from scope_cli.models.model import open_model
-    from scope_cli.settings.load import load_profile
 
     began = perf_counter()
     settings = load_profile("default", {"model.name": TINY, **TRY})

@@ -3,26 +3,23 @@
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from scope_cli.errors import ModelError
-
-if TYPE_CHECKING:
-    from scope_cli.settings.schema import ModelSettings
+from scope_cli.machine import nvidia
+from scope_cli.models.catalogue import hub_name
+from scope_cli.models.embedded import EMBEDDED
+from scope_cli.models.hub import HUB_NAME
+from scope_cli.models.registry import find
+from scope_cli.settings.schema import ModelSettings
 
 AMD = Path("/dev/kfd")  # ROCm, which PyTorch calls cuda
 
 
-def check_model(settings: "ModelSettings") -> None:
+def check_model(settings: ModelSettings) -> None:
     """Raises ModelError for a device that is not there, and a name that cannot be any model's.
 
     What takes longer to find out, or only PyTorch knows, is left to it.
     """
-    from scope_cli.models.catalogue import hub_name
-    from scope_cli.models.embedded import EMBEDDED
-    from scope_cli.models.hub import HUB_NAME
-    from scope_cli.models.registry import find
-
     kind = settings.device.partition(":")[0]
     if (kind == "cuda" and not has_gpu()) or (kind == "mps" and platform.system() != "Darwin"):
         raise ModelError(
@@ -38,7 +35,6 @@ def check_model(settings: "ModelSettings") -> None:
 
 
 def has_gpu() -> bool:
-    from scope_cli.machine import nvidia
 
     return not torch_version().endswith("+cpu") and (AMD.exists() or bool(nvidia.free_bytes()))
 

@@ -8,22 +8,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scope_cli.cache.shape import CacheShape
 from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
 from scope_cli.commands.io import Asked, argument_names_file, prompts_of, read_into, tell
 from scope_cli.commands.live import MetricsAddress, MetricsPort, StatsFile, live_sinks
 from scope_cli.commands.outputs import Output, about_of, new_states, open_sinks, outputs_of
 from scope_cli.commands.overrides import notes_on, overrides_of
+from scope_cli.commands.prompt import settings_with, work_from
 from scope_cli.commands.write import Watch, ending_of, write
 from scope_cli.console.phases import Phases
+from scope_cli.engine.plan import shared_shape
+from scope_cli.engine.run_plan import RunPlan
 from scope_cli.errors import UsageError
+from scope_cli.files import cache_folder
+from scope_cli.models.registry import find
+from scope_cli.native.build import SWITCH, will_build
+from scope_cli.settings.load import LoadedProfile, load_profile
+from scope_cli.sinks.several import Every
+from scope_cli.sinks.textfile import FileMode
+from scope_cli.units import as_bytes
 
 if TYPE_CHECKING:
-    from scope_cli.cache.shape import CacheShape
     from scope_cli.engine.run import Work
     from scope_cli.models.model import LoadedModel
-    from scope_cli.settings.load import LoadedProfile
-    from scope_cli.sinks.textfile import FileMode
 
 PROMPT, OUTPUT = "Prompt", "Output"
 MOST_SAMPLES = 10_000  # scope batch takes more
@@ -129,13 +137,8 @@ def generate_command(
     if quiet and verbose:
         raise UsageError("--quiet and --verbose cannot be combined")
 
-    from scope_cli.settings.load import load_profile
-    from scope_cli.sinks.several import Every
-
     settings = load_profile(profile, typed)
     if prompt_cache is not None:
-        from scope_cli.commands.prompt import settings_with
-
         settings = settings_with(settings, prompt_cache)
     notes = [*notes_on(profile, settings), *idle_here(prompts, samples, lanes, settings)]
     if argument_names_file(prompt):
@@ -158,7 +161,7 @@ def generate_command(
 
 
 def idle_here(
-    prompts: list[Asked], samples: int, lanes: int | None, settings: "LoadedProfile"
+    prompts: list[Asked], samples: int, lanes: int | None, settings: LoadedProfile
 ) -> Iterator[str]:
     """What was typed for this command and has no effect."""
     texts = len(prompts) * samples
@@ -169,7 +172,7 @@ def idle_here(
 
 
 def run(
-    settings: "LoadedProfile",
+    settings: LoadedProfile,
     texts: list[str],
     samples: int,
     lanes: int | None,
@@ -182,8 +185,6 @@ def run(
     """Open the model, plan, load, generate; the exit code. `texts` has every prompt `samples` times."""
     phases = Phases(quiet)
     check_model(settings.profile.model)
-
-    from scope_cli.models.registry import find
 
     find(settings.profile.model.name, offline, phases.say)  # told before torch is imported
     phases.reach("command")
@@ -198,7 +199,7 @@ def run(
 
 
 def load(
-    settings: "LoadedProfile",
+    settings: LoadedProfile,
     texts: list[str],
     samples: int,
     lanes: int | None,
@@ -208,15 +209,10 @@ def load(
 ) -> "tuple[LoadedModel, list[Work], CacheShape, LoadedProfile, dict[str, Any]]":
     """The model with its weights, what is to be written, and the cache's shape; the profile with the model's
     own sampling where nobody said another, and what that is."""
-    from scope_cli.engine.plan import shared_shape
     from scope_cli.engine.run import Work, new_work
-    from scope_cli.engine.run_plan import RunPlan
     from scope_cli.engine.slots_check import computed, settle
-    from scope_cli.files import cache_folder
     from scope_cli.models.model import open_model
-    from scope_cli.native.build import SWITCH, will_build
     from scope_cli.native.library import library
-    from scope_cli.units import as_bytes
 
     phases.reach("imports")
     profile = settings.profile
@@ -228,8 +224,6 @@ def load(
     foreseen = computed(opened).foreseen(settings)
     firsts: dict[str, Work] = {}  # samples of one prompt are encoded and planned once
     if prompt_cache is not None:
-        from scope_cli.commands.prompt import work_from
-
         firsts[texts[0]] = work_from(prompt_cache, settings, opened)
     for text in texts:
         if text not in firsts:

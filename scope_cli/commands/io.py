@@ -13,7 +13,9 @@ from scope_cli.commands.overrides import text_argument
 from scope_cli.console import tables
 from scope_cli.console.safe import printable
 from scope_cli.errors import UsageError
+from scope_cli.machine.installed import need
 
+PICTURES = (".png", ".svg", ".pdf")
 HOW_TO_PROMPT = "give it as an argument, with --prompt-file FILE, or pipe it in"
 
 
@@ -86,6 +88,25 @@ def read_text(file: str, option: str) -> str:
         return utf8.decode(content)
     except utf8.NotText as error:
         raise UsageError(f"{option}: {name} {error}", error.hint("" if file == "-" else file)) from error
+
+
+def check_writable(output: Path | None, plot: Path | None = None, force: bool = True) -> None:
+    """A file that cannot be written is known before anything is measured."""
+    if output is not None and not force and output.is_file() and output.stat().st_size:
+        raise UsageError(f"{output} exists already", "choose another --output, or add --force")
+    if plot is not None and plot.suffix not in PICTURES:
+        raise UsageError(
+            f"--plot: {plot} is not a kind of picture that can be drawn", f"end it in {', '.join(PICTURES)}"
+        )
+    if plot is not None:
+        need("matplotlib", "--plot")
+    for file in (output, plot):
+        if file is not None and not file.parent.is_dir():
+            raise UsageError(
+                f"cannot write {file}: there is no folder {file.parent}", f"`mkdir -p {file.parent}` makes it"
+            )
+        if file is not None and file.is_dir():
+            raise UsageError(f"cannot write {file}: it is a folder")
 
 
 def tell(line: str) -> None:

@@ -1,21 +1,29 @@
 """scope profile: runs measured one after the other, each in a process of its own."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from scope_cli.commands.early import check_model
 from scope_cli.commands.io import tell
 from scope_cli.commands.plan import width_of
+from scope_cli.console.progress import Progress
 from scope_cli.errors import ModelError
+from scope_cli.measure.profiling.footprint import changed, plan_of
+from scope_cli.measure.profiling.pages import Page
+from scope_cli.measure.profiling.report import as_csv, result_rows, result_table
+from scope_cli.measure.profiling.result import Result, as_json
+from scope_cli.measure.profiling.runner import run_job
+from scope_cli.measure.profiling.source import source_of
+from scope_cli.measure.profiling.terminal import draw
+from scope_cli.measure.profiling.worker import Job
+from scope_cli.models.shapes import ModelShape
+from scope_cli.settings.load import LoadedProfile
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from scope_cli.measure.profiling.result import Result
-    from scope_cli.models.shapes import ModelShape
-    from scope_cli.settings.load import LoadedProfile
-
     Cases = list[tuple[str, LoadedProfile]]  # label, profile
 
 LONGEST_DEFAULT = 1024  # output tokens that are measured where no length was typed
@@ -23,11 +31,8 @@ LONGEST_DEFAULT = 1024  # output tokens that are measured where no length was ty
 
 def show_measured(
     cases: "Cases", text: str | None, prompt_tokens: int | None, offline: bool,
-    json: bool, csv: bool, plot: list[str], quiet: bool, console: "Console",
+    json: bool, csv: bool, plot: list[str], quiet: bool, console: Console,
 ) -> int:  # fmt: skip
-    from scope_cli.measure.profiling.pages import Page
-    from scope_cli.measure.profiling.report import as_csv, result_rows, result_table
-    from scope_cli.measure.profiling.result import as_json
 
     results = measure(cases, text, prompt_tokens or 1000, offline, quiet)
     if json:
@@ -40,8 +45,6 @@ def show_measured(
             tell(f"note: {note}")
     for target in plot:
         if target == "-":
-            from scope_cli.measure.profiling.terminal import draw
-
             for part in draw(results, console.width):
                 console.print(part)
         else:
@@ -51,17 +54,7 @@ def show_measured(
     return 5 if any(one.audit for one in results) else 0
 
 
-def measure(
-    cases: "Cases", text: str | None, prompt_tokens: int, offline: bool, quiet: bool
-) -> "list[Result]":
-    from contextlib import nullcontext
-
-    from rich.console import Console
-
-    from scope_cli.console.progress import Progress
-    from scope_cli.measure.profiling.footprint import changed
-    from scope_cli.measure.profiling.runner import run_job
-    from scope_cli.measure.profiling.worker import Job
+def measure(cases: "Cases", text: str | None, prompt_tokens: int, offline: bool, quiet: bool) -> list[Result]:
 
     for _, settings in cases:
         check_model(settings.profile.model)
@@ -98,11 +91,8 @@ def measure(
     return results
 
 
-def check_lengths(settings: "LoadedProfile", text: str | None, prompt_tokens: int) -> None:
+def check_lengths(settings: LoadedProfile, text: str | None, prompt_tokens: int) -> None:
     """What cannot be run is said before a process is started, where the model can be planned."""
-    from scope_cli.measure.profiling.footprint import plan_of
-    from scope_cli.measure.profiling.source import source_of
-
     try:
         shape: ModelShape | None = source_of(settings.profile.model.name).shape(
             settings.profile.model.context

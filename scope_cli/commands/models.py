@@ -1,15 +1,22 @@
 """scope models list | pull | show | rm: names in, a table or JSON on stdout."""
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 
+from scope_cli.console import tables
 from scope_cli.console.phases import loading
 from scope_cli.console.safe import printable
-
-if TYPE_CHECKING:
-    from scope_cli.models.catalogue import Known
+from scope_cli.errors import UsageError
+from scope_cli.models import catalogue
+from scope_cli.models.catalogue import Known
+from scope_cli.models.kept import kept_copies, remove
+from scope_cli.models.registry import find, listed
+from scope_cli.settings.schema import ModelSettings
+from scope_cli.units import as_bytes
 
 SHORT_NAMES = (
     "Open models that --model takes by these names. They are fetched from the hub at the first run; what the "
@@ -31,13 +38,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 @app.command("list")
 def list_models(as_json: Json = False) -> None:
     """The embedded model and what is on this machine; then open models by size, and whether they fit here."""
-    from dataclasses import asdict
-
-    from scope_cli.console import tables
-    from scope_cli.models import catalogue
-    from scope_cli.models.registry import listed
-    from scope_cli.units import as_bytes
-
     rows = listed()
     device, free = catalogue.here()
     fetched = {row.name for row in rows if row.ready}
@@ -83,14 +83,11 @@ def list_models(as_json: Json = False) -> None:
 
 
 def _fitted(text: str) -> str:
-    import sys
-
-    from scope_cli.console import tables
 
     return tables.fitted(text, sys.stdout)
 
 
-def _facts(one: "Known", fits: str, ready: bool) -> dict[str, Any]:
+def _facts(one: Known, fits: str, ready: bool) -> dict[str, Any]:
     return {
         "name": one.name,
         "ready": ready,
@@ -109,12 +106,9 @@ def _facts(one: "Known", fits: str, ready: bool) -> dict[str, Any]:
 @app.command()
 def pull(name: Name) -> None:
     """Fetch or convert a model, so that later starts need no network and no time."""
-    from scope_cli.models.registry import find
-
     found = find(name, say=_say)
     if found.gguf_file is not None:  # in the form in which it will be used
         from scope_cli.models.model import open_model
-        from scope_cli.settings.schema import ModelSettings
 
         open_model(ModelSettings(name=name), say=_say).prepare()
     _say(f"{name} is ready: {found.source}, {found.path}")
@@ -126,12 +120,6 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove what scope fetched or converted for a model; the model's own file stays."""
-    import sys
-
-    from scope_cli.errors import UsageError
-    from scope_cli.models.kept import kept_copies, remove
-    from scope_cli.units import as_bytes
-
     copies = kept_copies(name)
     if not copies:
         hint = "`scope models list` shows what there is; `hf cache rm` removes what lies in the hub's cache"
@@ -154,11 +142,6 @@ def show(
     as_json: Json = False,
 ) -> None:
     """The shape of a model and what its cache costs; fetches the model if need be."""
-    from scope_cli.console import tables
-    from scope_cli.models.registry import find
-    from scope_cli.settings.schema import ModelSettings
-    from scope_cli.units import as_bytes
-
     find(name, offline, _say)  # what cannot be found is told before torch is imported
 
     with loading(name) as phases:

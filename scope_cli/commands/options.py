@@ -6,7 +6,7 @@ from functools import cache
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -15,10 +15,9 @@ from typer.core import TyperOption
 from scope_cli.commands import completion
 from scope_cli.errors import UsageError
 from scope_cli.names import did_you_mean
+from scope_cli.settings.load import load_profile
 from scope_cli.settings.schema import section_of
-
-if TYPE_CHECKING:
-    from scope_cli.sinks.thinking import Shown
+from scope_cli.sinks.thinking import SHOWN, Shown
 
 Profile = Annotated[
     str,
@@ -221,7 +220,6 @@ def show_defaults(param: TyperOption) -> None:
 
 @cache
 def default_profile() -> dict[str, Any]:
-    from scope_cli.settings.load import load_profile
 
     return load_profile().profile.as_dict()
 
@@ -237,10 +235,8 @@ Thinking = Annotated[
 ]
 
 
-def thinking(where: str) -> "Shown":
+def thinking(where: str) -> Shown:
     """Of `--thinking`. Raises UsageError."""
-    from scope_cli.sinks.thinking import SHOWN
-
     for known in SHOWN:
         if where == known:
             return known

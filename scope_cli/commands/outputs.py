@@ -5,18 +5,24 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from resource import RLIMIT_NOFILE, getrlimit
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
 
 from scope_cli.commands.io import Asked, no_word, tell
 from scope_cli.console import streams
 from scope_cli.console.safe import printable
 from scope_cli.errors import ScopeError, UsageError
-
-if TYPE_CHECKING:
-    from scope_cli.sinks.base import Sink
-    from scope_cli.sinks.states import States
-    from scope_cli.sinks.textfile import FileMode
-    from scope_cli.sinks.thinking import Shown
+from scope_cli.sinks.base import Sink
+from scope_cli.sinks.jsonl import JsonLines
+from scope_cli.sinks.plain import PlainText
+from scope_cli.sinks.record import RunRecord
+from scope_cli.sinks.several import Every, InOrder, Only
+from scope_cli.sinks.states import States
+from scope_cli.sinks.summary import Summary
+from scope_cli.sinks.terminal import Terminal
+from scope_cli.sinks.textfile import FileMode, TextFile
+from scope_cli.sinks.thinking import Shown, WithoutThinking
 
 FILES_OF_OTHERS = 100  # that a run opens besides: libraries, weights, sockets
 
@@ -26,17 +32,15 @@ class Output:
     """A text's file, and what its record says of where it comes from."""
 
     file: Path
-    mode: "FileMode"
+    mode: FileMode
     about: dict[str, Any]
     start: int = 0  # where it goes on, in bytes
     state: dict[str, Any] = field(default_factory=dict)  # what its state says, where it has one
     just_thought: bool = False  # it goes on between a thought, which is not written, and its answer
 
 
-def new_states(outputs: list[Output], every_s: float | None = None, keeps: bool = False) -> "States | None":
+def new_states(outputs: list[Output], every_s: float | None = None, keeps: bool = False) -> States | None:
     """Who keeps the states; nobody where no text goes to a file."""
-    from scope_cli.sinks.states import States
-
     return States(every_s, keeps, tell) if outputs else None
 
 
@@ -44,24 +48,13 @@ def open_sinks(
     outputs: list[Output],
     json: bool,
     quiet: bool,
-    states: "States | None" = None,
-    thinking: "Shown" = "show",
-) -> "list[Sink]":
+    states: States | None = None,
+    thinking: Shown = "show",
+) -> list[Sink]:
     """Where the events go; a file that cannot be written is known before the model is loaded.
 
     thinking: where what the model thinks goes; JSON has it marked, whatever it says
     """
-    from rich.console import Console
-
-    from scope_cli.sinks.jsonl import JsonLines
-    from scope_cli.sinks.plain import PlainText
-    from scope_cli.sinks.record import RunRecord
-    from scope_cli.sinks.several import Every, InOrder, Only
-    from scope_cli.sinks.summary import Summary
-    from scope_cli.sinks.terminal import Terminal
-    from scope_cli.sinks.textfile import TextFile
-    from scope_cli.sinks.thinking import WithoutThinking
-
     sinks: list[Sink] = []
     files = [output.file for output in outputs]
     if len(files) > (most := getrlimit(RLIMIT_NOFILE)[0] - FILES_OF_OTHERS):

@@ -4,14 +4,15 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import yaml
 
 from scope_cli import utf8
 from scope_cli.commands.options import SETTINGS
 from scope_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from scope_cli.settings.load import LoadedProfile, Typed
+from scope_cli.settings.find import in_place_of_shipped, parse_yaml
+from scope_cli.settings.load import LoadedProfile, Typed, parse_set
 
 ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
@@ -24,10 +25,8 @@ def text_argument(text: str, name: str) -> str:
         raise UsageError(f"{name} {error}", "is the terminal set to another encoding?") from error
 
 
-def overrides_of(set_: list[str], template_arg: Sequence[str] = (), **typed: Any) -> "Typed":
+def overrides_of(set_: list[str], template_arg: Sequence[str] = (), **typed: Any) -> Typed:
     """`--set` and every short option that was given, as {dotted key: value}, each key once."""
-    from scope_cli.settings.load import Typed, parse_set
-
     for option_name, texts in (("--set", set_), ("--template-arg", template_arg)):
         for text in texts:
             text_argument(text, option_name)
@@ -64,15 +63,13 @@ def overrides_of(set_: list[str], template_arg: Sequence[str] = (), **typed: Any
     return Typed(values, names)
 
 
-def notes_on(profile: str, settings: "LoadedProfile") -> list[str]:
+def notes_on(profile: str, settings: LoadedProfile) -> list[str]:
     """What is to be known of the settings in force, `profile` being what was asked for."""
-    from scope_cli.settings.find import in_place_of_shipped
-
     own = in_place_of_shipped(profile, settings.source)
     return [*([own] if own else []), *told_idle(settings)]
 
 
-def told_idle(settings: "LoadedProfile") -> list[str]:
+def told_idle(settings: LoadedProfile) -> list[str]:
     """Notes on what was typed and has no effect. What would hold more than was asked for is refused."""
     decode = settings.profile.decode
     total = decode.total_budget
@@ -93,10 +90,6 @@ def unescaped(text: str) -> str:
 
 def plain_value(text: str) -> Any:
     """A YAML value where it is one that JSON has too, else the text: a date stays as it was written."""
-    import yaml
-
-    from scope_cli.settings.find import parse_yaml
-
     try:
         value = parse_yaml(text)
         json.dumps(value, allow_nan=False)

@@ -1,38 +1,45 @@
 """scope profile --plan and --fit: what runs would take, and the largest budget that fits."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+from rich.console import Console
+
 from scope_cli.commands.io import tell
+from scope_cli.console import safe
+from scope_cli.engine.slots_known import Computed
 from scope_cli.errors import ModelError, UsageError
+from scope_cli.measure.profiling import footprint as f
+from scope_cli.measure.profiling.footprint import total_bytes
+from scope_cli.measure.profiling.pages import Page
+from scope_cli.measure.profiling.report import Planned, as_csv, plan_table
+from scope_cli.measure.profiling.source import Source, free_bytes, source_of, target_of
+from scope_cli.measure.profiling.terminal import draw_plans
+from scope_cli.models.folder import stored_shapes
+from scope_cli.models.hub import HUB_NAME
+from scope_cli.models.target import Target
+from scope_cli.settings.load import LoadedProfile
+from scope_cli.settings.schedules import nothing_to_choose
+from scope_cli.units import as_bytes
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from scope_cli.measure.profiling.report import Planned
-    from scope_cli.measure.profiling.source import Source
-    from scope_cli.models.target import Target
-    from scope_cli.settings.load import LoadedProfile
-
     Cases = list[tuple[str, LoadedProfile]]  # label, profile
 
 DOES_NOT_FIT = 4
 
 
-def width_of(console: "Console") -> int | None:
+def width_of(console: Console) -> int | None:
     return console.width if console.is_terminal else None
 
 
 def show_plan(
     cases: "Cases", text: str | None, prompt_tokens: int | None, config: Path | None,
     given: int | None, lanes: int, fit: bool, json: bool, csv: bool, plot: list[str], quiet: bool,
-    console: "Console",
+    console: Console,
 ) -> int:  # fmt: skip
-    from scope_cli.engine.slots_known import Computed
-    from scope_cli.measure.profiling.report import as_csv, plan_table
-    from scope_cli.measure.profiling.source import free_bytes, source_of, target_of
-    from scope_cli.settings.schedules import nothing_to_choose
 
     settings = cases[0][1].profile.model
     source = source_of(settings.name, config)
@@ -68,16 +75,11 @@ def show_plan(
     return DOES_NOT_FIT
 
 
-def draw_plan(
-    planned: "list[Planned]", target: "Target", plot: list[str], quiet: bool, console: "Console"
-) -> None:
-    from scope_cli.measure.profiling.pages import Page
+def draw_plan(planned: list[Planned], target: Target, plot: list[str], quiet: bool, console: Console) -> None:
 
     page = Page.of_plans(planned, target, sys.argv[1:])
     for file in plot:
         if file == "-":
-            from scope_cli.measure.profiling.terminal import draw_plans
-
             for part in draw_plans(planned, console.width):
                 console.print(part)
         else:
@@ -86,13 +88,8 @@ def draw_plan(
                 print(f"wrote {file}", file=sys.stderr)
 
 
-def smaller_weights(settings: "LoadedProfile", target: "Target", tokens: int, lanes: int) -> str:
+def smaller_weights(settings: LoadedProfile, target: Target, tokens: int, lanes: int) -> str:
     """What the same run takes with weights of another form, smallest first; '' where there is none."""
-    from dataclasses import replace
-
-    from scope_cli.measure.profiling.footprint import total_bytes
-    from scope_cli.units import as_bytes
-
     if target.load_in is not None:
         return ""
     small = "int4" if target.device == "cpu" else "4bit" if target.device == "cuda" else None
@@ -104,10 +101,8 @@ def smaller_weights(settings: "LoadedProfile", target: "Target", tokens: int, la
 
 
 def plan_one(
-    label: str, settings: "LoadedProfile", target: "Target", tokens: int, lanes: int, free: int
-) -> "Planned":
-    from scope_cli.measure.profiling import footprint as f
-    from scope_cli.measure.profiling.report import Planned
+    label: str, settings: LoadedProfile, target: Target, tokens: int, lanes: int, free: int
+) -> Planned:
 
     made = f.footprint(settings, target, tokens, lanes)
     output = f.changed(settings, made.output_tokens)
@@ -125,14 +120,9 @@ def plan_one(
 
 
 def fitted(
-    cases: "Cases", source: "Source", target: "Target", tokens: int, lanes: int, free: int
-) -> "tuple[list[Planned], str | None]":
+    cases: "Cases", source: Source, target: Target, tokens: int, lanes: int, free: int
+) -> tuple[list[Planned], str | None]:
     """The plan with the largest budget that fits, and its profile as YAML; None where none fits."""
-    import yaml
-
-    from scope_cli.measure.profiling import footprint as f
-    from scope_cli.units import as_bytes
-
     if len(cases) > 1:
         raise UsageError(
             "--fit chooses the budget of one profile", "name one --profile, --strategy, --budget"
@@ -168,12 +158,9 @@ def fitted(
     return [planned], head + yaml.safe_dump(profile.as_dict(), sort_keys=False, allow_unicode=True)
 
 
-def model_to_name(source: "Source", typed: str) -> tuple[str, str]:
+def model_to_name(source: Source, typed: str) -> tuple[str, str]:
     """What `model.name` of a profile for that model is, and a remark where that is a guess."""
     import json
-
-    from scope_cli.models.folder import stored_shapes
-    from scope_cli.models.hub import HUB_NAME
 
     if not source.from_config:
         path = Path(typed).expanduser()
@@ -202,7 +189,6 @@ def count_tokens(text: str, config: Path) -> int:
 
 
 def as_json_lines(planned: list[dict[str, Any]]) -> str:
-    from scope_cli.console import safe
 
     return safe.as_json({"format": 1, "plans": planned}, indent=2)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from scope_cli.commands import options as o
 from scope_cli.commands.io import read_text, tell
@@ -11,10 +12,14 @@ from scope_cli.commands.measure import show_measured
 from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.plan import show_plan, width_of
 from scope_cli.errors import UsageError
+from scope_cli.measure.profiling.compare import compare
+from scope_cli.measure.profiling.pages import check_plot
+from scope_cli.measure.profiling.report import change_table
+from scope_cli.measure.profiling.result import read_results
+from scope_cli.settings.load import LoadedProfile, Typed, load_profile
+from scope_cli.units import parse_bytes
 
 if TYPE_CHECKING:
-    from scope_cli.settings.load import LoadedProfile, Typed
-
     Cases = list[tuple[str, LoadedProfile]]  # label, profile
 
 RUN, PLAN, SHOW = "What is run", "Planning", "Output"
@@ -25,7 +30,6 @@ app = typer.Typer(help="Plan and measure memory and speed of one or several prof
 
 
 def typed_memory(text: str | None) -> int | None:
-    from scope_cli.units import parse_bytes
 
     if text is None:
         return None
@@ -122,14 +126,11 @@ def profile_command(
         raise UsageError("--config and --model cannot be combined", "both say which model is planned")
     if not planning and (free is not None or lanes > 1):
         raise UsageError(f"{'--memory' if free else '--lanes'} is for planning", "add --plan")
-    from scope_cli.measure.profiling.pages import check_plot
 
     for one in plot:
         check_plot(one)
     overrides = overrides_of(**given, max_new_tokens=max_new_tokens)
     cases = side_by_side(profiles or ["default"], numbers(budgets), names(strategies), overrides)
-
-    from rich.console import Console
 
     console = Console(stderr=json or csv or fit)
     if planning:
@@ -171,11 +172,9 @@ def names(text: str | None) -> list[str | None]:
 
 
 def side_by_side(
-    profiles: list[str], budgets: list[int | None], strategies: list[str | None], overrides: "Typed"
+    profiles: list[str], budgets: list[int | None], strategies: list[str | None], overrides: Typed
 ) -> "Cases":
     """Every profile with every budget and strategy, each under a label of its own."""
-    from scope_cli.settings.load import load_profile
-
     cases: dict[str, LoadedProfile] = {}
     for name in profiles:
         for strategy in strategies:
@@ -210,12 +209,6 @@ def compare_command(
     everything: Annotated[bool, typer.Option("--all", help="Show also what did not change.")] = False,
 ) -> None:
     """Compare two results; exit code 1 where something became worse than the thresholds allow, or lacks."""
-    from rich.console import Console
-
-    from scope_cli.measure.profiling.compare import compare
-    from scope_cli.measure.profiling.report import change_table
-    from scope_cli.measure.profiling.result import read_results
-
     found = compare(read_results(before), read_results(after), threshold, speed_threshold)
     print(change_table(found.changes, everything, width_of(Console())))
     for note in found.notes:

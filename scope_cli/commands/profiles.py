@@ -1,12 +1,19 @@
 """scope profiles: which there are, what one says in full, whether one is valid."""
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
 from scope_cli.commands import options as o
 from scope_cli.commands.overrides import overrides_of
+from scope_cli.console import tables
 from scope_cli.console.safe import printable
+from scope_cli.errors import ProfileError
+from scope_cli.settings.find import profile_names, shipped_folder
+from scope_cli.settings.load import load_profile
 
 app = typer.Typer(help="The YAML files of settings: list, show, check.", no_args_is_help=True)
 
@@ -14,11 +21,6 @@ app = typer.Typer(help="The YAML files of settings: list, show, check.", no_args
 @app.command("list")
 def list_command() -> None:
     """The profiles in ./profiles and those shipped, each with its purpose."""
-    from pathlib import Path
-
-    from scope_cli.console import tables
-    from scope_cli.settings.find import profile_names, shipped_folder
-
     rows = []
     seen = set()
     for folder in (Path("profiles"), shipped_folder()):
@@ -33,9 +35,6 @@ def list_command() -> None:
 
 def _about(name: str) -> str:
     """A profile's own line, or what is wrong with it."""
-    from scope_cli.errors import ProfileError
-    from scope_cli.settings.load import load_profile
-
     try:
         return load_profile(name).profile.description
     except ProfileError as error:
@@ -49,10 +48,6 @@ def show_command(
     given: o.Given = {},  # noqa: B006
 ) -> None:
     """Print a profile in full, every default written out: YAML that can be saved and changed."""
-    import yaml
-
-    from scope_cli.settings.load import load_profile
-
     loaded = load_profile(name, overrides_of(**given))
     print(yaml.safe_dump(loaded.profile.as_dict(), sort_keys=False, allow_unicode=True), end="")
 
@@ -62,11 +57,6 @@ def check_command(
     names: Annotated[list[str], typer.Argument(help="Profiles, by name or file.", show_default=False)],
 ) -> None:
     """Check profiles; every problem of each is reported, exit code 2 if there is one."""
-    import sys
-
-    from scope_cli.errors import ProfileError
-    from scope_cli.settings.load import load_profile
-
     wrong = False
     for name in names:
         try:

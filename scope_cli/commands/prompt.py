@@ -9,20 +9,24 @@ import typer
 
 from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
-from scope_cli.commands.evaluate.shared import check_writable
-from scope_cli.commands.io import prompts_of, read_into, tell
+from scope_cli.commands.io import check_writable, prompts_of, read_into, tell
 from scope_cli.commands.outputs import about_of
 from scope_cli.commands.overrides import overrides_of
 from scope_cli.console.phases import Phases
 from scope_cli.console.safe import printable
 from scope_cli.console.signals import Interruption
+from scope_cli.engine.checkpoint import Checkpoint, Refused, read_facts, write_checkpoint
+from scope_cli.engine.run_plan import RunPlan
 from scope_cli.errors import ScopeError, UsageError
+from scope_cli.models.fingerprint import fingerprint
+from scope_cli.settings.load import LoadedProfile, load_profile
+from scope_cli.settings.schema import Profile
+from scope_cli.units import as_bytes
 
 if TYPE_CHECKING:
     from scope_cli.engine.run import Work
     from scope_cli.engine.state import LaneState
     from scope_cli.models.model import LoadedModel, OpenedModel
-    from scope_cli.settings.load import LoadedProfile
 
 PROMPT = "Prompt"
 SETTINGS = (
@@ -63,17 +67,13 @@ def save_command(
     read_into(given, "system", system_file, "--system-file")
     check_writable(output, None, force)
 
-    from scope_cli.settings.load import load_profile
-
     typed = overrides_of(**given) | {"sampling.max_new_tokens": 1}
     settings = load_profile(profile, typed)
     check_model(settings.profile.model)
     loaded, settings, work = load(settings, asked[0].text, offline, Phases(quiet))
     state = read(settings, loaded, work)
 
-    from scope_cli.engine.checkpoint import Checkpoint, write_checkpoint
     from scope_cli.engine.facts import versions
-    from scope_cli.models.fingerprint import fingerprint
 
     facts = {
         "kind": "prompt",
@@ -93,12 +93,11 @@ def save_command(
 
 
 def load(
-    settings: "LoadedProfile", text: str, offline: bool, phases: Phases
+    settings: LoadedProfile, text: str, offline: bool, phases: Phases
 ) -> "tuple[LoadedModel, LoadedProfile, Work]":
     phases.begin(f"loading {settings.profile.model.name}")
     try:
         from scope_cli.engine.run import new_work
-        from scope_cli.engine.run_plan import RunPlan
         from scope_cli.engine.slots_check import computed, settle
         from scope_cli.models.model import open_model
 
@@ -114,10 +113,9 @@ def load(
         phases.end()
 
 
-def read(settings: "LoadedProfile", loaded: "LoadedModel", work: "Work") -> "LaneState":
+def read(settings: LoadedProfile, loaded: "LoadedModel", work: "Work") -> "LaneState":
     """The lane when its prompt has been read and nothing was written."""
     from scope_cli.engine.run import Run
-    from scope_cli.engine.run_plan import RunPlan
 
     plan = RunPlan.of(settings.profile, [work.plan], loaded.device.type)
     with Interruption() as interruption, Run.of(plan, loaded) as run:
@@ -142,7 +140,6 @@ def show_command(
 
 
 def shown(file: Path, facts: dict[str, Any]) -> list[str]:
-    from scope_cli.units import as_bytes
 
     lane, prefill = facts["lane"], facts["profile"]["prefill"]
     kept = lane["count"]["kept"]
@@ -162,18 +159,14 @@ def shown(file: Path, facts: dict[str, Any]) -> list[str]:
 
 def facts_of(file: Path) -> dict[str, Any]:
     """Raises Refused (UsageError) where the file is no prompt."""
-    from scope_cli.engine.checkpoint import Refused, read_facts
-
     facts = read_facts(file)
     if facts.get("kind") != "prompt":
         raise Refused(f"{printable(str(file))} was not written by scope prompt save")
     return facts
 
 
-def settings_with(settings: "LoadedProfile", file: Path) -> "LoadedProfile":
+def settings_with(settings: LoadedProfile, file: Path) -> LoadedProfile:
     """What is asked for now, with how the prompt was read then. Raises UsageError where both are given."""
-    from scope_cli.settings.schema import Profile
-
     then = Profile.model_validate(facts_of(file)["profile"])
     if typed := sorted(key for key in settings.typed if key.split(".")[0] in READ_WITH):
         named = settings.names.get(typed[0], typed[0])
@@ -183,11 +176,10 @@ def settings_with(settings: "LoadedProfile", file: Path) -> "LoadedProfile":
     return settings.with_slots("int8")  # what `auto` was in builds that kept it as that
 
 
-def work_from(file: Path, settings: "LoadedProfile", opened: "OpenedModel") -> "Work":
+def work_from(file: Path, settings: LoadedProfile, opened: "OpenedModel") -> "Work":
     """A text that starts from a prompt file. Raises UsageError where it is of another model."""
     from scope_cli.engine.run import new_work
     from scope_cli.engine.state import lane_in
-    from scope_cli.models.fingerprint import fingerprint
 
     if facts_of(file)["model"] != fingerprint(opened.folder):
         raise UsageError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scope_cli.cache.shape import CacheShape
 from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
 from scope_cli.commands.live import MetricsAddress, MetricsPort, StatsFile, live_sinks
@@ -15,16 +16,26 @@ from scope_cli.commands.outputs import Output, new_states, open_sinks
 from scope_cli.commands.write import Watch, ending_of, write
 from scope_cli.console.phases import Phases
 from scope_cli.console.safe import printable
+from scope_cli.engine.checkpoint import read_checkpoint, read_facts
+from scope_cli.engine.plan import shared_shape
+from scope_cli.engine.run_plan import RunPlan
+from scope_cli.engine.thinking import Tags, Thinking
 from scope_cli.errors import UsageError
 from scope_cli.events import Event, Token
+from scope_cli.models.fingerprint import fingerprint
+from scope_cli.models.registry import find
+from scope_cli.settings.load import LoadedProfile
+from scope_cli.settings.schema import Profile
 from scope_cli.sinks.base import text_of
+from scope_cli.sinks.record import RECORD, record_of
+from scope_cli.sinks.several import Every
+from scope_cli.sinks.states import STATE, state_of
+from scope_cli.sinks.thinking import WithoutThinking
 
 if TYPE_CHECKING:
-    from scope_cli.cache.shape import CacheShape
     from scope_cli.engine.run import Work
     from scope_cli.engine.state import LaneState
     from scope_cli.models.model import LoadedModel, OpenedModel
-    from scope_cli.settings.load import LoadedProfile
 
 OUTPUT = "Output"
 ENDED = {"stop": "the model ended it", "loop": "it repeated itself", "context": "the model's context ended"}
@@ -60,8 +71,6 @@ def resume_command(
     kept = [one for one in texts_of_run(file.expanduser()) if one.goes_on(max_new_tokens)]
     if not kept:
         raise finished(file)
-
-    from scope_cli.sinks.several import Every
 
     settings = settings_of(kept[0], max_new_tokens)
     outputs = [one.output(["scope", *(ctx.obj or [])]) for one in kept]
@@ -137,10 +146,6 @@ class Kept:
 
 def texts_of_run(file: Path) -> list[Kept]:
     """The texts of a run that have a state, in its order; one of them is named. Raises UsageError."""
-    from scope_cli.engine.checkpoint import read_facts
-    from scope_cli.sinks.record import RECORD
-    from scope_cli.sinks.states import STATE, state_of
-
     for end in (RECORD, STATE):
         if file.name.endswith(end) and len(file.name) > len(end):
             file = file.with_name(file.name.removesuffix(end))
@@ -162,8 +167,6 @@ def texts_of_run(file: Path) -> list[Kept]:
 def no_state(file: Path) -> UsageError:
     """Why there is nothing to go on from."""
     import json
-
-    from scope_cli.sinks.record import record_of
 
     try:
         record = json.loads(record_of(file).read_bytes())
@@ -187,11 +190,8 @@ def finished(file: Path, reason: str = "length") -> UsageError:
     )
 
 
-def settings_of(kept: Kept, max_new_tokens: int | None) -> "LoadedProfile":
+def settings_of(kept: Kept, max_new_tokens: int | None) -> LoadedProfile:
     """The profile that the run had, compiled or not as it was."""
-    from scope_cli.settings.load import LoadedProfile
-    from scope_cli.settings.schema import Profile
-
     profile = Profile.model_validate(kept.facts["profile"])
     typed = set(kept.facts["typed"])
     compiled = "on" if kept.facts["depends_on"]["compiled"] else "off"
@@ -206,18 +206,14 @@ def settings_of(kept: Kept, max_new_tokens: int | None) -> "LoadedProfile":
 
 
 def load(
-    settings: "LoadedProfile", kept: list[Kept], offline: bool, phases: Phases
+    settings: LoadedProfile, kept: list[Kept], offline: bool, phases: Phases
 ) -> "tuple[LoadedModel, list[Work], CacheShape]":
     """The model, checked to be the one of the run; the lanes to go on with; the cache's shape, as it was."""
     check_model(settings.profile.model)
 
-    from scope_cli.models.registry import find
-
     find(settings.profile.model.name, offline, phases.say)
     phases.begin(f"loading {settings.profile.model.name}")
     try:
-        from scope_cli.engine.run_plan import RunPlan
-        from scope_cli.models.fingerprint import fingerprint
         from scope_cli.models.model import open_model
 
         lanes = int(kept[0].facts["shape"]["lanes"])
@@ -240,12 +236,10 @@ def load(
     return loaded, works, shape
 
 
-def work_of(settings: "LoadedProfile", opened: "OpenedModel", kept: Kept) -> "Work":
+def work_of(settings: LoadedProfile, opened: "OpenedModel", kept: Kept) -> "Work":
     """Where a text goes on. Raises UsageError where its file is not what its tokens say."""
-    from scope_cli.engine.checkpoint import read_checkpoint
     from scope_cli.engine.run import new_work
     from scope_cli.engine.state import lane_in
-    from scope_cli.sinks.states import state_of
 
     file = state_of(kept.path)
     if not kept.lane:
@@ -262,8 +256,6 @@ def work_of(settings: "LoadedProfile", opened: "OpenedModel", kept: Kept) -> "Wo
 def written(opened: "OpenedModel", state: "LaneState", stops: tuple[str, ...], thoughts: bool) -> str:
     """What a lane's tokens have put into its file, thoughts among it or not."""
     from scope_cli.engine.state import pieces_of
-    from scope_cli.engine.thinking import Tags, Thinking
-    from scope_cli.sinks.thinking import WithoutThinking
 
     pieces = pieces_of(opened.tokenizer, state, stops)
     tags = Tags.of(opened.tokenizer.added_tokens_encoder)
@@ -289,10 +281,8 @@ class Collected:
         """Nothing is open."""
 
 
-def shape_of(kept: Kept, works: "list[Work]", lanes: int) -> "CacheShape":
+def shape_of(kept: Kept, works: "list[Work]", lanes: int) -> CacheShape:
     """As it was, with room for a longer output: a lane's numbers depend on the rectangle it lies in."""
-    from scope_cli.engine.plan import shared_shape
-
     now, before = shared_shape([work.plan for work in works], lanes), kept.facts["shape"]
     return replace(
         now,

@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from scope_cli.console.safe import as_json, printable
+from scope_cli.engine.checkpoint import Refused, read_facts
 from scope_cli.errors import UsageError
+from scope_cli.files import is_locked
+from scope_cli.sinks.record import RECORD
+from scope_cli.sinks.states import state_of
 
 COLOURS = {"finished": "green", "running": "yellow", "failed": "red"}
 
@@ -52,8 +59,6 @@ def runs_command(
 
 def runs_in(folder: Path) -> list[Run]:
     """By name; what cannot be read is left out."""
-    from scope_cli.sinks.record import RECORD
-
     found = []
     for file in sorted(folder.glob(f"*{RECORD}")):
         try:
@@ -65,9 +70,6 @@ def runs_in(folder: Path) -> list[Run]:
 
 
 def _run_of(text: Path, record: dict[str, Any]) -> Run:
-    from scope_cli.engine.checkpoint import Refused, read_facts
-    from scope_cli.files import is_locked
-    from scope_cli.sinks.states import state_of
 
     status, results = record["status"], record["results"]
     tokens, goes_on = results[0].get("output_tokens") if results else None, False
@@ -84,9 +86,6 @@ def _run_of(text: Path, record: dict[str, Any]) -> Run:
 
 
 def _print(found: list[Run]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for column in ("text", "status", "tokens", "begun", "model", "policy"):

@@ -1,6 +1,8 @@
 """scope scorers, scope prefills: every plug-in, options, needs, cost, purpose and origin in one line."""
 
+from scope_cli.console import tables
 from scope_cli.errors import PluginError
+from scope_cli.policies import plugins
 
 
 def scorers_command() -> None:
@@ -16,8 +18,6 @@ def prefills_command() -> None:
 
 
 def _print_plugins(kind: str, one: str) -> None:
-    from scope_cli.console import tables
-    from scope_cli.policies import plugins
 
     rows, broken = [], []
     for name, offered in plugins.sources(kind).items():

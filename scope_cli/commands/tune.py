@@ -1,25 +1,28 @@
 """scope tune: a prompt and a limit in, the profile with the smallest budget that stays below it out."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+import yaml
 
 from scope_cli.commands import options as o
 from scope_cli.commands.early import check_model
-from scope_cli.commands.evaluate.shared import check_writable
 from scope_cli.commands.evaluate.texts import text_of_file, text_of_prompt
-from scope_cli.commands.io import read_text, tell
+from scope_cli.commands.io import check_writable, read_text, tell
 from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.variants import Variant
+from scope_cli.console import tables
 from scope_cli.console.phases import loading
-from scope_cli.errors import UsageError
+from scope_cli.console.progress import Progress
+from scope_cli.console.tables import Table
+from scope_cli.engine.plan import packable
+from scope_cli.errors import ScopeError, UsageError
+from scope_cli.formats.base import SHORT
+from scope_cli.measure.evaluate import tune as search
+from scope_cli.measure.evaluate.tune import Tuned
+from scope_cli.settings.load import LoadedProfile, load_profile
 from scope_cli.units import as_ratio
-
-if TYPE_CHECKING:
-    from scope_cli.console.tables import Table
-    from scope_cli.measure.evaluate.tune import Tuned
-    from scope_cli.settings.load import LoadedProfile
 
 TRIED = {"decode.strategy": "--strategy", "decode.scorer": "--scorer", "cache.kv": "--kv"}
 
@@ -77,11 +80,6 @@ def tune_command(
 
     asked = read_text(prompt_file, "--prompt-file") if prompt_file else read_text(text or "-", "--text")
 
-    import yaml
-
-    from scope_cli.measure.evaluate import tune as search
-    from scope_cli.settings.load import LoadedProfile, load_profile
-
     def load(keys: dict[str, Any]) -> LoadedProfile:
         settings = load_profile(profile, common.over({"decode.recent": "auto", **keys}, TRIED))
         return settings.with_slots("plain")  # formats are tried by themselves
@@ -97,10 +95,6 @@ def tune_command(
     check_model(settings.profile.model)
 
     with loading(settings.profile.model.name) as phases:
-        from scope_cli.console import tables
-        from scope_cli.console.progress import Progress
-        from scope_cli.engine.plan import packable
-        from scope_cli.formats.base import SHORT
         from scope_cli.measure.evaluate.fidelity import Reference
         from scope_cli.measure.evaluate.statistics import as_text
         from scope_cli.models.model import open_model
@@ -154,8 +148,7 @@ def tune_command(
     tell(f"written: {output}; scope generate --profile {output} ...")
 
 
-def as_table(found: "Tuned") -> "Table":
-    from scope_cli.console.tables import Table
+def as_table(found: Tuned) -> Table:
     from scope_cli.measure.evaluate.statistics import as_text
 
     heads = [
@@ -181,11 +174,8 @@ def as_table(found: "Tuned") -> "Table":
     return Table(heads, rows, names=4)
 
 
-def write_profile(output: Path, settings: "LoadedProfile", best: Any, text: str, max_gap: float) -> None:
+def write_profile(output: Path, settings: LoadedProfile, best: Any, text: str, max_gap: float) -> None:
     """The whole profile in force, with a comment that says what was measured."""
-    import yaml
-
-    from scope_cli.errors import ScopeError
     from scope_cli.measure.evaluate.statistics import as_text
 
     tree = settings.profile.as_dict()

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,9 +11,8 @@ from scope_cli.commands.early import check_model
 from scope_cli.commands.io import tell
 from scope_cli.commands.options import SETTINGS
 from scope_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from scope_cli.settings.load import LoadedProfile, Typed
+from scope_cli.settings.load import LoadedProfile, Typed, check, load_profile, parse_set
+from scope_cli.settings.schedules import nothing_to_choose
 
 EXAMPLE = "for example -p 'slide budget=256', or -p 'small=slide budget=256'"
 Profiles = Annotated[
@@ -43,17 +42,16 @@ class Variant:
     """A profile under the name it has in the results."""
 
     name: str
-    settings: "LoadedProfile"
+    settings: LoadedProfile
     matched: int | None = None  # generated tokens that a profile with a total budget holds beside the prompt
 
-    def for_prompt(self, prompt_tokens: int) -> "LoadedProfile":
+    def for_prompt(self, prompt_tokens: int) -> LoadedProfile:
         """The profile for a prompt of that length: a total budget that holds what the others hold.
 
         Its recent tokens keep their share of it.
         """
         if self.matched is None:
             return self.settings
-        from scope_cli.settings.load import check
 
         decode, total = self.settings.profile.decode, prompt_tokens + self.matched
         assert decode.total_budget is not None, "only a total budget is matched"
@@ -64,7 +62,7 @@ class Variant:
 
 
 def variants(
-    specs: Sequence[str], budgets: str | None, common: "Typed", default: Sequence[str]
+    specs: Sequence[str], budgets: str | None, common: Typed, default: Sequence[str]
 ) -> list[Variant]:
     """Every profile that was asked for; `common` are overrides that all of them get.
 
@@ -89,15 +87,13 @@ def variants(
 
 
 def _note(variant: Variant) -> None:
-    from scope_cli.settings.schedules import nothing_to_choose
 
     profile = variant.settings.profile
     if (told := nothing_to_choose(profile.decode, profile.sampling.max_new_tokens)) is not None:
         tell(f"note: {variant.name}: {told}")
 
 
-def _of(spec: str, budgets: Sequence[int], common: "Typed") -> list[Variant]:
-    from scope_cli.settings.load import load_profile
+def _of(spec: str, budgets: Sequence[int], common: Typed) -> list[Variant]:
 
     name, profile, words = parsed(spec)
     keys = common.over(changes(words))
@@ -130,8 +126,6 @@ def parsed(text: str, option: str = "--profile") -> tuple[str, str, list[str]]:
 
 def changes(words: Sequence[str], option: str = "--profile") -> dict[str, Any]:
     """KEY=VALUE words as overrides; the name of a short option stands for its key."""
-    from scope_cli.settings.load import parse_set
-
     dotted = []
     for word in words:
         key, equals, value = word.partition("=")

@@ -6,31 +6,33 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from scope_cli.cache.shape import CacheShape
 from scope_cli.commands.io import tell
 from scope_cli.console import streams
 from scope_cli.console.phases import Phases
 from scope_cli.console.signals import Interruption
+from scope_cli.engine.thinking import Tags, Thinking
 from scope_cli.errors import AuditError, OutOfMemoryError, ScopeError, is_out_of_memory
 from scope_cli.events import Busy, Event, Failed, Finished, PromptRead, Started, Token
+from scope_cli.models.fingerprint import fingerprint
+from scope_cli.settings.load import LoadedProfile
+from scope_cli.settings.schema import Profile
+from scope_cli.sinks.several import Every
+from scope_cli.sinks.states import States
 
 if TYPE_CHECKING:
-    from scope_cli.cache.shape import CacheShape
     from scope_cli.engine.run import Work
     from scope_cli.models.model import LoadedModel
-    from scope_cli.settings.load import LoadedProfile
-    from scope_cli.settings.schema import Profile
-    from scope_cli.sinks.several import Every
-    from scope_cli.sinks.states import States
 
 ENDING = "ending after this step; again: at once"
 AUDIT_HINT = "this is a bug in scope: the text may be wrong; please report it with the run record"
 
 
 def write(
-    settings: "LoadedProfile",
+    settings: LoadedProfile,
     loaded: "LoadedModel",
     works: "list[Work]",
-    shape: "CacheShape",
+    shape: CacheShape,
     watch: "Watch",
     phases: Phases,
     verbose: bool = False,
@@ -38,7 +40,6 @@ def write(
 ) -> int:
     """Generate, and say what went wrong; the exit code."""
     from scope_cli.engine.run import generate
-    from scope_cli.engine.thinking import Tags, Thinking
 
     tags = Tags.of(loaded.tokenizer.added_tokens_encoder)
     thinking = Thinking(tags, [work.prompt_ids for work in works])
@@ -99,7 +100,7 @@ class Watch:
     everything: "Every"  # all sinks; one that fails is left out by itself
     written: bool  # the text goes into a file as well
     ending: str  # what Ctrl-C is answered with
-    states: "States | None" = None  # who keeps where the texts are
+    states: States | None = None  # who keeps where the texts are
     quiet: bool = False
 
 
@@ -148,10 +149,8 @@ class Audience:
                 self._watch.everything.receive(Failed(-1, str(error), prompt))
 
 
-def facts_of_run(settings: "LoadedProfile", loaded: "LoadedModel", shape: "CacheShape") -> dict[str, Any]:
+def facts_of_run(settings: LoadedProfile, loaded: "LoadedModel", shape: CacheShape) -> dict[str, Any]:
     """What the states of all texts say of their run, for scope resume."""
-    from scope_cli.models.fingerprint import fingerprint
-
     sizes = {name: getattr(shape, name) for name in ("lanes", "prompt_slots", "evictable", "context")}
     return {
         "model": fingerprint(loaded.opened.folder),
@@ -161,7 +160,7 @@ def facts_of_run(settings: "LoadedProfile", loaded: "LoadedModel", shape: "Cache
     }
 
 
-def memory_ended(error: Exception, profile: "Profile") -> OutOfMemoryError:
+def memory_ended(error: Exception, profile: Profile) -> OutOfMemoryError:
     """In the middle of a run: a sentence, and what to change."""
     known = OutOfMemoryError.of(error)
     form = "" if profile.model.load_in in ("int4", "4bit") else ", --load-in int4 (on a GPU 4bit)"

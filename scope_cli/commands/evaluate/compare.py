@@ -1,14 +1,18 @@
 """scope evaluate compare: results in, one table with paired differences out."""
 
+import json as json_module
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from scope_cli.commands.evaluate.shared import Plot, check_writable
-from scope_cli.commands.io import tell
+from scope_cli.commands.evaluate.shared import Plot
+from scope_cli.commands.io import check_writable, tell
+from scope_cli.console import tables
 from scope_cli.errors import UsageError
+from scope_cli.measure.evaluate.results import read_result
+from scope_cli.names import did_you_mean
 
 FORMATS = ("markdown", "csv", "json")
 
@@ -33,15 +37,10 @@ def compare_command(
 
     scope evaluate compare a.json b.json --baseline slide --plot memory.png
     """
-    from scope_cli.names import did_you_mean
-
     if form not in (None, *FORMATS):
         raise UsageError(f"--format: there is no {form!r}{did_you_mean(str(form), FORMATS)}")
     check_writable(None, plot)
 
-    import json as json_module
-
-    from scope_cli.console import tables
     from scope_cli.measure.evaluate.compare import (
         METRICS,
         as_csv,
@@ -51,7 +50,6 @@ def compare_command(
         kind_of,
         verdict,
     )
-    from scope_cli.measure.evaluate.results import read_result
 
     read = [(str(path), read_result(path)) for path in results]
     kind = kind_of(read)

@@ -12,7 +12,6 @@ from scope_cli.commands.evaluate.shared import (
     Output,
     Plot,
     add_row,
-    check_writable,
     load,
     open_for,
     rows_of,
@@ -20,10 +19,12 @@ from scope_cli.commands.evaluate.shared import (
     start,
 )
 from scope_cli.commands.evaluate.texts import read_run, text_of_file, text_of_prompt, text_of_run
-from scope_cli.commands.io import read_text, tell
+from scope_cli.commands.io import check_writable, read_text, tell
 from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.variants import Budgets, Profiles, variants
+from scope_cli.console.progress import Progress
 from scope_cli.errors import UsageError
+from scope_cli.measure.evaluate.results import identity
 
 PROMPT_TOKENS = 256  # of a text: what stands for the prompt, if it is not said
 
@@ -78,9 +79,7 @@ def fidelity_command(
     contents = [(file, read_text(file, "--text")) for file in text]
     written = read_run(run) if run is not None else None
 
-    from scope_cli.console.progress import Progress
     from scope_cli.measure.evaluate.fidelity import Reference, measure
-    from scope_cli.measure.evaluate.results import identity
 
     opened = open_for(chosen, offline)
     known_texts = [text_of_file(opened, file, content, prompt_tokens, tokens) for file, content in contents]

@@ -13,17 +13,20 @@ from scope_cli.commands.evaluate.shared import (
     Lanes,
     Plot,
     add_row,
-    check_writable,
     open_for,
     rows_of,
     show,
     start,
     write,
 )
-from scope_cli.commands.io import read_text, tell
+from scope_cli.commands.io import check_writable, read_text, tell
 from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.variants import Budgets, Profiles, variants
+from scope_cli.console.progress import Progress
 from scope_cli.errors import UsageError
+from scope_cli.measure.evaluate import longgenbench as bench
+from scope_cli.measure.evaluate.results import Rows, identity
+from scope_cli.names import did_you_mean
 
 if TYPE_CHECKING:
     from scope_cli.models.model import LoadedModel
@@ -73,9 +76,6 @@ def longgenbench_command(
     chosen = variants(profile, budgets, common, default=["full", "paper-4k-512"])
     check_writable(output, plot, force)
 
-    from scope_cli.measure.evaluate import longgenbench as bench
-    from scope_cli.names import did_you_mean
-
     if task not in bench.TASKS:
         raise UsageError(f"--task: there is no {task!r}{did_you_mean(task, bench.TASKS)}")
     items, marked = bench.read_items(data, task)
@@ -89,9 +89,7 @@ def longgenbench_command(
         raise UsageError(f"--shots {shots} leaves no question of {data}", "give fewer, or --examples FILE")
     groups = bench.make_groups(items, questions, worked, limit)
 
-    from scope_cli.console.progress import Progress
     from scope_cli.engine.slots_check import slots_of
-    from scope_cli.measure.evaluate.results import Rows, identity
     from scope_cli.measure.evaluate.writing import write_all
 
     opened = open_for(chosen, offline)

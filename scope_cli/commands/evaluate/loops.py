@@ -13,15 +13,16 @@ from scope_cli.commands.evaluate.shared import (
     Output,
     Plot,
     add_row,
-    check_writable,
     load,
     open_for,
     show,
     start,
 )
-from scope_cli.commands.io import read_text, tell
+from scope_cli.commands.io import check_writable, read_text, tell
 from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.variants import Budgets, Profiles, variants
+from scope_cli.console.progress import Progress
+from scope_cli.measure.evaluate.results import identity
 
 
 @o.with_settings(*o.MEASURED, "raw", "max_new_tokens", "ignore_eos", "seed", "temperature", "top_p", "top_k")
@@ -51,10 +52,8 @@ def loops_command(
     check_writable(output, plot, force)
     texts = [read_text(file, "--prompt-file") for file in prompt_file]
 
-    from scope_cli.console.progress import Progress
     from scope_cli.measure.evaluate.compare import compare
     from scope_cli.measure.evaluate.loops import repetition
-    from scope_cli.measure.evaluate.results import identity
     from scope_cli.measure.evaluate.writing import write_all
 
     opened = open_for(chosen, offline)

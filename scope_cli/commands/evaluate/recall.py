@@ -11,7 +11,6 @@ from scope_cli.commands.evaluate.shared import (
     Json,
     Output,
     add_row,
-    check_writable,
     load,
     open_for,
     rows_of,
@@ -19,10 +18,14 @@ from scope_cli.commands.evaluate.shared import (
     start,
 )
 from scope_cli.commands.evaluate.texts import plain_ids
-from scope_cli.commands.io import tell
+from scope_cli.commands.io import check_writable, tell
 from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.variants import Budgets, Profiles, variants
+from scope_cli.console.progress import Progress
 from scope_cli.errors import UsageError
+from scope_cli.measure.evaluate.probes import KINDS, make_probe
+from scope_cli.measure.evaluate.results import identity
+from scope_cli.names import did_you_mean
 
 
 @o.with_settings(*o.MEASURED, "raw")
@@ -51,17 +54,12 @@ def recall_command(
     chosen = variants(profile, budgets, common, default=["full", "default"])
     check_writable(output, plot, force)
 
-    from scope_cli.measure.evaluate.probes import KINDS, make_probe
-    from scope_cli.names import did_you_mean
-
     kinds = list(dict.fromkeys(kind)) or list(KINDS)
     for one in kinds:
         if one not in KINDS:
             raise UsageError(f"--kind: there is no {one!r}{did_you_mean(one, KINDS)}")
 
-    from scope_cli.console.progress import Progress
     from scope_cli.measure.evaluate.recall import AskedModel, recall
-    from scope_cli.measure.evaluate.results import identity
 
     opened = open_for(chosen, offline)
     result = start("recall", opened, chosen, {"kinds": kinds, "tokens": tokens, "seeds": list(range(seeds))})

@@ -1,5 +1,6 @@
 """What the subcommands of scope evaluate share: options, the result as it grows, the table at its end."""
 
+import json as json_module
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,12 +11,12 @@ import typer
 
 from scope_cli.commands.io import tell
 from scope_cli.commands.variants import Variant
+from scope_cli.console import tables
 from scope_cli.console.phases import loading
-from scope_cli.errors import UsageError
-from scope_cli.machine.installed import need
+from scope_cli.console.tables import Table
+from scope_cli.measure.evaluate.results import new_result, write_result
 
 if TYPE_CHECKING:
-    from scope_cli.console.tables import Table
     from scope_cli.models.model import LoadedModel, OpenedModel
 
 Output = Annotated[
@@ -25,7 +26,6 @@ Output = Annotated[
 Plot = Annotated[Path | None, typer.Option("--plot", help="Draw a plot: a .png, .svg or .pdf file.")]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, in place of the table.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
-PICTURES = (".png", ".svg", ".pdf")
 Lanes = Annotated[int, typer.Option("--lanes", min=1, help="Outputs that are written at once.")]
 
 
@@ -54,7 +54,6 @@ def load(opened: "OpenedModel", chosen: Sequence[Variant]) -> "tuple[LoadedModel
 def start(
     kind: str, opened: "OpenedModel", chosen: Sequence[Variant], settings: dict[str, Any]
 ) -> dict[str, Any]:
-    from scope_cli.measure.evaluate.results import new_result
 
     settings["sampling_seed"] = chosen[0].settings.profile.sampling.seed
     return new_result(kind, opened, settings)
@@ -84,16 +83,12 @@ def rows_of(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def write(result: dict[str, Any], output: Path) -> None:
-    from scope_cli.measure.evaluate.results import write_result
 
     write_result(result, output)
 
 
 def show(result: dict[str, Any], json: bool, found: Sequence["Table | str"] = ()) -> None:
     """The result on stdout: JSON where it was asked for, else tables, and words between them on stderr."""
-    import json as json_module
-
-    from scope_cli.console import tables
     from scope_cli.measure.evaluate.compare import as_table, baseline_of, compare, differences, verdict
 
     if json:
@@ -115,22 +110,3 @@ def show(result: dict[str, Any], json: bool, found: Sequence["Table | str"] = ()
             tables.show(differences(kind, lines), sys.stderr)
     if said := verdict(kind, lines):
         tell(f"verdict: {said}")
-
-
-def check_writable(output: Path | None, plot: Path | None = None, force: bool = True) -> None:
-    """A file that cannot be written is known before anything is measured."""
-    if output is not None and not force and output.is_file() and output.stat().st_size:
-        raise UsageError(f"{output} exists already", "choose another --output, or add --force")
-    if plot is not None and plot.suffix not in PICTURES:
-        raise UsageError(
-            f"--plot: {plot} is not a kind of picture that can be drawn", f"end it in {', '.join(PICTURES)}"
-        )
-    if plot is not None:
-        need("matplotlib", "--plot")
-    for file in (output, plot):
-        if file is not None and not file.parent.is_dir():
-            raise UsageError(
-                f"cannot write {file}: there is no folder {file.parent}", f"`mkdir -p {file.parent}` makes it"
-            )
-        if file is not None and file.is_dir():
-            raise UsageError(f"cannot write {file}: it is a folder")

@@ -1,5 +1,6 @@
 """Files and prompts in, known texts out: what profiles are measured on."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,11 +8,12 @@ from typing import TYPE_CHECKING
 from scope_cli.commands.io import read_text, tell
 from scope_cli.commands.variants import Variant
 from scope_cli.errors import UsageError
+from scope_cli.settings.load import LoadedProfile
+from scope_cli.settings.schema import PromptSettings
 
 if TYPE_CHECKING:
     from scope_cli.measure.evaluate.fidelity import KnownText
     from scope_cli.models.model import LoadedModel, OpenedModel
-    from scope_cli.settings.schema import PromptSettings
 
 
 def plain_ids(opened: "OpenedModel", text: str) -> list[int]:
@@ -41,7 +43,6 @@ def text_of_prompt(
     """What the full cache writes after a prompt, with the sampling of the first profile."""
     from scope_cli.measure.evaluate.fidelity import KnownText
     from scope_cli.measure.evaluate.writing import write_all
-    from scope_cli.settings.load import LoadedProfile
 
     profile = variant.settings.profile
     ids = loaded.opened.encode(prompt, profile.prompt)
@@ -68,15 +69,11 @@ class Run:
     file: Path
     text: str
     tokens: int
-    prompt: "PromptSettings"
+    prompt: PromptSettings
 
 
 def read_run(record: Path) -> Run:
     """A run's record, and its text beside it. No torch."""
-    import json
-
-    from scope_cli.settings.schema import PromptSettings
-
     try:
         saved = json.loads(read_text(str(record), "--run"))
         settings = PromptSettings.model_validate(saved["profile"]["prompt"])
