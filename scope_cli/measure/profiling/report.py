@@ -11,7 +11,7 @@ from typing import Any
 from scope_cli.console import tables
 from scope_cli.measure.profiling.compare import Change
 from scope_cli.measure.profiling.footprint import Footprint, Limits
-from scope_cli.measure.profiling.result import WORDS, Result, figures, in_words, on_card
+from scope_cli.measure.profiling.result import WORDS, Result, figures, in_words
 from scope_cli.models.target import Target
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
 
@@ -132,8 +132,9 @@ def result_table(results: list[Result], width: int | None = None) -> str:
     row("mapped files beside it", [as_bytes(r.peaks.mapped_bytes) for r in results])
     for label, key in (("prefill peak", "prefill"), ("decode peak", "decode")):
         row(label, [_against(r, f"{key}_peak", getattr(r.peaks, f"{key}_bytes")) for r in results])
+    numbers = [figures(r) for r in results]
     for figure in ("card_reserved_bytes", "card_fragmentation_bytes", "card_process_bytes"):
-        said = [on_card(r.peaks.card).get(figure) for r in results]
+        said = [one.get(figure) for one in numbers]
         if any(count is not None for count in said):
             row(WORDS[figure], ["not listed" if count is None else as_bytes(count) for count in said])
     row("KV allocated", [_against(r, "kv_allocated", r.kv.allocated_bytes) for r in results])

@@ -138,60 +138,71 @@ class Result:
 
     def errors(self) -> dict[str, float]:
         """Plan against measurement: (measured - planned) / planned, in percent."""
-        pairs = {
-            "kv_allocated": (self.kv.allocated_bytes, self.plan["cache_bytes"]),
-            "kv_held_peak": (self.kv.held_peak_bytes, self.plan["held_peak_bytes"]),
-            "kv_held_mean": (self.kv.held_mean_bytes, self.plan["held_mean_bytes"]),
-            "kv_held_end": (self.kv.held_end_bytes, self.plan["held_end_bytes"]),
-            "prefill_peak": (self.peaks.prefill_bytes, self.plan["prefill_peak_bytes"]),
-            "decode_peak": (self.peaks.decode_bytes, self.plan["decode_peak_bytes"]),
+        return {
+            key: 100 * (_at(self, FIGURES[f"{key}_bytes"][1]) / planned - 1)
+            for key, name in PLANNED.items()
+            if (planned := self.plan[name])
         }
-        return {key: 100 * (measured / planned - 1) for key, (measured, planned) in pairs.items() if planned}
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "errors_percent": self.errors()}
 
 
-WORDS = {  # of the figures below, in the order of a table
-    "prompt_tokens": "prompt, tokens",
-    "output_tokens": "output, tokens",
-    "weight_bytes": "weights",
-    "baseline_bytes": "loaded and warm",
-    "baseline_mapped_bytes": "of that, mapped files",
-    "prefill_peak_bytes": "prefill peak",
-    "prefill_peak_planned_bytes": "prefill peak, planned",
-    "decode_peak_bytes": "decode peak",
-    "decode_peak_planned_bytes": "decode peak, planned",
-    "card_allocated_bytes": "on the card: tensors, peak",
-    "card_reserved_bytes": "on the card: reserved, peak",
-    "card_fragmentation_bytes": "of that, in no tensor",
-    "card_process_bytes": "on the card: the process",
-    "kv_allocated_bytes": "KV allocated",
-    "kv_held_peak_bytes": "KV held, peak",
-    "kv_held_mean_bytes": "KV held, average",
-    "kv_held_end_bytes": "KV held, at the end",
-    "full_end_bytes": "full cache, at the end",
-    "full_mean_bytes": "full cache, average",
-    "read_bytes_per_1000": "read per 1,000 tokens",
-    "moved_bytes_per_1000": "moved per 1,000 tokens",
-    "reference_moved_bytes_per_1000": "gathering would move, per 1,000",
-    "host_bytes": "host transfers",
-    "evictions": "evictions",
-    "evicted_tokens": "evicted tokens",
-    "prefill_tokens_per_s": "prefill",
-    "decode_tokens_per_s": "decode",
-    "prefill_s": "time, prefill",
-    "decode_s": "time, decode",
-    "attention_s": "of that, attention",
-    "eviction_s": "of that, eviction",
-    "rest_s": "of that, the rest",
-    "kv_allocated_error_percent": "KV allocated, measured against planned",
-    "kv_held_peak_error_percent": "KV held, peak, measured against planned",
-    "kv_held_mean_error_percent": "KV held, average, measured against planned",
-    "kv_held_end_error_percent": "KV held, at the end, measured against planned",
-    "prefill_peak_error_percent": "prefill peak, measured against planned",
-    "decode_peak_error_percent": "decode peak, measured against planned",
+FIGURES = {  # in the order of a table: in words, and where in a Result
+    "prompt_tokens": ("prompt, tokens", "prompt_tokens"),
+    "output_tokens": ("output, tokens", "output_tokens"),
+    "weight_bytes": ("weights", "plan.weight_bytes"),
+    "baseline_bytes": ("loaded and warm", "peaks.baseline_bytes"),
+    "baseline_mapped_bytes": ("of that, mapped files", "peaks.mapped_bytes"),
+    "prefill_peak_bytes": ("prefill peak", "peaks.prefill_bytes"),
+    "prefill_peak_planned_bytes": ("prefill peak, planned", "plan.prefill_peak_bytes"),
+    "decode_peak_bytes": ("decode peak", "peaks.decode_bytes"),
+    "decode_peak_planned_bytes": ("decode peak, planned", "plan.decode_peak_bytes"),
+    "card_allocated_bytes": ("on the card: tensors, peak", "peaks.card.allocated_bytes"),
+    "card_reserved_bytes": ("on the card: reserved, peak", "peaks.card.reserved_bytes"),
+    "card_fragmentation_bytes": ("of that, in no tensor", "peaks.card.fragmentation_bytes"),
+    "card_process_bytes": ("on the card: the process", "peaks.card.process_bytes"),
+    "kv_allocated_bytes": ("KV allocated", "kv.allocated_bytes"),
+    "kv_held_peak_bytes": ("KV held, peak", "kv.held_peak_bytes"),
+    "kv_held_mean_bytes": ("KV held, average", "kv.held_mean_bytes"),
+    "kv_held_end_bytes": ("KV held, at the end", "kv.held_end_bytes"),
+    "full_end_bytes": ("full cache, at the end", "kv.full_end_bytes"),
+    "full_mean_bytes": ("full cache, average", "kv.full_mean_bytes"),
+    "read_bytes_per_1000": ("read per 1,000 tokens", "transfer.read_bytes"),
+    "moved_bytes_per_1000": ("moved per 1,000 tokens", "transfer.moved_bytes"),
+    "reference_moved_bytes_per_1000": (
+        "gathering would move, per 1,000", "transfer.reference_moved_bytes"
+    ),
+    "host_bytes": ("host transfers", "transfer.host_bytes"),
+    "evictions": ("evictions", "transfer.evictions"),
+    "evicted_tokens": ("evicted tokens", "transfer.evicted_tokens"),
+    "prefill_tokens_per_s": ("prefill", "speed.prefill_tokens_per_s"),
+    "decode_tokens_per_s": ("decode", "speed.decode_tokens_per_s"),
+    "prefill_s": ("time, prefill", "time.prefill_s"),
+    "decode_s": ("time, decode", "time.decode_s"),
+    "attention_s": ("of that, attention", "time.attention_s"),
+    "eviction_s": ("of that, eviction", "time.eviction_s"),
+    "rest_s": ("of that, the rest", "time.rest_s"),
+}  # fmt: skip
+PLANNED = {  # figures that a plan foretells, and what it calls them
+    "kv_allocated": "cache_bytes",
+    "kv_held_peak": "held_peak_bytes",
+    "kv_held_mean": "held_mean_bytes",
+    "kv_held_end": "held_end_bytes",
+    "prefill_peak": "prefill_peak_bytes",
+    "decode_peak": "decode_peak_bytes",
 }
+WORDS = {name: words for name, (words, _) in FIGURES.items()} | {
+    f"{key}_error_percent": f"{FIGURES[f'{key}_bytes'][0]}, measured against planned" for key in PLANNED
+}
+
+
+def _at(result: Result, where: str) -> Any:
+    """None where there is no card, or it does not say."""
+    found: Any = result
+    for name in where.split("."):
+        found = found[name] if isinstance(found, dict) else getattr(found, name, None)
+    return found
 
 
 def in_words(figure: str, value: float) -> str:
@@ -207,51 +218,9 @@ def in_words(figure: str, value: float) -> str:
 
 def figures(result: Result) -> dict[str, Any]:
     """One flat row: for CSV and for comparing."""
+    found = {name: _at(result, where) for name, (_, where) in FIGURES.items()}
     errors = {f"{key}_error_percent": value for key, value in result.errors().items()}
-    return {
-        "label": result.label,
-        "prompt_tokens": result.prompt_tokens,
-        "output_tokens": result.output_tokens,
-        "weight_bytes": result.plan["weight_bytes"],
-        "baseline_bytes": result.peaks.baseline_bytes,
-        "baseline_mapped_bytes": result.peaks.mapped_bytes,
-        "prefill_peak_bytes": result.peaks.prefill_bytes,
-        "prefill_peak_planned_bytes": result.plan["prefill_peak_bytes"],
-        "decode_peak_bytes": result.peaks.decode_bytes,
-        "decode_peak_planned_bytes": result.plan["decode_peak_bytes"],
-        **on_card(result.peaks.card),
-        "kv_allocated_bytes": result.kv.allocated_bytes,
-        "kv_held_peak_bytes": result.kv.held_peak_bytes,
-        "kv_held_mean_bytes": result.kv.held_mean_bytes,
-        "kv_held_end_bytes": result.kv.held_end_bytes,
-        "full_end_bytes": result.kv.full_end_bytes,
-        "full_mean_bytes": result.kv.full_mean_bytes,
-        "read_bytes_per_1000": result.transfer.read_bytes,
-        "moved_bytes_per_1000": result.transfer.moved_bytes,
-        "reference_moved_bytes_per_1000": result.transfer.reference_moved_bytes,
-        "host_bytes": result.transfer.host_bytes,
-        "evictions": result.transfer.evictions,
-        "evicted_tokens": result.transfer.evicted_tokens,
-        "prefill_tokens_per_s": result.speed.prefill_tokens_per_s,
-        "decode_tokens_per_s": result.speed.decode_tokens_per_s,
-        "prefill_s": result.time.prefill_s,
-        "decode_s": result.time.decode_s,
-        "attention_s": result.time.attention_s,
-        "eviction_s": result.time.eviction_s,
-        "rest_s": result.time.rest_s,
-        **errors,
-    }
-
-
-def on_card(card: OnCard | None) -> dict[str, int]:
-    if card is None:
-        return {}
-    row = {
-        "card_allocated_bytes": card.allocated_bytes,
-        "card_reserved_bytes": card.reserved_bytes,
-        "card_fragmentation_bytes": card.fragmentation_bytes,
-    }
-    return row if card.process_bytes is None else row | {"card_process_bytes": card.process_bytes}
+    return {"label": result.label, **{name: one for name, one in found.items() if one is not None}, **errors}
 
 
 def as_json(results: list[Result]) -> str:
