@@ -10,28 +10,19 @@ Table 2).
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from matplotlib.ticker import ScalarFormatter
 from torch import Tensor
 
 from scope_cli import cli
 from scope_cli.commands import options as o
-from scope_cli.commands.evaluate.shared import (
-    Force,
-    Json,
-    Output,
-    Plot,
-    add_row,
-    check_writable,
-    open_for,
-    show,
-    start,
-    write,
-)
+from scope_cli.commands.evaluate import shared as s
 from scope_cli.commands.evaluate.texts import text_of_prompt
-from scope_cli.commands.io import read_text, tell
+from scope_cli.commands.io import check_writable, read_text, tell
 from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.variants import Variant, variants
 from scope_cli.console.progress import Progress
@@ -209,10 +200,10 @@ def claims_command(
         list[str], typer.Option("--share", help="What stays of the prompt, e.g. 50%. Repeatable.")
     ] = ["25%", "50%"],  # noqa: B006
     top: Annotated[int, typer.Option("--top", min=1, help="How many tokens are heavy hitters.")] = 64,
-    output: Output = None,
-    force: Force = False,
-    plot: Plot = None,
-    json: Json = False,
+    output: s.Output = None,
+    force: s.Force = False,
+    plot: s.Plot = None,
+    json: s.Json = False,
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006
 ) -> None:
@@ -229,7 +220,7 @@ def claims_command(
     for one in shares:
         load_profile("full", {"prefill.method": "snapkv", "prefill.budget": one})  # refuses what is no share
 
-    opened = open_for(chosen, offline)
+    opened = s.open_for(chosen, offline)
     profile = chosen[0].settings.profile
     prompt_tokens, least = len(opened.encode(asked, profile.prompt)), least_for_drift(top)
     pairs = list(equal_bytes(prompt_tokens, tokens, shares, profile.prefill.window))
@@ -247,7 +238,7 @@ def claims_command(
             f"there is nothing to measure: {'; '.join(few)}",
             f"--tokens {min(least, prompt_tokens - longest + 2)} at least",
         )
-    result = start("claims", opened, chosen, {"shares": list(shares), "top": top, "tokens": tokens})
+    result = s.start("claims", opened, chosen, {"shares": list(shares), "top": top, "tokens": tokens})
     loaded = opened.load()
     known = text_of_prompt(loaded, chosen[0], prompt_file, asked, tokens)
     reference = Reference.of(loaded, known)
@@ -259,7 +250,7 @@ def claims_command(
         for way, settings in equal_bytes_profiles(pair).items():
             found = measure(reference, settings)
             variant = Variant(f"{pair.share} {pair.matched} {way}", settings)
-            add_row(
+            s.add_row(
                 result, variant, {"text_id": text_id, **asdict(pair), "way": way, **found.as_dict()}, output
             )
             what = f"the {way}" + (f", budget {pair.output_budget}" if way == "output" else "")
@@ -274,10 +265,10 @@ def claims_command(
         [f"{lag['lag']:,}", as_text(lag["overlap"], 3), f"{lag['chance']:.3f}"] for lag in result["drift"]
     ]
     if output is not None:
-        write(result, output)
+        s.write(result, output)
     if plot is not None and result["drift"]:
-        plots.drift({known.name: result["drift"]}, plot)
-    show(
+        draw_drift({known.name: result["drift"]}, plot)
+    s.show(
         result, json,
         [
             *([Table(heads, rows, names=2)] if rows else []),
@@ -316,3 +307,23 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
+
+
+def draw_drift(rows: dict[str, list[dict[str, Any]]], path: Path, title: str = "") -> None:
+    """Text -> its lags: how much of the top-k is still in the top-k some steps later."""
+    drawn, axes = plots.figure(
+        title or "Heavy hitters drift",
+        "steps later (tokens)",
+        "share of the top 64 that is still in the top 64",
+    )
+    named = {
+        name: ([lag["lag"] for lag in lags], [lag["overlap"][0] for lag in lags])
+        for name, lags in rows.items()
+    }
+    chance = next(iter(rows.values()))
+    named["by chance"] = ([lag["lag"] for lag in chance], [lag["chance"] for lag in chance])
+    plots.lines(axes, named)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.set_ylim(0, 1)
+    plots.save(drawn, path)

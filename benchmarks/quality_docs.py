@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import claims
 from quality import (
     BUDGETS,
     LOOP_BUDGETS,
@@ -306,7 +307,7 @@ def draw(rows: dict[str, list[Row]]) -> None:
             named[name] = (budgets, means)
         by_budget(named, PICTURES / "quality-budget.png", "Fidelity by budget")
     if rows["drift"]:
-        plots.drift({row["text"]: row["lags"] for row in rows["drift"]}, PICTURES / "quality-drift.png")
+        claims.draw_drift({row["text"]: row["lags"] for row in rows["drift"]}, PICTURES / "quality-drift.png")
     probes = [row for row in rows["recall"] if row["output_length"] == RECALL_TOKENS]
     for kind in ("output-fact", "prompt-fact"):
         chosen = grouped(

@@ -1,16 +1,20 @@
 """Writes the generated pages, cli.md and profiles.md of docs/reference; `--check` exits 1 for a stale one."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+import yaml
 from typer.cli import get_docs_for_click
 
 from scope_cli.cli import command
 from scope_cli.commands.menu import whole
 from scope_cli.settings.find import profile_names, read_yaml, shipped_folder
-from scope_cli.settings.reference import key_reference
+from scope_cli.settings.schema import Profile
+from scope_cli.settings.values import Plugin, is_section
 
 DOCS = Path(__file__).parent
 MARK = "<!-- Written by docs/build.py: change the code it describes, then run `make docs`. -->"
@@ -97,6 +101,45 @@ def commands() -> str:
             one.short_help = one.help.partition("\n")[0]
     ctx = typer.Context(scope, info_name="scope", **scope.context_settings)
     return get_docs_for_click(obj=scope, ctx=ctx, name="scope", indent=1)
+
+
+def key_reference() -> Iterator[tuple[str, str, str, str]]:
+    """(dotted key, type, default, meaning) of every key, for docs/reference/profiles.md."""
+    for section, known in Profile.model_fields.items():
+        if not is_section(known.annotation):
+            yield section, _type_text(known.annotation), _default_text(known.default), known.description or ""
+            continue
+        for key, inner in known.annotation.model_fields.items():
+            default = _default_text(inner.default)
+            yield f"{section}.{key}", _type_text(inner.annotation), default, inner.description or ""
+
+
+def _default_text(default: Any) -> str:
+    """A default as it would be written in YAML."""
+    plain = default.name if isinstance(default, Plugin) else default
+    shown = yaml.safe_dump(list(plain) if isinstance(plain, tuple) else plain, default_flow_style=True)
+    return str(shown).splitlines()[0]
+
+
+def _type_text(annotation: Any) -> str:
+    if annotation is type(None):
+        return "null"
+    if get_origin(annotation) is Literal:
+        return ", ".join(str(choice) for choice in get_args(annotation))
+    if get_origin(annotation) in (Union, UnionType):
+        return ", ".join(_type_text(member) for member in get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        return _type_text(get_args(annotation)[0])
+    if get_origin(annotation) is dict:
+        return "mapping"
+    if get_origin(annotation) is tuple:
+        member = get_args(annotation)[0]
+        if member is Plugin:
+            return "list of names, {name, options}"
+        return f"list of {' or '.join(f'{kind}s' for kind in _type_text(member).split(', '))}"
+    return {"str": "text", "int": "whole number", "float": "number", "bool": "true, false"}.get(
+        annotation.__name__, "name, {name, options}"
+    )
 
 
 if __name__ == "__main__":

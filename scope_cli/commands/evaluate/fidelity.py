@@ -6,18 +6,7 @@ from typing import Annotated
 import typer
 
 from scope_cli.commands import options as o
-from scope_cli.commands.evaluate.shared import (
-    Force,
-    Json,
-    Output,
-    Plot,
-    add_row,
-    load,
-    open_for,
-    rows_of,
-    show,
-    start,
-)
+from scope_cli.commands.evaluate import shared as s
 from scope_cli.commands.evaluate.texts import read_run, text_of_file, text_of_prompt, text_of_run
 from scope_cli.commands.io import check_writable, read_text, tell
 from scope_cli.commands.overrides import overrides_of
@@ -53,10 +42,10 @@ def fidelity_command(
     ] = None,
     profile: Profiles = [],  # noqa: B006
     budgets: Budgets = None,
-    output: Output = None,
-    force: Force = False,
-    plot: Plot = None,
-    json: Json = False,
+    output: s.Output = None,
+    force: s.Force = False,
+    plot: s.Plot = None,
+    json: s.Json = False,
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006
 ) -> None:
@@ -81,12 +70,12 @@ def fidelity_command(
 
     from scope_cli.measure.evaluate.fidelity import Reference, measure
 
-    opened = open_for(chosen, offline)
+    opened = s.open_for(chosen, offline)
     known_texts = [text_of_file(opened, file, content, prompt_tokens, tokens) for file, content in contents]
     if written is not None:
         known_texts = [text_of_run(opened, written, asked, tokens)]
-    result = start("fidelity", opened, chosen, {"prompt_tokens": prompt_tokens, "tokens": tokens})
-    loaded, chosen = load(opened, chosen)
+    result = s.start("fidelity", opened, chosen, {"prompt_tokens": prompt_tokens, "tokens": tokens})
+    loaded, chosen = s.load(opened, chosen)
     if prompt_file is not None and run is None:
         known_texts = [text_of_prompt(loaded, chosen[0], prompt_file, asked, tokens or 1024)]
     progress = Progress(len(known_texts) * (1 + len(chosen)))  # the full cache goes first
@@ -97,12 +86,12 @@ def fidelity_command(
         for variant in chosen:
             found = measure(reference, variant.for_prompt(len(known.prompt_ids)))
             row = {"text_id": identity(known.prompt_ids, known.output_ids), **found.as_dict()}
-            add_row(result, variant, row, output)
+            s.add_row(result, variant, row, output)
             progress.one_more()
             said = f"KL {found.kl[0]:.4f}, same top token {found.top1[0]:.3f}"
             tell(f"  {variant.name}: {said}{progress.left(' ({} left)')}")
     if plot is not None:
         from scope_cli.measure.evaluate import plots
 
-        plots.agreement(rows_of(result), plot)
-    show(result, json)
+        plots.agreement(s.rows_of(result), plot)
+    s.show(result, json)

@@ -7,18 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scope_cli.commands import options as o
-from scope_cli.commands.evaluate.shared import (
-    Force,
-    Json,
-    Lanes,
-    Plot,
-    add_row,
-    open_for,
-    rows_of,
-    show,
-    start,
-    write,
-)
+from scope_cli.commands.evaluate import shared as s
 from scope_cli.commands.io import check_writable, read_text, tell
 from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.variants import Budgets, Profiles, variants
@@ -57,12 +46,12 @@ def longgenbench_command(
         ),
     ] = 8,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Ask only so many questions.")] = None,
-    lanes: Lanes = 1,
+    lanes: s.Lanes = 1,
     profile: Profiles = [],  # noqa: B006
     budgets: Budgets = None,
-    force: Force = False,
-    plot: Plot = None,
-    json: Json = False,
+    force: s.Force = False,
+    plot: s.Plot = None,
+    json: s.Json = False,
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006
 ) -> None:
@@ -92,14 +81,14 @@ def longgenbench_command(
     from scope_cli.engine.slots_check import slots_of
     from scope_cli.measure.evaluate.writing import write_all
 
-    opened = open_for(chosen, offline)
+    opened = s.open_for(chosen, offline)
     prompts = {
         group.number: opened.encode(group.prompt, chosen[0].settings.profile.prompt) for group in groups
     }
     asked, lengths = sum(len(group.right) for group in groups), [len(prompt) for prompt in prompts.values()]
     tell(f"{asked:,} questions in {len(groups)} prompts of {min(lengths):,} to {max(lengths):,} tokens")
     settings = {"task": task, "questions": questions, "data": data.name, "limit": limit, "lanes": lanes}
-    result = start("longgenbench", opened, chosen, settings)
+    result = s.start("longgenbench", opened, chosen, settings)
     answers = Rows(
         output.with_name(f"{output.name}.answers.jsonl"), lambda row: (row["profile_id"], row["prompt_id"])
     )
@@ -146,17 +135,17 @@ def longgenbench_command(
         mine_of = {row["prompt_id"]: row for row in answers.read() if row["profile_id"] == profile_id}
         for name in names.values():
             row = {key: value for key, value in mine_of[name].items() if not key.startswith("profile")}
-            add_row(result, variant, row, None)
-    write(result, output)
+            s.add_row(result, variant, row, None)
+    s.write(result, output)
     by_index = {
         name: list(bench.by_index([row["answers"] for row in rows], questions))
-        for name, rows in rows_of(result).items()
+        for name, rows in s.rows_of(result).items()
     }
     if plot is not None:
         from scope_cli.measure.evaluate import plots
 
         plots.accuracy_by_index(by_index, plot)
-    show(result, json)
+    s.show(result, json)
     tell("right answers by the number of the question in its prompt:")
     for name, found in by_index.items():
         tell(f"  {name}: " + " ".join(f"{share:.0%}" for _index, share, _prompts in found))

@@ -6,18 +6,7 @@ from typing import Annotated
 import typer
 
 from scope_cli.commands import options as o
-from scope_cli.commands.evaluate.shared import (
-    Force,
-    Json,
-    Lanes,
-    Output,
-    Plot,
-    add_row,
-    load,
-    open_for,
-    show,
-    start,
-)
+from scope_cli.commands.evaluate import shared as s
 from scope_cli.commands.io import check_writable, read_text, tell
 from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.variants import Budgets, Profiles, variants
@@ -33,13 +22,13 @@ def loops_command(
     repeat: Annotated[
         int, typer.Option("--repeat", min=1, help="Outputs for each prompt, with different seeds.")
     ] = 1,
-    lanes: Lanes = 4,
+    lanes: s.Lanes = 4,
     profile: Profiles = [],  # noqa: B006
     budgets: Budgets = None,
-    output: Output = None,
-    force: Force = False,
-    plot: Plot = None,
-    json: Json = False,
+    output: s.Output = None,
+    force: s.Force = False,
+    plot: s.Plot = None,
+    json: s.Json = False,
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006
 ) -> None:
@@ -56,10 +45,11 @@ def loops_command(
     from scope_cli.measure.evaluate.loops import repetition
     from scope_cli.measure.evaluate.writing import write_all
 
-    opened = open_for(chosen, offline)
+    opened = s.open_for(chosen, offline)
     prompts = [opened.encode(text, chosen[0].settings.profile.prompt) for text in texts] * repeat
-    result = start("loops", opened, chosen, {"prompts": list(prompt_file), "repeat": repeat, "lanes": lanes})
-    loaded, chosen = load(opened, chosen)
+    what = {"prompts": list(prompt_file), "repeat": repeat, "lanes": lanes}
+    result = s.start("loops", opened, chosen, what)
+    loaded, chosen = s.load(opened, chosen)
     progress = Progress(len(chosen) * len(prompts))
     for variant in chosen:
         longest = max(len(prompt) for prompt in prompts)
@@ -73,7 +63,7 @@ def loops_command(
                 "evictions": written.evictions,
                 "text": written.text,
             }
-            add_row(result, variant, row, output)
+            s.add_row(result, variant, row, output)
             said = f"a loop of {found.loop_tokens:,} tokens" if found.looped else "no loop"
             progress.one_more()
             said += progress.left(" ({} left)")
@@ -87,4 +77,4 @@ def loops_command(
             if line.metric == "unique_ngrams"
         }
         plots.with_intervals(looped, plot, "Repetition", "distinct 4-grams (share)")
-    show(result, json)
+    s.show(result, json)

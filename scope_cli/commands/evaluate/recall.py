@@ -6,17 +6,7 @@ from typing import Annotated
 import typer
 
 from scope_cli.commands import options as o
-from scope_cli.commands.evaluate.shared import (
-    Force,
-    Json,
-    Output,
-    add_row,
-    load,
-    open_for,
-    rows_of,
-    show,
-    start,
-)
+from scope_cli.commands.evaluate import shared as s
 from scope_cli.commands.evaluate.texts import plain_ids
 from scope_cli.commands.io import check_writable, tell
 from scope_cli.commands.overrides import overrides_of
@@ -37,12 +27,12 @@ def recall_command(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Probes of each kind.")] = 3,
     profile: Profiles = [],  # noqa: B006
     budgets: Budgets = None,
-    output: Output = None,
-    force: Force = False,
+    output: s.Output = None,
+    force: s.Force = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw a plot of the first kind: a .png, .svg or .pdf file.")
     ] = None,
-    json: Json = False,
+    json: s.Json = False,
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006
 ) -> None:
@@ -61,9 +51,10 @@ def recall_command(
 
     from scope_cli.measure.evaluate.recall import AskedModel, recall
 
-    opened = open_for(chosen, offline)
-    result = start("recall", opened, chosen, {"kinds": kinds, "tokens": tokens, "seeds": list(range(seeds))})
-    loaded, chosen = load(opened, chosen)
+    opened = s.open_for(chosen, offline)
+    what = {"kinds": kinds, "tokens": tokens, "seeds": list(range(seeds))}
+    result = s.start("recall", opened, chosen, what)
+    loaded, chosen = s.load(opened, chosen)
     settings = chosen[0].settings.profile.prompt
     progress = Progress(len(kinds) * seeds)
     for one in kinds:
@@ -81,10 +72,10 @@ def recall_command(
             for variant in chosen:
                 found = recall(asked, variant.for_prompt(len(probe.prompt_ids)))
                 row = {"probe_id": identity(probe.prompt_ids, probe.output_ids), **found.as_dict()}
-                add_row(result, variant, row, output)
+                s.add_row(result, variant, row, output)
             progress.one_more()
     if plot is not None:
         from scope_cli.measure.evaluate import plots
 
-        plots.recall_by_gap(rows_of(result), kinds[0], plot)
-    show(result, json)
+        plots.recall_by_gap(s.rows_of(result), kinds[0], plot)
+    s.show(result, json)

@@ -181,23 +181,3 @@ def against_bytes(lines_of_table: Sequence[Line], kind: str, metric: str, path: 
     axes.set_xlim(left=0)
     legend(axes)
     save(drawn, path)
-
-
-def drift(rows: dict[str, list[dict[str, Any]]], path: Path, title: str = "") -> None:
-    """Text -> its lags: how much of the top-k is still in the top-k some steps later."""
-    drawn, axes = figure(
-        title or "Heavy hitters drift",
-        "steps later (tokens)",
-        "share of the top 64 that is still in the top 64",
-    )
-    named = {
-        name: ([lag["lag"] for lag in lags], [lag["overlap"][0] for lag in lags])
-        for name, lags in rows.items()
-    }
-    chance = next(iter(rows.values()))
-    named["by chance"] = ([lag["lag"] for lag in chance], [lag["chance"] for lag in chance])
-    lines(axes, named)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
-    axes.set_ylim(0, 1)
-    save(drawn, path)
