@@ -35,69 +35,83 @@ def batch_command(
         Path | None, o.option("--output-dir", "-o", panel=JOB, help="Where texts, records and the ledger go.")
     ] = None,
     glob: Annotated[
-        list[str], o.option("--glob", panel=PROMPTS, help="Which files of the directory. Repeatable.")
+        list[str], o.option("--glob", panel=PROMPTS, help="Which files of the directory to read. Repeatable.")
     ] = [],  # noqa: B006  typer copies it
     prompt_template: Annotated[
-        str | None, o.option("--prompt-template", panel=PROMPTS, help="A file with {text} in it.")
+        str | None,
+        o.option(
+            "--prompt-template",
+            panel=PROMPTS,
+            help="A template: a file in which {text} stands for each prompt.",
+        ),
     ] = None,
     system_file: Annotated[
         str | None, o.option("--system-file", panel=PROMPTS, help="Read the system message from a file.")
     ] = None,
-    suffix: Annotated[str, o.option("--suffix", panel=PROMPTS, help="Put behind every prompt.")] = "",
+    suffix: Annotated[str, o.option("--suffix", panel=PROMPTS, help="Text to append to every prompt.")] = "",
     lanes: Annotated[
         str, o.option("--lanes", panel=JOB, help="Prompts at once: auto (what fits, at most 32) or N.")
     ] = "auto",
     order: Annotated[
-        str, o.option("--order", panel=JOB, help="longest (the default) or input: which prompts come first.")
+        str, o.option("--order", panel=JOB, help="Which prompts come first: longest (the default) or input.")
     ] = "longest",
     limit: Annotated[
-        int | None, o.option("--limit", panel=JOB, min=1, help="Run at most so many prompts this time.")
+        int | None, o.option("--limit", panel=JOB, min=1, help="Run at most this many prompts this time.")
     ] = None,
     row_timeout: Annotated[
-        float | None, o.option("--row-timeout", panel=JOB, min=0.001, help="Seconds an output may take.")
+        float | None,
+        o.option("--row-timeout", panel=JOB, min=0.001, help="Most seconds that an output may take."),
     ] = None,
     fail_fast: Annotated[
         bool, o.option("--fail-fast", panel=JOB, help="Stop at the first prompt that fails.")
     ] = False,
     retry_failed: Annotated[
-        bool, o.option("--retry-failed", panel=JOB, help="Run the prompts that failed once more.")
+        bool, o.option("--retry-failed", panel=JOB, help="Run failed prompts again.")
     ] = False,
     restart: Annotated[
-        bool, o.option("--restart", panel=JOB, help="Begin again from nothing, over the job's own outputs.")
+        bool, o.option("--restart", panel=JOB, help="Start over, and overwrite the job's own outputs.")
     ] = False,
     accept_changed_profile: Annotated[
         bool,
         o.option(
             "--accept-changed-profile",
             panel=JOB,
-            help="Go on with other settings: what is done stays as it is.",
+            help="Continue with other settings; finished texts stay as they are.",
         ),
     ] = False,
     join: Annotated[
-        bool, o.option("--join", panel=JOB, help="Help a process that works on the same output folder.")
+        bool, o.option("--join", panel=JOB, help="Share the work of a process that uses the same folder.")
     ] = False,
     engine: Annotated[
-        str, o.option("--engine", panel=CLUSTER, help="local (the default) or ray: run on a Ray cluster.")
+        str,
+        o.option("--engine", panel=CLUSTER, help="Where to run: local (the default) or ray, a Ray cluster."),
     ] = "local",
     ray_address: Annotated[
         str | None,
-        o.option("--ray-address", panel=CLUSTER, help="ray://HOST:10001, auto; none: a local cluster."),
+        o.option("--ray-address", panel=CLUSTER, help="ray://HOST:10001 or auto (default: a local cluster)."),
     ] = None,
     workers: Annotated[
         int | None,
-        o.option("--workers", panel=CLUSTER, min=1, help="Models at once (one per GPU, else per CPU core)."),
+        o.option(
+            "--workers",
+            panel=CLUSTER,
+            min=1,
+            help="Models at once (default: one per GPU, else per CPU core).",
+        ),
     ] = None,
     checkpoint_every: o.CheckpointEvery = None,
     no_checkpoint: Annotated[
-        bool, o.option("--no-checkpoint", panel=JOB, help="Begin rows anew that were half written.")
+        bool,
+        o.option("--no-checkpoint", panel=JOB, help="Write half-written texts again from their beginning."),
     ] = False,
     dry_run: Annotated[
-        bool, o.option("--dry-run", panel=JOB, help="Say what would be run, and write nothing.")
+        bool, o.option("--dry-run", panel=JOB, help="Show what would run, and write nothing.")
     ] = False,
     status: Annotated[
-        Path | None, o.option("--status", panel=SHOWN, metavar="OUT", help="Show how far a job is, and end.")
+        Path | None,
+        o.option("--status", panel=SHOWN, metavar="OUT", help="Show the progress of a job, and exit."),
     ] = None,
-    json: Annotated[bool, o.option("--json", panel=SHOWN, help="With --status: as JSON.")] = False,
+    json: Annotated[bool, o.option("--json", panel=SHOWN, help="With --status: print JSON.")] = False,
     report: Annotated[
         bool, o.option("--report", panel=SHOWN, help="Write OUT/report.html at the end (or with --status).")
     ] = False,
@@ -105,15 +119,15 @@ def batch_command(
         float, o.option("--log-every", panel=SHOWN, min=0.1, help="Seconds between two lines in a log (30).")
     ] = 30.0,
     quiet: Annotated[
-        bool, o.option("--quiet", "-q", panel=SHOWN, help="Failures and errors, nothing else.")
+        bool, o.option("--quiet", "-q", panel=SHOWN, help="Print nothing but failures and errors.")
     ] = False,
     profile: o.Profile = "default",
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006
 ) -> None:
-    """Many prompts: one text each, several at once; a job that goes on where it was stopped.
+    """Write a text for each of many prompts, several at once; a job that can be stopped and continued.
 
-    The same command again runs what is not done yet.
+    The same command again continues the job.
 
         scope batch prompts/ --output-dir texts --budget 2048
     """

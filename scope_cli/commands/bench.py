@@ -49,12 +49,12 @@ def bench_command(
     ] = None,
     prompt_tokens: Annotated[
         int | None,
-        o.option("--prompt-tokens", panel=WHERE, help="Cut or repeat the prompt to that many tokens."),
+        o.option("--prompt-tokens", panel=WHERE, help="Cut or repeat the prompt to this many tokens."),
     ] = None,
     text: Annotated[
         str | None,
         o.option(
-            "--text", panel=WHERE, help="What follows the prompt, known: a file. Else the prompt again."
+            "--text", panel=WHERE, help="A file with what follows the prompt (default: the prompt again)."
         ),
     ] = None,
     profile: Annotated[
@@ -77,7 +77,7 @@ def bench_command(
     ] = [],  # noqa: B006
     baseline: Annotated[
         str | None,
-        o.option("--baseline", panel=WHO, help="Whom the others are compared with; else the first."),
+        o.option("--baseline", panel=WHO, help="The contender to compare with (default: the first)."),
     ] = None,
     lanes: Annotated[int, typer.Option("--lanes", min=1, rich_help_panel=WHO, help="Texts at once.")] = 1,
     threads: Annotated[
@@ -88,7 +88,7 @@ def bench_command(
         o.option(
             "--positions",
             panel=WHERE,
-            help="Where to measure, prompt and output counted: 1500,5000. Else three along the output.",
+            help="Where to measure, in tokens of prompt and output: 1500,5000 (default: three places).",
         ),
     ] = None,
     max_new_tokens: Annotated[
@@ -101,28 +101,28 @@ def bench_command(
         int, typer.Option("--rounds", min=1, rich_help_panel=WHERE, help="Bursts of each at each position.")
     ] = 5,
     write: Annotated[
-        bool, o.option("--write", panel=WHERE, help="Get to each position by writing, not by being fed.")
+        bool, o.option("--write", panel=WHERE, help="Reach each position by writing, not by feeding.")
     ] = False,
     apart: Annotated[
         bool,
-        o.option("--apart", panel=WHERE, help="A process for each position: positions are in turn as well."),
+        o.option("--apart", panel=WHERE, help="A process for each position: positions take turns, too."),
     ] = False,
     sequential: Annotated[
         bool,
         o.option("--sequential", panel=WHERE, help="One contender after the other: one model in memory."),
     ] = False,
     timeout: Annotated[
-        float, typer.Option("--timeout", min=1, rich_help_panel=WHERE, help="Seconds for one answer.")
+        float, typer.Option("--timeout", min=1, rich_help_panel=WHERE, help="Most seconds for one answer.")
     ] = 900,
     bandwidth: Annotated[
         float | None,
         o.option(
-            "--bandwidth", panel=RESULT, help="What the memory gives, GB/s: prints the share of it.", min=0
+            "--bandwidth", panel=RESULT, help="The memory's bandwidth, GB/s (default: it is measured).", min=0
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        o.option("--output", "-o", panel=RESULT, help="Save everything as JSON, each burst too."),
+        o.option("--output", "-o", panel=RESULT, help="Save everything as JSON, every burst included."),
     ] = None,
     force: Annotated[bool, o.option("--force", panel=RESULT, help="Overwrite the output file.")] = False,
     json: Annotated[bool, o.option("--json", panel=RESULT, help="Print everything as JSON.")] = False,
@@ -132,7 +132,9 @@ def bench_command(
     plot: Annotated[
         Path | None, o.option("--plot", panel=RESULT, help="Draw ms/step against position (.png, .svg).")
     ] = None,
-    quiet: Annotated[bool, o.option("--quiet", "-q", panel=RESULT, help="The table, no progress.")] = False,
+    quiet: Annotated[
+        bool, o.option("--quiet", "-q", panel=RESULT, help="Print the table, but no progress.")
+    ] = False,
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006
 ) -> None:

@@ -17,13 +17,15 @@ from scope_cli.settings.load import load_profile
 @o.with_settings("model")
 def calibrate_command(
     output: Annotated[Path, typer.Argument(help="The file to write (safetensors).", show_default=False)],
-    text: Annotated[str, typer.Option("--text", "-t", help="Some thousand words like those to be written.")],
+    text: Annotated[
+        str, typer.Option("--text", "-t", help="A file with some thousand words like those to be written.")
+    ],
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     profile: o.Profile = "default",
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006
 ) -> None:
-    """Look at a model's usual queries, once, for the scorer `tri`."""
+    """Record a model's typical queries for the scorer `tri`."""
     check_writable(output, None, force)
     content = read_text(text, "--text")
 

@@ -46,7 +46,7 @@ def doctor_command(
 ) -> None:
     """Check this machine: what a run needs, what is missing, and what to do about it.
 
-    Ends with exit code 1 where there is a problem.
+    Exits with code 1 if there is a problem.
     """
     found: list[Check] = []
     phases = Phases(log=False)

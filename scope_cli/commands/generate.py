@@ -49,13 +49,14 @@ def generate_command(
             "--prompt-file",
             "-f",
             panel=PROMPT,
-            help="Read a prompt from a file; - is standard input. Repeatable: they are written side by side.",
+            help="Read a prompt from a file; - is standard input. Repeatable: the texts are written "
+            "side by side.",
         ),
     ] = [],  # noqa: B006  typer copies it
     prompt_cache: Annotated[
         Path | None,
         o.option(
-            "--prompt-cache", panel=PROMPT, help="Start from a file of scope prompt save: nothing is read."
+            "--prompt-cache", panel=PROMPT, help="Start from a prompt that `scope prompt save` has read."
         ),
     ] = None,
     samples: Annotated[
@@ -66,12 +67,12 @@ def generate_command(
             min=1,
             max=MOST_SAMPLES,
             rich_help_panel=PROMPT,
-            help="Write so many texts for each prompt, the seeds counting up from --seed.",
+            help="Texts to write for each prompt; their seeds count up from --seed.",
         ),
     ] = 1,
     lanes: Annotated[
         int | None,
-        o.option("--lanes", panel=PROMPT, help="Texts written side by side (all of them).", min=1),
+        o.option("--lanes", panel=PROMPT, help="Texts to write side by side (default: all).", min=1),
     ] = None,
     system_file: Annotated[
         str | None, o.option("--system-file", panel=PROMPT, help="Read the system message from a file.")
@@ -79,7 +80,9 @@ def generate_command(
     continue_file: Annotated[
         str | None,
         o.option(
-            "--continue-file", panel=PROMPT, help="Read that from a file, such as an output that stopped."
+            "--continue-file",
+            panel=PROMPT,
+            help="Read --continue-text from a file, such as an interrupted output.",
         ),
     ] = None,
     output: Annotated[
@@ -88,21 +91,19 @@ def generate_command(
             "--output",
             "-o",
             panel=OUTPUT,
-            help="Write the text to a file as well, as it comes; of several texts, FILE-1.txt and so on.",
+            help="Also write the text to a file, as it comes; several texts go to FILE-1.txt and so on.",
         ),
     ] = None,
-    append: Annotated[bool, o.option("--append", panel=OUTPUT, help="Add to the output file.")] = False,
+    append: Annotated[bool, o.option("--append", panel=OUTPUT, help="Append to the output file.")] = False,
     force: Annotated[bool, o.option("--force", panel=OUTPUT, help="Overwrite the output file.")] = False,
     checkpoint_every: o.CheckpointEvery = None,
     no_checkpoint: Annotated[
         bool, o.option("--no-checkpoint", panel=OUTPUT, help="Keep no state for scope resume.")
     ] = False,
     keep_checkpoint: o.KeepCheckpoint = False,
-    json: Annotated[
-        bool, o.option("--json", panel=OUTPUT, help="One JSON object per event on stdout.")
-    ] = False,
+    json: Annotated[bool, o.option("--json", panel=OUTPUT, help="Print one JSON object per event.")] = False,
     quiet: Annotated[
-        bool, o.option("--quiet", "-q", panel=OUTPUT, help="Text and errors, nothing else.")
+        bool, o.option("--quiet", "-q", panel=OUTPUT, help="Print nothing but the text and errors.")
     ] = False,
     thinking: o.Thinking = "show",
     stats_file: StatsFile = None,
@@ -110,13 +111,15 @@ def generate_command(
     metrics_address: MetricsAddress = None,
     verbose: Annotated[
         bool,
-        o.option("--verbose", panel=OUTPUT, help="Seconds to the first word, and the memory's bandwidth."),
+        o.option(
+            "--verbose", panel=OUTPUT, help="Also print the seconds to the first word, and the bandwidth."
+        ),
     ] = False,
     profile: o.Profile = "default",
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006
 ) -> None:
-    """Write a long text, or several side by side: prompts, the SCOPE cache, one model.
+    """Write a long text, or several side by side.
 
     Text goes to stdout as it comes, everything else to stderr.
 

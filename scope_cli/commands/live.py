@@ -14,16 +14,21 @@ LIVE = "Live readings"
 StatsFile = Annotated[
     Path | None,
     option(
-        "--stats-file", metavar="FILE", panel=LIVE, help="One reading a second into a file, as JSON lines."
+        "--stats-file",
+        metavar="FILE",
+        panel=LIVE,
+        help="Write one reading per second to a file, as JSON lines.",
     ),
 ]
 MetricsPort = Annotated[
     int | None,
-    option("--metrics-port", panel=LIVE, min=0, max=65535, help="Prometheus metrics on this port; 0: any."),
+    option(
+        "--metrics-port", panel=LIVE, min=0, max=65535, help="Serve Prometheus metrics on this port; 0: any."
+    ),
 ]
 MetricsAddress = Annotated[
     str | None,
-    option("--metrics-address", panel=LIVE, help="Where it listens (127.0.0.1: this machine alone)."),
+    option("--metrics-address", panel=LIVE, help="Address to listen on (127.0.0.1: this machine alone)."),
 ]
 
 

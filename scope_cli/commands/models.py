@@ -37,7 +37,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 @app.command("list")
 def list_models(as_json: Json = False) -> None:
-    """The embedded model and what is on this machine; then open models by size, and whether they fit here."""
+    """List the models on this machine, then open models by size, and whether they fit here."""
     rows = listed()
     device, free = catalogue.here()
     fetched = {row.name for row in rows if row.ready}
@@ -141,7 +141,7 @@ def show(
     offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
     as_json: Json = False,
 ) -> None:
-    """The shape of a model and what its cache costs; fetches the model if need be."""
+    """Describe a model and what its cache costs; fetches the model if need be."""
     find(name, offline, _say)  # what cannot be found is told before torch is imported
 
     with loading(name) as phases:

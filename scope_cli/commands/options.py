@@ -44,7 +44,7 @@ CheckpointEvery = Annotated[
         min=0,
         rich_help_panel="Output",
         show_default=False,
-        help="Save where the text is (FILE.state) so often; by default as often as costs 1% of the time.",
+        help="Save the run's state (FILE.state) this often; by default as often as 1% of the time allows.",
     ),
 ]
 KeepCheckpoint = Annotated[
@@ -52,7 +52,7 @@ KeepCheckpoint = Annotated[
     typer.Option(
         "--keep-checkpoint",
         rich_help_panel="Output",
-        help="Keep the state of a text that is through: --max-new-tokens of scope resume makes it longer.",
+        help="Keep the state of a finished text: `scope resume --max-new-tokens` makes it longer.",
     ),
 ]
 
@@ -230,7 +230,7 @@ Thinking = Annotated[
         "--thinking",
         autocompletion=completion.among(completion.THINKING),
         panel="Output",
-        help="Where what the model thinks before it answers goes: show, stderr or hide (show).",
+        help="Where the model's thinking goes: show, stderr or hide (show).",
     ),
 ]
 

@@ -47,13 +47,15 @@ def typed_memory(text: str | None) -> int | None:
 @o.with_settings(*o.MEASURED, "scorer", "recent", "interval", "kv", "seed", "prefill", "prefill_budget")
 def profile_command(
     context: typer.Context,
-    prompt: Annotated[str | None, o.option("--prompt", panel=RUN, help="The prompt, a text.")] = None,
+    prompt: Annotated[str | None, o.option("--prompt", panel=RUN, help="The prompt's text.")] = None,
     prompt_file: Annotated[
         str | None, o.option("--prompt-file", "-f", panel=RUN, help="Read the prompt from a file.")
     ] = None,
     prompt_tokens: Annotated[
         int | None,
-        o.option("--prompt-tokens", panel=RUN, help="A synthetic prompt of that many tokens (1000).", min=1),
+        o.option(
+            "--prompt-tokens", panel=RUN, help="Use a synthetic prompt of this many tokens (1000).", min=1
+        ),
     ] = None,
     profiles: Annotated[
         list[str],
@@ -62,10 +64,11 @@ def profile_command(
         ),
     ] = [],  # noqa: B006  typer copies it
     budgets: Annotated[
-        str | None, o.option("--budget", panel=RUN, help="One or several: 256,512,1024. Side by side.")
+        str | None, o.option("--budget", panel=RUN, help="One or more budgets to compare: 256,512,1024.")
     ] = None,
     strategies: Annotated[
-        str | None, o.option("--strategy", panel=RUN, help="One or several: slide,adaptive,full.")
+        str | None,
+        o.option("--strategy", panel=RUN, help="One or more strategies to compare: slide,adaptive,full."),
     ] = None,
     offline: o.Offline = False,
     max_new_tokens: Annotated[
@@ -77,7 +80,7 @@ def profile_command(
         ),
     ] = None,
     plan: Annotated[
-        bool, o.option("--plan", panel=PLAN, help="From the model's config alone: nothing is loaded or run.")
+        bool, o.option("--plan", panel=PLAN, help="Plan from the model's config alone; nothing is loaded.")
     ] = False,
     fit: Annotated[
         bool,
@@ -85,16 +88,19 @@ def profile_command(
     ] = False,
     config: Annotated[
         Path | None,
-        o.option("--config", panel=PLAN, help="Plan for this config.json, or its folder; not --model."),
+        o.option(
+            "--config", panel=PLAN, help="Plan for this config.json, or its folder, instead of --model."
+        ),
     ] = None,
     memory: Annotated[
-        str | None, o.option("--memory", panel=PLAN, help="What is free, e.g. 24GiB (default: what is).")
+        str | None,
+        o.option("--memory", panel=PLAN, help="Memory to plan for, e.g. 24GiB (default: what is free)."),
     ] = None,
     lanes: Annotated[
         int, typer.Option("--lanes", rich_help_panel=PLAN, min=1, help="Sequences at once, for --plan.")
     ] = 1,
-    json: Annotated[bool, o.option("--json", panel=SHOW, help="Everything as JSON on stdout.")] = False,
-    csv: Annotated[bool, o.option("--csv", panel=SHOW, help="One row a profile on stdout.")] = False,
+    json: Annotated[bool, o.option("--json", panel=SHOW, help="Print everything as JSON.")] = False,
+    csv: Annotated[bool, o.option("--csv", panel=SHOW, help="Print one CSV row per profile.")] = False,
     plot: Annotated[
         list[str],
         typer.Option(
@@ -102,10 +108,12 @@ def profile_command(
             metavar="FILE",
             rich_help_panel=SHOW,
             show_default=False,
-            help="A picture: FILE.png, .svg or .html; - draws in the terminal. Repeatable. Also of a plan.",
+            help="Draw to FILE.png, .svg or .html; - draws in the terminal. Also a plan. Repeatable.",
         ),
     ] = [],  # noqa: B006
-    quiet: Annotated[bool, o.option("--quiet", "-q", panel=SHOW, help="No table, no progress.")] = False,
+    quiet: Annotated[
+        bool, o.option("--quiet", "-q", panel=SHOW, help="Print no table and no progress.")
+    ] = False,
     given: o.Given = {},  # noqa: B006
 ) -> None:
     """Plan and measure memory and speed of one or several profiles.
@@ -199,16 +207,16 @@ def side_by_side(
 @app.command("compare")
 def compare_command(
     before: Annotated[Path, typer.Argument(help="What `scope profile --json` wrote earlier.")],
-    after: Annotated[Path, typer.Argument(help="What it wrote now.")],
+    after: Annotated[Path, typer.Argument(help="What it writes now.")],
     threshold: Annotated[
         float, typer.Option("--threshold", min=0, help="Percent by which memory and bytes may grow.")
     ] = 1.0,
     speed_threshold: Annotated[
         float, typer.Option("--speed-threshold", min=0, help="Percent by which tokens/s may fall.")
     ] = 10.0,
-    everything: Annotated[bool, typer.Option("--all", help="Show also what did not change.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also show what did not change.")] = False,
 ) -> None:
-    """Compare two results; exit code 1 where something became worse than the thresholds allow, or lacks."""
+    """Compare two results; exit code 1 if something is worse than the thresholds allow, or missing."""
     found = compare(read_results(before), read_results(after), threshold, speed_threshold)
     print(change_table(found.changes, everything, width_of(Console())))
     for note in found.notes:

@@ -15,12 +15,12 @@ from scope_cli.errors import ProfileError
 from scope_cli.settings.find import profile_names, shipped_folder
 from scope_cli.settings.load import load_profile
 
-app = typer.Typer(help="The YAML files of settings: list, show, check.", no_args_is_help=True)
+app = typer.Typer(help="List, show and check profiles, the YAML files of settings.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_command() -> None:
-    """The profiles in ./profiles and those shipped, each with its purpose."""
+    """List the profiles in ./profiles and those shipped, each with its purpose."""
     rows = []
     seen = set()
     for folder in (Path("profiles"), shipped_folder()):
@@ -56,7 +56,7 @@ def show_command(
 def check_command(
     names: Annotated[list[str], typer.Argument(help="Profiles, by name or file.", show_default=False)],
 ) -> None:
-    """Check profiles; every problem of each is reported, exit code 2 if there is one."""
+    """Check profiles and report every problem; exit code 2 if there is one."""
     wrong = False
     for name in names:
         try:

@@ -34,7 +34,9 @@ SETTINGS = (
     "allow_control_tokens", "prefill", "prefill_budget", "scorer", "kv", "seed",
 )  # fmt: skip
 READ_WITH = ("prefill", "prompt", "cache")  # the sections of a profile that the file settles
-app = typer.Typer(name="prompt", help="Prompts that are read once and kept in a file.", no_args_is_help=True)
+app = typer.Typer(
+    name="prompt", help="Read a prompt once and keep its cache in a file.", no_args_is_help=True
+)
 
 
 @app.command("save")
@@ -52,7 +54,7 @@ def save_command(
     system_file: Annotated[
         str | None, o.option("--system-file", panel=PROMPT, help="Read the system message from a file.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors, nothing else.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
     profile: o.Profile = "default",
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006
@@ -133,9 +135,9 @@ def read(settings: LoadedProfile, loaded: "LoadedModel", work: "Work") -> "LaneS
 
 @app.command("show")
 def show_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What scope prompt save wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `scope prompt save` wrote.")],
 ) -> None:
-    """What a prompt file holds."""
+    """Describe a prompt file."""
     print("\n".join(shown(file, facts_of(file))))
 
 

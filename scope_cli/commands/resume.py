@@ -47,11 +47,9 @@ def resume_command(
     max_new_tokens: Annotated[
         int | None, o.option("--max-new-tokens", panel=OUTPUT, help="Planned length, from the start.", min=1)
     ] = None,
-    json: Annotated[
-        bool, o.option("--json", panel=OUTPUT, help="One JSON object per event on stdout.")
-    ] = False,
+    json: Annotated[bool, o.option("--json", panel=OUTPUT, help="Print one JSON object per event.")] = False,
     quiet: Annotated[
-        bool, o.option("--quiet", "-q", panel=OUTPUT, help="Text and errors, nothing else.")
+        bool, o.option("--quiet", "-q", panel=OUTPUT, help="Print nothing but the text and errors.")
     ] = False,
     checkpoint_every: o.CheckpointEvery = None,
     keep_checkpoint: o.KeepCheckpoint = False,
@@ -60,11 +58,11 @@ def resume_command(
     metrics_address: MetricsAddress = None,
     offline: o.Offline = False,
 ) -> None:
-    """Go on with a text that was broken off: by Ctrl-C, a kill, a crash, a full disk.
+    """Continue a text that was interrupted: by Ctrl-C, a kill, a crash, a full disk.
 
-    Model, profile and prompt come from FILE.state, which scope generate keeps beside a text while it is
-    written. The text is cut back to that moment and goes on as if nothing had happened. Of a run with several
-    texts, all that are not through go on. What is new goes to stdout as well.
+    Model, profile and prompt come from FILE.state, which scope generate keeps beside a text while it writes.
+    The text is cut back to that moment and continues as if nothing had happened. Of a run with several texts,
+    every unfinished one continues. New text goes to stdout as well.
 
         scope resume story.txt
     """

@@ -35,10 +35,10 @@ class Run:
 
 
 def runs_command(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where texts are; this folder.")] = Path(),
-    json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder with the texts.")] = Path(),
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
 ) -> None:
-    """The texts of a folder that scope generate has written: through or not, how far, with what settings.
+    """List the texts that scope generate wrote to a folder: finished or not, how long, with which settings.
 
     scope runs texts/
     """

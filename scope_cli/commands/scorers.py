@@ -6,12 +6,12 @@ from scope_cli.policies import plugins
 
 
 def scorers_command() -> None:
-    """What ranks the generated tokens, each with its options."""
+    """List the scorers, which rank the generated tokens, and their options."""
     _print_plugins("scorers", "scorer")
 
 
 def prefills_command() -> None:
-    """What is done once to the prompt's cache, each with its options, and what wraps it."""
+    """List the prefill methods, which compress the prompt's cache, their wrappers, and their options."""
     _print_plugins("prefills", "method")
     print()
     _print_plugins("wrappers", "wrapper")

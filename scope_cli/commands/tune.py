@@ -42,7 +42,7 @@ def tune_command(
         str | None, typer.Option("--text", "-t", help="Or a text: its first 256 tokens are the prompt.")
     ] = None,
     max_gap: Annotated[
-        float, typer.Option("--max-gap", help="The most that the mean KL to the full cache may be, in nats.")
+        float, typer.Option("--max-gap", help="The largest mean KL to the full cache, in nats.")
     ] = 0.02,
     tokens: Annotated[
         int, typer.Option("--tokens", min=64, help="Length of the output that is measured.")

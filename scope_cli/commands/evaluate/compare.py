@@ -33,7 +33,7 @@ def compare_command(
     metric: Annotated[str | None, typer.Option("--metric", help="What --plot shows: the first one.")] = None,
     plot: Plot = None,
 ) -> None:
-    """Profiles of one or several results: means, intervals, and paired differences to a baseline.
+    """Compare the profiles of one or more results: means, intervals, paired differences to a baseline.
 
     scope evaluate compare a.json b.json --baseline slide --plot memory.png
     """

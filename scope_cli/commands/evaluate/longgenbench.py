@@ -42,10 +42,12 @@ def longgenbench_command(
         typer.Option(
             "--shots",
             min=0,
-            help="Without --examples: so many rows of the data are worked examples.",
+            help="Without --examples: this many rows of the data are worked examples.",
         ),
     ] = 8,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Ask only so many questions.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Ask at most this many questions.")
+    ] = None,
     lanes: s.Lanes = 1,
     profile: Profiles = [],  # noqa: B006
     budgets: Budgets = None,
@@ -55,9 +57,9 @@ def longgenbench_command(
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006
 ) -> None:
-    """K questions in one prompt, one long answer, scored question by question: LongGenBench as SCOPE uses it.
+    """Ask K questions in one prompt and score the long answer question by question: SCOPE's LongGenBench.
 
-    A run that was stopped goes on where it was: the same command again. A finished one is refused: --force.
+    The same command again continues a run that was stopped; a finished one is refused without --force.
 
         scope evaluate longgenbench --data test.jsonl -k 30 -p full -p paper-4k-512 -o gsm8k.json
     """

@@ -36,7 +36,7 @@ def recall_command(
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006
 ) -> None:
-    """Probes that a policy can fail: facts of the output and the prompt, a list, a long copy.
+    """Ask what a policy may have forgotten: facts of the output and the prompt, a list, a long copy.
 
     scope evaluate recall -p full -p default -p "default scorer=recency" --budget 256
     """

@@ -24,9 +24,9 @@ Output = Annotated[
     typer.Option("--output", "-o", help="Write the result as JSON, for `scope evaluate compare`."),
 ]
 Plot = Annotated[Path | None, typer.Option("--plot", help="Draw a plot: a .png, .svg or .pdf file.")]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, in place of the table.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of the table.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
-Lanes = Annotated[int, typer.Option("--lanes", min=1, help="Outputs that are written at once.")]
+Lanes = Annotated[int, typer.Option("--lanes", min=1, help="Outputs to write at once.")]
 
 
 def open_for(chosen: Sequence[Variant], offline: bool) -> "OpenedModel":
