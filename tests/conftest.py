@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anybody imports triton
@@ -23,7 +23,8 @@ from tests.helpers.lanes import models, named  # noqa: F401  fixtures, as the ne
 from tests.helpers.native_library import native  # noqa: F401
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
-settings.register_profile("scope", deadline=None)  # shared machines are slow at times
+# Shared machines are slow at times, and stand still for seconds.
+settings.register_profile("scope", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("scope")
 
 
