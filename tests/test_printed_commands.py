@@ -17,12 +17,12 @@ import pytest
 import typer
 
 from scope_cli import cli
-from scope_cli.batch import session
+from scope_cli.commands import doctor, models
 from scope_cli.commands.menu import whole
 from scope_cli.errors import ScopeError
 from scope_cli.measure.bench import engine, peers
 from scope_cli.measure.profiling import runner, source
-from scope_cli.models import model, registry
+from scope_cli.models import model, opening, registry
 from scope_cli.models.model_folder import ModelFolder
 from tests.helpers.configs import LLAMA_8B
 from tests.helpers.pages import PAGES, ROOT, blocks, parse
@@ -109,8 +109,7 @@ def desk(tmp_path, monkeypatch):
 
     monkeypatch.setenv("SCOPE_CACHE", str(tmp_path / "cache"))  # nothing that is printed touches the real one
     monkeypatch.setattr(model, "open_model", opened)
-    monkeypatch.setattr(registry, "find", opened)
-    for taken in (session, source):  # a module first imported now would keep what stands in for it
+    for taken in (registry, opening, doctor, models, source):  # a module first imported now would keep it
         monkeypatch.setattr(taken, "find", opened)
     for taken in (engine, peers):
         monkeypatch.setattr(taken, "open_model", opened)

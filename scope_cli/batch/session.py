@@ -27,7 +27,7 @@ from scope_cli.batch.rows import Row
 from scope_cli.batch.start import Start, dry_run
 from scope_cli.batch.states import RowStates
 from scope_cli.batch.status import summary_lines
-from scope_cli.console.phases import loading
+from scope_cli.console.phases import Phases
 from scope_cli.console.signals import Interruption
 from scope_cli.errors import (
     AuditError,
@@ -38,7 +38,7 @@ from scope_cli.errors import (
     is_out_of_memory,
 )
 from scope_cli.formats.base import PLAIN
-from scope_cli.models.registry import find
+from scope_cli.models.opening import opened_model
 from scope_cli.models.sampling import in_words
 
 if TYPE_CHECKING:
@@ -63,13 +63,10 @@ def run(options: Options) -> int:
         make_folder(options.out)
 
     settings = options.settings.profile.model
-    with loading(settings.name, options.quiet) as phases:
-        find(settings.name, options.offline, phases.say)  # what is not there is told before torch is imported
-
-        from scope_cli.models.model import open_model
-
-        opened = open_model(settings, options.offline, phases.say, options.lanes or 1)
-    sampling, from_model = options.settings.with_model_sampling(opened.sampling)
+    with opened_model(
+        settings, options.offline, Phases(options.quiet, log=False), options.lanes or 1
+    ) as opened:
+        sampling, from_model = options.settings.with_model_sampling(opened.sampling)
     options = replace(options, settings=sampling, from_model=from_model)
     if words := in_words(from_model):
         options.say(f"sampling as the model asks: {words}")

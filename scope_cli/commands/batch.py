@@ -11,12 +11,12 @@ from scope_cli.batch.inputs import Frame
 from scope_cli.batch.ledger import Ledger
 from scope_cli.batch.options import Options
 from scope_cli.commands import options as o
-from scope_cli.commands.early import check_model
 from scope_cli.commands.io import read_into, read_text, tell
 from scope_cli.commands.overrides import notes_on, overrides_of
 from scope_cli.console.safe import printable
 from scope_cli.errors import UsageError
 from scope_cli.machine.installed import need
+from scope_cli.models.opening import check_model
 from scope_cli.settings.load import load_profile
 from scope_cli.settings.schedules import nothing_to_choose
 

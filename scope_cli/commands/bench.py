@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scope_cli.commands import options as o
-from scope_cli.commands.early import check_model
 from scope_cli.commands.io import check_writable, no_word, prompts_of, read_text, tell
 from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.variants import changes, parsed
 from scope_cli.console import tables
-from scope_cli.console.phases import loading
+from scope_cli.console.phases import Phases
 from scope_cli.console.safe import as_json
 from scope_cli.engine.fit import needs
 from scope_cli.engine.run_plan import make_plan
@@ -23,6 +22,7 @@ from scope_cli.measure.bench.plot import draw
 from scope_cli.measure.bench.protocol import Job
 from scope_cli.measure.bench.report import lines_of, remarks, report, tables_of, verdict, write_csv
 from scope_cli.measure.evaluate.results import write_result
+from scope_cli.models.opening import opened_model
 from scope_cli.names import did_you_mean
 from scope_cli.settings.load import Typed, load_profile
 from scope_cli.settings.schedules import nothing_to_choose
@@ -168,15 +168,10 @@ def bench_command(
     say = no_word if quiet else tell
 
     settings = load_profile("full", common).profile
-    check_model(settings.model)
-
-    with loading(settings.model.name, quiet) as phases:
+    with opened_model(settings.model, offline, Phases(quiet, log=False), lanes) as opened:
         import torch
 
         from scope_cli.engine import roofline
-        from scope_cli.models.model import open_model
-
-        opened = open_model(settings.model, offline, phases.say, lanes)
     ids = opened.encode(asked.text, settings.prompt)
     ids = exactly(ids, prompt_tokens) if prompt_tokens is not None else ids
     at = positions_of(wanted, len(ids), max_new_tokens, burst * (rounds + 1), opened.geometry.context)

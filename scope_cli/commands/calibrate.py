@@ -6,11 +6,10 @@ from typing import Annotated
 import typer
 
 from scope_cli.commands import options as o
-from scope_cli.commands.early import check_model
 from scope_cli.commands.io import check_writable, read_text, tell
 from scope_cli.commands.overrides import overrides_of
-from scope_cli.console.phases import loading
 from scope_cli.errors import UsageError
+from scope_cli.models.opening import opened_model
 from scope_cli.settings.load import load_profile
 
 
@@ -30,13 +29,8 @@ def calibrate_command(
     content = read_text(text, "--text")
 
     settings = load_profile(profile, overrides_of(**given)).profile.model
-    check_model(settings)
-
-    with loading(settings.name) as phases:
+    with opened_model(settings, offline) as opened:
         from scope_cli.engine.calibrate import calibrate
-        from scope_cli.models.model import open_model
-
-        opened = open_model(settings, offline, phases.say)
     ids = opened.tokenizer(content)["input_ids"][: opened.geometry.context]
     if len(ids) < 2:
         raise UsageError(

@@ -10,7 +10,6 @@ import typer
 
 from scope_cli.cache.shape import CacheShape
 from scope_cli.commands import options as o
-from scope_cli.commands.early import check_model
 from scope_cli.commands.io import Asked, argument_names_file, prompts_of, read_into, tell
 from scope_cli.commands.live import MetricsAddress, MetricsPort, StatsFile, live_sinks
 from scope_cli.commands.outputs import Output, about_of, new_states, open_sinks, outputs_of
@@ -22,7 +21,7 @@ from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run_plan import RunPlan
 from scope_cli.errors import UsageError
 from scope_cli.files import cache_folder
-from scope_cli.models.registry import find
+from scope_cli.models.opening import opened_model
 from scope_cli.native.build import SWITCH, will_build
 from scope_cli.settings.load import LoadedProfile, load_profile
 from scope_cli.sinks.several import Every
@@ -31,7 +30,7 @@ from scope_cli.units import as_bytes
 
 if TYPE_CHECKING:
     from scope_cli.engine.run import Work
-    from scope_cli.models.model import LoadedModel
+    from scope_cli.models.model import LoadedModel, OpenedModel
 
 PROMPT, OUTPUT = "Prompt", "Output"
 MOST_SAMPLES = 10_000  # scope batch takes more
@@ -186,27 +185,19 @@ def run(
     prompt_cache: Path | None = None,
 ) -> int:
     """Open the model, plan, load, generate; the exit code. `texts` has every prompt `samples` times."""
-    phases = Phases(quiet)
-    check_model(settings.profile.model)
-
-    find(settings.profile.model.name, offline, phases.say)  # told before torch is imported
-    phases.reach("command")
-    phases.begin(f"loading {settings.profile.model.name}")
-    try:
-        found = load(settings, texts, samples, lanes, offline, phases, prompt_cache)
+    phases, side_by_side = Phases(quiet), min(lanes or len(texts), len(texts))
+    with opened_model(settings.profile.model, offline, phases, side_by_side) as opened:
+        found = load(opened, settings, texts, samples, side_by_side, phases, prompt_cache)
         loaded, works, shape, settings, from_model = found
-    finally:
-        phases.end()
-
     return write(settings, loaded, works, shape, watch, phases, verbose, from_model)
 
 
 def load(
+    opened: "OpenedModel",
     settings: LoadedProfile,
     texts: list[str],
     samples: int,
-    lanes: int | None,
-    offline: bool,
+    side_by_side: int,
     phases: Phases,
     prompt_cache: Path | None = None,
 ) -> "tuple[LoadedModel, list[Work], CacheShape, LoadedProfile, dict[str, Any]]":
@@ -214,13 +205,8 @@ def load(
     own sampling where nobody said another, and what that is."""
     from scope_cli.engine.run import Work, new_work
     from scope_cli.engine.slots_check import computed, settle
-    from scope_cli.models.model import open_model
     from scope_cli.native.library import library
 
-    phases.reach("imports")
-    profile = settings.profile
-    side_by_side = min(lanes or len(texts), len(texts))
-    opened = open_model(profile.model, offline, phases.say, side_by_side)
     settings, from_model = settings.with_model_sampling(opened.sampling)
     profile = settings.profile
     opened.stops(profile.sampling)  # what never comes is told now

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from scope_cli.commands.early import check_model
 from scope_cli.commands.io import tell
 from scope_cli.commands.plan import width_of
 from scope_cli.console.progress import Progress
@@ -20,6 +19,7 @@ from scope_cli.measure.profiling.runner import run_job
 from scope_cli.measure.profiling.source import source_of
 from scope_cli.measure.profiling.terminal import draw
 from scope_cli.measure.profiling.worker import Job
+from scope_cli.models.opening import check_model
 from scope_cli.models.shapes import ModelShape
 from scope_cli.settings.load import LoadedProfile
 

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from scope_cli.console import tables
-from scope_cli.console.phases import loading
 from scope_cli.console.safe import printable
 from scope_cli.errors import UsageError
 from scope_cli.models import catalogue
 from scope_cli.models.catalogue import Known
 from scope_cli.models.kept import kept_copies, remove
+from scope_cli.models.opening import opened_model
 from scope_cli.models.registry import find, listed
 from scope_cli.settings.schema import ModelSettings
 from scope_cli.units import as_bytes
@@ -142,13 +142,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Describe a model and what its cache costs; fetches the model if need be."""
-    find(name, offline, _say)  # what cannot be found is told before torch is imported
-
-    with loading(name) as phases:
-        from scope_cli.models.model import open_model
-
-        opened = open_model(ModelSettings(name=name), offline=offline, say=phases.say)
-    geometry = opened.geometry
+    with opened_model(ModelSettings(name=name), offline) as opened:
+        geometry = opened.geometry
     windows = sorted({layer.window for layer in geometry.layers if layer.kind == "window"})
     facts: dict[str, Any] = opened.describe() | {
         "path": str(opened.folder.path),

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scope_cli.commands import options as o
-from scope_cli.commands.early import check_model
 from scope_cli.commands.io import check_writable, prompts_of, read_into, tell
 from scope_cli.commands.outputs import about_of
 from scope_cli.commands.overrides import overrides_of
@@ -19,6 +18,7 @@ from scope_cli.engine.checkpoint import Checkpoint, Refused, read_facts, write_c
 from scope_cli.engine.run_plan import RunPlan
 from scope_cli.errors import ScopeError, UsageError
 from scope_cli.models.fingerprint import fingerprint
+from scope_cli.models.opening import opened_model
 from scope_cli.settings.load import LoadedProfile, load_profile
 from scope_cli.settings.schema import Profile
 from scope_cli.units import as_bytes
@@ -71,7 +71,6 @@ def save_command(
 
     typed = overrides_of(**given) | {"sampling.max_new_tokens": 1}
     settings = load_profile(profile, typed)
-    check_model(settings.profile.model)
     loaded, settings, work = load(settings, asked[0].text, offline, Phases(quiet))
     state = read(settings, loaded, work)
 
@@ -97,13 +96,10 @@ def save_command(
 def load(
     settings: LoadedProfile, text: str, offline: bool, phases: Phases
 ) -> "tuple[LoadedModel, LoadedProfile, Work]":
-    phases.begin(f"loading {settings.profile.model.name}")
-    try:
+    with opened_model(settings.profile.model, offline, phases) as opened:
         from scope_cli.engine.run import new_work
         from scope_cli.engine.slots_check import computed, settle
-        from scope_cli.models.model import open_model
 
-        opened = open_model(settings.profile.model, offline, phases.say)
         prompt = opened.chat.prompt(text, settings.profile.prompt)
         foreseen = computed(opened).foreseen(settings)
         work = new_work(foreseen, opened.geometry, prompt.ids, notes=prompt.notes)
@@ -111,8 +107,6 @@ def load(
         loaded = opened.load()
         settings, (work,) = settle(loaded, settings, [work])
         return loaded, settings, work
-    finally:
-        phases.end()
 
 
 def read(settings: LoadedProfile, loaded: "LoadedModel", work: "Work") -> "LaneState":

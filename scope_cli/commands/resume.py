@@ -10,7 +10,6 @@ import typer
 
 from scope_cli.cache.shape import CacheShape
 from scope_cli.commands import options as o
-from scope_cli.commands.early import check_model
 from scope_cli.commands.live import MetricsAddress, MetricsPort, StatsFile, live_sinks
 from scope_cli.commands.outputs import Output, new_states, open_sinks
 from scope_cli.commands.write import Watch, ending_of, write
@@ -23,7 +22,7 @@ from scope_cli.engine.thinking import Tags, Thinking
 from scope_cli.errors import UsageError
 from scope_cli.events import Event, Token
 from scope_cli.models.fingerprint import fingerprint
-from scope_cli.models.registry import find
+from scope_cli.models.opening import opened_model
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schema import Profile
 from scope_cli.sinks.base import text_of
@@ -207,15 +206,8 @@ def load(
     settings: LoadedProfile, kept: list[Kept], offline: bool, phases: Phases
 ) -> "tuple[LoadedModel, list[Work], CacheShape]":
     """The model, checked to be the one of the run; the lanes to go on with; the cache's shape, as it was."""
-    check_model(settings.profile.model)
-
-    find(settings.profile.model.name, offline, phases.say)
-    phases.begin(f"loading {settings.profile.model.name}")
-    try:
-        from scope_cli.models.model import open_model
-
-        lanes = int(kept[0].facts["shape"]["lanes"])
-        opened = open_model(settings.profile.model, offline, phases.say, lanes)
+    lanes = int(kept[0].facts["shape"]["lanes"])
+    with opened_model(settings.profile.model, offline, phases, lanes) as opened:
         if fingerprint(opened.folder) != kept[0].facts["model"]:
             raise UsageError(
                 f"{opened.name} has changed: other weights, config or tokenizer than when the text was begun",
@@ -227,8 +219,6 @@ def load(
         RunPlan.of(settings.profile, plans, opened.device.type, shape=shape).check_fits(opened)
         phases.begin("reading the weights")
         loaded = opened.load()
-    finally:
-        phases.end()
     for note in differences(kept[0], loaded, lanes):
         phases.say(note)
     return loaded, works, shape

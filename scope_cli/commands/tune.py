@@ -7,13 +7,11 @@ import typer
 import yaml
 
 from scope_cli.commands import options as o
-from scope_cli.commands.early import check_model
 from scope_cli.commands.evaluate.texts import text_of_file, text_of_prompt
 from scope_cli.commands.io import check_writable, read_text, tell
 from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.variants import Variant
 from scope_cli.console import tables
-from scope_cli.console.phases import loading
 from scope_cli.console.progress import Progress
 from scope_cli.console.tables import Table
 from scope_cli.engine.plan import packable
@@ -21,6 +19,7 @@ from scope_cli.errors import ScopeError, UsageError
 from scope_cli.formats.base import SHORT
 from scope_cli.measure.evaluate import tune as search
 from scope_cli.measure.evaluate.tune import Tuned
+from scope_cli.models.opening import opened_model
 from scope_cli.settings.load import LoadedProfile, load_profile
 from scope_cli.units import as_ratio
 
@@ -92,14 +91,10 @@ def tune_command(
         load({**keys, "decode.budget": 4096})  # every mistake is known before the model is
     typed_forms = [load({"cache.kv": form}).profile.cache for form in kv]
     settings = load({})
-    check_model(settings.profile.model)
-
-    with loading(settings.profile.model.name) as phases:
+    with opened_model(settings.profile.model, offline) as opened:
         from scope_cli.measure.evaluate.fidelity import Reference
         from scope_cli.measure.evaluate.statistics import as_text
-        from scope_cli.models.model import open_model
 
-        opened = open_model(settings.profile.model, offline, phases.say)
         for typed in typed_forms:
             packable(typed, opened.geometry)
         forms = tuple(kv) or tuple(

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from scope_cli.commands.early import check_model
 from scope_cli.commands.io import tell
 from scope_cli.commands.options import SETTINGS
 from scope_cli.errors import UsageError
+from scope_cli.models.opening import check_model
 from scope_cli.settings.load import LoadedProfile, Typed, check, load_profile, parse_set
 from scope_cli.settings.schedules import nothing_to_choose
 

@@ -2,9 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from time import perf_counter
+from typing import Self
 
 import scope_cli
 from scope_cli.console.safe import printable
@@ -21,6 +20,12 @@ class Phases:
         self._animated = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._shown = False
         self._ends: dict[str, float] = {}  # of stages, on the clock of perf_counter
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
 
     def reach(self, stage: str) -> None:
         """That it has ended, where it has not ended before."""
@@ -59,17 +64,6 @@ class Phases:
         if self._shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
             self._shown = False
-
-
-@contextmanager
-def loading(name: str, quiet: bool = False) -> Iterator[Phases]:
-    """While a model is opened, for a person who watches."""
-    phases = Phases(quiet, log=False)
-    phases.begin(f"loading {name}")
-    try:
-        yield phases
-    finally:
-        phases.end()
 
 
 def _width() -> int:

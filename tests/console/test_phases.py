@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from scope_cli.console.phases import Phases, loading
+from scope_cli.console.phases import Phases
 
 
 class Screen(io.StringIO):
@@ -61,7 +61,8 @@ def test_in_a_log_each_phase_is_a_line_unless_it_is_quiet(capsys, quiet, log, to
 
 
 def test_an_error_finds_the_line_free(screen):
-    with pytest.raises(ZeroDivisionError), loading("tiny"):
+    with pytest.raises(ZeroDivisionError), Phases() as phases:
+        phases.begin("loading tiny")
         assert screen.rows() == ["loading tiny ..."]
         raise ZeroDivisionError
     assert screen.rows() == [""]

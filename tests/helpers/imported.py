@@ -77,11 +77,11 @@ def _run(task: str, folder: Path) -> int:
 if __name__ == "__main__":
     tasks = json.load(sys.stdin)
     from scope_cli import cli
-    from scope_cli.commands import early
+    from scope_cli.models import opening
 
     # What most of them import is imported once.
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         cli.main(["profiles", "show"])
-    early.has_gpu, early.platform.system = lambda: False, lambda: "Linux"
+    opening.has_gpu, opening.platform.system = lambda: False, lambda: "Linux"
     assert not HEAVY & set(sys.modules)
     json.dump({task: _forked(task) for task in tasks}, sys.stdout)

@@ -12,9 +12,9 @@ import typer
 from scope_cli.commands.io import tell
 from scope_cli.commands.variants import Variant
 from scope_cli.console import tables
-from scope_cli.console.phases import loading
 from scope_cli.console.tables import Table
 from scope_cli.measure.evaluate.results import new_result, write_result
+from scope_cli.models.opening import opened_model
 
 if TYPE_CHECKING:
     from scope_cli.models.model import LoadedModel, OpenedModel
@@ -31,11 +31,8 @@ Lanes = Annotated[int, typer.Option("--lanes", min=1, help="Outputs to write at 
 
 def open_for(chosen: Sequence[Variant], offline: bool) -> "OpenedModel":
     """The one model of an evaluation."""
-    settings = chosen[0].settings.profile.model
-    with loading(settings.name) as phases:
-        from scope_cli.models.model import open_model
-
-        return open_model(settings, offline, phases.say)
+    with opened_model(chosen[0].settings.profile.model, offline) as opened:
+        return opened
 
 
 def load(opened: "OpenedModel", chosen: Sequence[Variant]) -> "tuple[LoadedModel, list[Variant]]":

@@ -1,9 +1,13 @@
-"""What is wrong with a model's name or device, said before PyTorch is imported, which takes seconds."""
+"""A model's settings in, the model opened; a wrong name or device is told before PyTorch is imported."""
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from scope_cli.console.phases import Phases
 from scope_cli.errors import ModelError
 from scope_cli.machine import nvidia
 from scope_cli.models.catalogue import hub_name
@@ -12,7 +16,27 @@ from scope_cli.models.hub import HUB_NAME
 from scope_cli.models.registry import find
 from scope_cli.settings.schema import ModelSettings
 
+if TYPE_CHECKING:
+    from scope_cli.models.model import OpenedModel
+
 AMD = Path("/dev/kfd")  # ROCm, which PyTorch calls cuda
+
+
+@contextmanager
+def opened_model(
+    settings: ModelSettings, offline: bool, phases: Phases | None = None, lanes: int = 1
+) -> "Iterator[OpenedModel]":
+    """For a `with`, in which the same person waits for what else takes long, such as the weights."""
+    with phases or Phases(log=False) as phases:
+        check_model(settings)
+        find(settings.name, offline, phases.say)
+        phases.reach("command")
+        phases.begin(f"loading {settings.name}")
+
+        from scope_cli.models.model import open_model
+
+        phases.reach("imports")
+        yield open_model(settings, offline, phases.say, lanes)
 
 
 def check_model(settings: ModelSettings) -> None:
