@@ -31,96 +31,49 @@ def batch_command(
             metavar="PROMPTS", help="A directory, a .jsonl file, or - for JSON lines.", show_default=False
         ),
     ] = None,
-    output_dir: Annotated[
-        Path | None, o.option("--output-dir", "-o", panel=JOB, help="Where texts, records and the ledger go.")
-    ] = None,
-    glob: Annotated[
-        list[str], o.option("--glob", panel=PROMPTS, help="Which files of the directory to read. Repeatable.")
-    ] = [],  # noqa: B006  typer copies it
+    output_dir: Annotated[Path | None, o.option(JOB, "Where texts, records and the ledger go.", "-o")] = None,
+    glob: Annotated[list[str], o.option(PROMPTS, "Which files of the directory to read. Repeatable.")] = [],  # noqa: B006  typer copies it
     prompt_template: Annotated[
-        str | None,
-        o.option(
-            "--prompt-template",
-            panel=PROMPTS,
-            help="A template: a file in which {text} stands for each prompt.",
-        ),
+        str | None, o.option(PROMPTS, "A template: a file in which {text} stands for each prompt.")
     ] = None,
-    system_file: Annotated[
-        str | None, o.option("--system-file", panel=PROMPTS, help="Read the system message from a file.")
-    ] = None,
-    suffix: Annotated[str, o.option("--suffix", panel=PROMPTS, help="Text to append to every prompt.")] = "",
-    lanes: Annotated[
-        str, o.option("--lanes", panel=JOB, help="Prompts at once: auto (what fits, at most 32) or N.")
-    ] = "auto",
+    system_file: Annotated[str | None, o.option(PROMPTS, "Read the system message from a file.")] = None,
+    suffix: Annotated[str, o.option(PROMPTS, "Text to append to every prompt.")] = "",
+    lanes: Annotated[str, o.option(JOB, "Prompts at once: auto (what fits, at most 32) or N.")] = "auto",
     order: Annotated[
-        str, o.option("--order", panel=JOB, help="Which prompts come first: longest (the default) or input.")
+        str, o.option(JOB, "Which prompts come first: longest (the default) or input.")
     ] = "longest",
-    limit: Annotated[
-        int | None, o.option("--limit", panel=JOB, min=1, help="Run at most this many prompts this time.")
-    ] = None,
+    limit: Annotated[int | None, o.option(JOB, "Run at most this many prompts this time.", min=1)] = None,
     row_timeout: Annotated[
-        float | None,
-        o.option("--row-timeout", panel=JOB, min=0.001, help="Most seconds that an output may take."),
+        float | None, o.option(JOB, "Most seconds that an output may take.", min=0.001)
     ] = None,
-    fail_fast: Annotated[
-        bool, o.option("--fail-fast", panel=JOB, help="Stop at the first prompt that fails.")
-    ] = False,
-    retry_failed: Annotated[
-        bool, o.option("--retry-failed", panel=JOB, help="Run failed prompts again.")
-    ] = False,
-    restart: Annotated[
-        bool, o.option("--restart", panel=JOB, help="Start over, and overwrite the job's own outputs.")
-    ] = False,
+    fail_fast: Annotated[bool, o.option(JOB, "Stop at the first prompt that fails.")] = False,
+    retry_failed: Annotated[bool, o.option(JOB, "Run failed prompts again.")] = False,
+    restart: Annotated[bool, o.option(JOB, "Start over, and overwrite the job's own outputs.")] = False,
     accept_changed_profile: Annotated[
-        bool,
-        o.option(
-            "--accept-changed-profile",
-            panel=JOB,
-            help="Continue with other settings; finished texts stay as they are.",
-        ),
+        bool, o.option(JOB, "Continue with other settings; finished texts stay as they are.")
     ] = False,
-    join: Annotated[
-        bool, o.option("--join", panel=JOB, help="Share the work of a process that uses the same folder.")
-    ] = False,
+    join: Annotated[bool, o.option(JOB, "Share the work of a process that uses the same folder.")] = False,
     engine: Annotated[
-        str,
-        o.option("--engine", panel=CLUSTER, help="Where to run: local (the default) or ray, a Ray cluster."),
+        str, o.option(CLUSTER, "Where to run: local (the default) or ray, a Ray cluster.")
     ] = "local",
     ray_address: Annotated[
-        str | None,
-        o.option("--ray-address", panel=CLUSTER, help="ray://HOST:10001 or auto (default: a local cluster)."),
+        str | None, o.option(CLUSTER, "ray://HOST:10001 or auto (default: a local cluster).")
     ] = None,
     workers: Annotated[
-        int | None,
-        o.option(
-            "--workers",
-            panel=CLUSTER,
-            min=1,
-            help="Models at once (default: one per GPU, else per CPU core).",
-        ),
+        int | None, o.option(CLUSTER, "Models at once (default: one per GPU, else per CPU core).", min=1)
     ] = None,
     checkpoint_every: o.CheckpointEvery = None,
     no_checkpoint: Annotated[
-        bool,
-        o.option("--no-checkpoint", panel=JOB, help="Write half-written texts again from their beginning."),
+        bool, o.option(JOB, "Write half-written texts again from their beginning.")
     ] = False,
-    dry_run: Annotated[
-        bool, o.option("--dry-run", panel=JOB, help="Show what would run, and write nothing.")
-    ] = False,
+    dry_run: Annotated[bool, o.option(JOB, "Show what would run, and write nothing.")] = False,
     status: Annotated[
-        Path | None,
-        o.option("--status", panel=SHOWN, metavar="OUT", help="Show the progress of a job, and exit."),
+        Path | None, o.option(SHOWN, "Show the progress of a job, and exit.", metavar="OUT")
     ] = None,
-    json: Annotated[bool, o.option("--json", panel=SHOWN, help="With --status: print JSON.")] = False,
-    report: Annotated[
-        bool, o.option("--report", panel=SHOWN, help="Write OUT/report.html at the end (or with --status).")
-    ] = False,
-    log_every: Annotated[
-        float, o.option("--log-every", panel=SHOWN, min=0.1, help="Seconds between two lines in a log (30).")
-    ] = 30.0,
-    quiet: Annotated[
-        bool, o.option("--quiet", "-q", panel=SHOWN, help="Print nothing but failures and errors.")
-    ] = False,
+    json: Annotated[bool, o.option(SHOWN, "With --status: print JSON.")] = False,
+    report: Annotated[bool, o.option(SHOWN, "Write OUT/report.html at the end (or with --status).")] = False,
+    log_every: Annotated[float, o.option(SHOWN, "Seconds between two lines in a log (30).", min=0.1)] = 30.0,
+    quiet: Annotated[bool, o.option(SHOWN, "Print nothing but failures and errors.", "-q")] = False,
     profile: o.Profile = "default",
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006

@@ -42,99 +42,67 @@ def bench_command(
         str | None, typer.Argument(help="The prompt; - reads standard input.", show_default=False)
     ] = None,
     prompt_file: Annotated[
-        str | None,
-        o.option(
-            "--prompt-file", "-f", panel=WHERE, help="Read the prompt from a file; - is standard input."
-        ),
+        str | None, o.option(WHERE, "Read the prompt from a file; - is standard input.", "-f")
     ] = None,
     prompt_tokens: Annotated[
-        int | None,
-        o.option("--prompt-tokens", panel=WHERE, help="Cut or repeat the prompt to this many tokens."),
+        int | None, o.option(WHERE, "Cut or repeat the prompt to this many tokens.")
     ] = None,
     text: Annotated[
-        str | None,
-        o.option(
-            "--text", panel=WHERE, help="A file with what follows the prompt (default: the prompt again)."
-        ),
+        str | None, o.option(WHERE, "A file with what follows the prompt (default: the prompt again).")
     ] = None,
     profile: Annotated[
         list[str],
-        o.option(
-            "--profile",
-            "-p",
-            panel=WHO,
-            help='A profile of scope, as "[NAME=]PROFILE [KEY=VALUE ...] [lanes=N]". Repeatable.',
-        ),
+        o.option(WHO, 'A profile of scope, as "[NAME=]PROFILE [KEY=VALUE ...] [lanes=N]". Repeatable.', "-p"),
     ] = [],  # noqa: B006  typer copies it
     peer: Annotated[
         list[str],
         o.option(
-            "--peer",
-            panel=WHO,
-            help='dynamic, static, quantized or generate (transformers), as "[NAME=]PEER [KEY=VALUE ...]"; '
+            WHO,
+            'dynamic, static, quantized or generate (transformers), as "[NAME=]PEER [KEY=VALUE ...]"; '
             'or "NAME=COMMAND", a program that speaks the protocol of docs/how-to/bench.md. Repeatable.',
         ),
     ] = [],  # noqa: B006
     baseline: Annotated[
-        str | None,
-        o.option("--baseline", panel=WHO, help="The contender to compare with (default: the first)."),
+        str | None, o.option(WHO, "The contender to compare with (default: the first).")
     ] = None,
-    lanes: Annotated[int, typer.Option("--lanes", min=1, rich_help_panel=WHO, help="Texts at once.")] = 1,
-    threads: Annotated[
-        int | None, o.option("--threads", panel=WHO, help="Threads of each contender.", min=1)
-    ] = None,
+    lanes: Annotated[int, typer.Option(min=1, rich_help_panel=WHO, help="Texts at once.")] = 1,
+    threads: Annotated[int | None, o.option(WHO, "Threads of each contender.", min=1)] = None,
     positions: Annotated[
         str | None,
         o.option(
-            "--positions",
-            panel=WHERE,
-            help="Where to measure, in tokens of prompt and output: 1500,5000 (default: three places).",
+            WHERE, "Where to measure, in tokens of prompt and output: 1500,5000 (default: three places)."
         ),
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, rich_help_panel=WHERE, help="The output's length.")
+        int, typer.Option(min=1, rich_help_panel=WHERE, help="The output's length.")
     ] = 2048,
     burst: Annotated[
-        int, typer.Option("--burst", min=1, rich_help_panel=WHERE, help="Steps of a contender in a row.")
+        int, typer.Option(min=1, rich_help_panel=WHERE, help="Steps of a contender in a row.")
     ] = 64,
     rounds: Annotated[
-        int, typer.Option("--rounds", min=1, rich_help_panel=WHERE, help="Bursts of each at each position.")
+        int, typer.Option(min=1, rich_help_panel=WHERE, help="Bursts of each at each position.")
     ] = 5,
-    write: Annotated[
-        bool, o.option("--write", panel=WHERE, help="Reach each position by writing, not by feeding.")
-    ] = False,
+    write: Annotated[bool, o.option(WHERE, "Reach each position by writing, not by feeding.")] = False,
     apart: Annotated[
-        bool,
-        o.option("--apart", panel=WHERE, help="A process for each position: positions take turns, too."),
+        bool, o.option(WHERE, "A process for each position: positions take turns, too.")
     ] = False,
     sequential: Annotated[
-        bool,
-        o.option("--sequential", panel=WHERE, help="One contender after the other: one model in memory."),
+        bool, o.option(WHERE, "One contender after the other: one model in memory.")
     ] = False,
     timeout: Annotated[
-        float, typer.Option("--timeout", min=1, rich_help_panel=WHERE, help="Most seconds for one answer.")
+        float, typer.Option(min=1, rich_help_panel=WHERE, help="Most seconds for one answer.")
     ] = 900,
     bandwidth: Annotated[
-        float | None,
-        o.option(
-            "--bandwidth", panel=RESULT, help="The memory's bandwidth, GB/s (default: it is measured).", min=0
-        ),
+        float | None, o.option(RESULT, "The memory's bandwidth, GB/s (default: it is measured).", min=0)
     ] = None,
     output: Annotated[
-        Path | None,
-        o.option("--output", "-o", panel=RESULT, help="Save everything as JSON, every burst included."),
+        Path | None, o.option(RESULT, "Save everything as JSON, every burst included.", "-o")
     ] = None,
-    force: Annotated[bool, o.option("--force", panel=RESULT, help="Overwrite the output file.")] = False,
-    json: Annotated[bool, o.option("--json", panel=RESULT, help="Print everything as JSON.")] = False,
-    csv: Annotated[
-        bool, o.option("--csv", panel=RESULT, help="Print a row per contender and position.")
-    ] = False,
-    plot: Annotated[
-        Path | None, o.option("--plot", panel=RESULT, help="Draw ms/step against position (.png, .svg).")
-    ] = None,
-    quiet: Annotated[
-        bool, o.option("--quiet", "-q", panel=RESULT, help="Print the table, but no progress.")
-    ] = False,
+    force: Annotated[bool, o.option(RESULT, "Overwrite the output file.")] = False,
+    json: Annotated[bool, o.option(RESULT, "Print everything as JSON.")] = False,
+    csv: Annotated[bool, o.option(RESULT, "Print a row per contender and position.")] = False,
+    plot: Annotated[Path | None, o.option(RESULT, "Draw ms/step against position (.png, .svg).")] = None,
+    quiet: Annotated[bool, o.option(RESULT, "Print the table, but no progress.", "-q")] = False,
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006
 ) -> None:

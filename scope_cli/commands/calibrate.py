@@ -17,9 +17,9 @@ from scope_cli.settings.load import load_profile
 def calibrate_command(
     output: Annotated[Path, typer.Argument(help="The file to write (safetensors).", show_default=False)],
     text: Annotated[
-        str, typer.Option("--text", "-t", help="A file with some thousand words like those to be written.")
+        str, typer.Option("-t", help="A file with some thousand words like those to be written.")
     ],
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    force: Annotated[bool, typer.Option(help="Overwrite the file.")] = False,
     profile: o.Profile = "default",
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006

@@ -45,23 +45,17 @@ def generate_command(
     prompt_file: Annotated[
         list[str],
         o.option(
-            "--prompt-file",
+            PROMPT,
+            "Read a prompt from a file; - is standard input. Repeatable: the texts are written side by side.",
             "-f",
-            panel=PROMPT,
-            help="Read a prompt from a file; - is standard input. Repeatable: the texts are written "
-            "side by side.",
         ),
     ] = [],  # noqa: B006  typer copies it
     prompt_cache: Annotated[
-        Path | None,
-        o.option(
-            "--prompt-cache", panel=PROMPT, help="Start from a prompt that `scope prompt save` has read."
-        ),
+        Path | None, o.option(PROMPT, "Start from a prompt that `scope prompt save` has read.")
     ] = None,
     samples: Annotated[
         int,
         typer.Option(
-            "--samples",
             "-n",
             min=1,
             max=MOST_SAMPLES,
@@ -70,49 +64,33 @@ def generate_command(
         ),
     ] = 1,
     lanes: Annotated[
-        int | None,
-        o.option("--lanes", panel=PROMPT, help="Texts to write side by side (default: all).", min=1),
+        int | None, o.option(PROMPT, "Texts to write side by side (default: all).", min=1)
     ] = None,
-    system_file: Annotated[
-        str | None, o.option("--system-file", panel=PROMPT, help="Read the system message from a file.")
-    ] = None,
+    system_file: Annotated[str | None, o.option(PROMPT, "Read the system message from a file.")] = None,
     continue_file: Annotated[
-        str | None,
-        o.option(
-            "--continue-file",
-            panel=PROMPT,
-            help="Read --continue-text from a file, such as an interrupted output.",
-        ),
+        str | None, o.option(PROMPT, "Read --continue-text from a file, such as an interrupted output.")
     ] = None,
     output: Annotated[
         Path | None,
         o.option(
-            "--output",
+            OUTPUT,
+            "Also write the text to a file, as it comes; several texts go to FILE-1.txt and so on.",
             "-o",
-            panel=OUTPUT,
-            help="Also write the text to a file, as it comes; several texts go to FILE-1.txt and so on.",
         ),
     ] = None,
-    append: Annotated[bool, o.option("--append", panel=OUTPUT, help="Append to the output file.")] = False,
-    force: Annotated[bool, o.option("--force", panel=OUTPUT, help="Overwrite the output file.")] = False,
+    append: Annotated[bool, o.option(OUTPUT, "Append to the output file.")] = False,
+    force: Annotated[bool, o.option(OUTPUT, "Overwrite the output file.")] = False,
     checkpoint_every: o.CheckpointEvery = None,
-    no_checkpoint: Annotated[
-        bool, o.option("--no-checkpoint", panel=OUTPUT, help="Keep no state for scope resume.")
-    ] = False,
+    no_checkpoint: Annotated[bool, o.option(OUTPUT, "Keep no state for scope resume.")] = False,
     keep_checkpoint: o.KeepCheckpoint = False,
-    json: Annotated[bool, o.option("--json", panel=OUTPUT, help="Print one JSON object per event.")] = False,
-    quiet: Annotated[
-        bool, o.option("--quiet", "-q", panel=OUTPUT, help="Print nothing but the text and errors.")
-    ] = False,
+    json: Annotated[bool, o.option(OUTPUT, "Print one JSON object per event.")] = False,
+    quiet: Annotated[bool, o.option(OUTPUT, "Print nothing but the text and errors.", "-q")] = False,
     thinking: o.Thinking = "show",
     stats_file: StatsFile = None,
     metrics_port: MetricsPort = None,
     metrics_address: MetricsAddress = None,
     verbose: Annotated[
-        bool,
-        o.option(
-            "--verbose", panel=OUTPUT, help="Also print the seconds to the first word, and the bandwidth."
-        ),
+        bool, o.option(OUTPUT, "Also print the seconds to the first word, and the bandwidth.")
     ] = False,
     profile: o.Profile = "default",
     offline: o.Offline = False,

@@ -12,24 +12,12 @@ if TYPE_CHECKING:
 
 LIVE = "Live readings"
 StatsFile = Annotated[
-    Path | None,
-    option(
-        "--stats-file",
-        metavar="FILE",
-        panel=LIVE,
-        help="Write one reading per second to a file, as JSON lines.",
-    ),
+    Path | None, option(LIVE, "Write one reading per second to a file, as JSON lines.", metavar="FILE")
 ]
 MetricsPort = Annotated[
-    int | None,
-    option(
-        "--metrics-port", panel=LIVE, min=0, max=65535, help="Serve Prometheus metrics on this port; 0: any."
-    ),
+    int | None, option(LIVE, "Serve Prometheus metrics on this port; 0: any.", min=0, max=65535)
 ]
-MetricsAddress = Annotated[
-    str | None,
-    option("--metrics-address", panel=LIVE, help="Address to listen on (127.0.0.1: this machine alone)."),
-]
+MetricsAddress = Annotated[str | None, option(LIVE, "Address to listen on (127.0.0.1: this machine alone).")]
 
 
 def live_sinks(

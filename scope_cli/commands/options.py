@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 from typer.core import TyperOption
+from typer.models import OptionInfo
 
 from scope_cli.commands import completion
 from scope_cli.errors import UsageError
@@ -82,9 +83,19 @@ def value_word(name: str, annotation: Any) -> str:
 MODEL, PROMPT, POLICY, SAMPLING = "Model", "Prompt", "Cache policy", "Length and sampling"
 
 
-def option(*names: str, panel: str, help: str, **more: Any) -> Any:
-    """An option without a default of its own."""
-    return typer.Option(*names, rich_help_panel=panel, help=help, show_default=False, **more)
+def option(panel: str, help: str, *flags: str, **more: Any) -> Any:
+    """An option without a default of its own; `with_settings` names it after its parameter."""
+    return typer.Option(*flags, rich_help_panel=panel, help=help, show_default=False, **more)
+
+
+def named(one: Parameter) -> Parameter:
+    """An option without a long name gets its parameter's."""
+    for info in getattr(one.annotation, "__metadata__", ()):
+        if isinstance(info, OptionInfo):
+            flags = [flag for flag in (info.default, *(info.param_decls or ())) if isinstance(flag, str)]
+            if not any(flag.startswith("--") for flag in flags):
+                info.default, info.param_decls = ..., (f"--{one.name.replace('_', '-')}", *flags)
+    return one.replace(kind=Parameter.KEYWORD_ONLY)
 
 
 @dataclass(frozen=True)
@@ -118,9 +129,11 @@ class Setting:
         choices = ["none" if one is None else one for one in members if one is None or isinstance(one, str)]
         complete = self.complete or (completion.among(choices) if len(choices) > 1 else None)
         kind, default = _kind(members)
-        names = [f"--{name.replace('_', '-')}", *([self.flag] if self.flag else [])]
-        info = option(*names, panel=self.panel, help=self.help, metavar=self.metavar, autocompletion=complete)
-        return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
+        flags = [self.flag] if self.flag else []
+        info = option(self.panel, self.help, *flags, metavar=self.metavar, autocompletion=complete)
+        return named(
+            Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
+        )
 
 
 def _members(annotation: Any) -> Iterator[Any]:
@@ -191,7 +204,7 @@ def with_settings(*names: str) -> Callable[[Callable[..., Any]], Callable[..., A
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         own = [one for one in signature(command, eval_str=True).parameters.values() if one.name != "given"]
-        own = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in own]
+        own = [named(one) for one in own]
         set_ = Parameter("set_", Parameter.KEYWORD_ONLY, default=[], annotation=Set)
         options = [set_, *(SETTINGS[name].parameter(name) for name in names)]
 
@@ -227,10 +240,9 @@ def default_profile() -> dict[str, Any]:
 Thinking = Annotated[
     str,
     option(
-        "--thinking",
+        "Output",
+        "Where the model's thinking goes: show, stderr or hide (show).",
         autocompletion=completion.among(completion.THINKING),
-        panel="Output",
-        help="Where the model's thinking goes: show, stderr or hide (show).",
     ),
 ]
 

@@ -47,15 +47,10 @@ def typed_memory(text: str | None) -> int | None:
 @o.with_settings(*o.MEASURED, "scorer", "recent", "interval", "kv", "seed", "prefill", "prefill_budget")
 def profile_command(
     context: typer.Context,
-    prompt: Annotated[str | None, o.option("--prompt", panel=RUN, help="The prompt's text.")] = None,
-    prompt_file: Annotated[
-        str | None, o.option("--prompt-file", "-f", panel=RUN, help="Read the prompt from a file.")
-    ] = None,
+    prompt: Annotated[str | None, o.option(RUN, "The prompt's text.")] = None,
+    prompt_file: Annotated[str | None, o.option(RUN, "Read the prompt from a file.", "-f")] = None,
     prompt_tokens: Annotated[
-        int | None,
-        o.option(
-            "--prompt-tokens", panel=RUN, help="Use a synthetic prompt of this many tokens (1000).", min=1
-        ),
+        int | None, o.option(RUN, "Use a synthetic prompt of this many tokens (1000).", min=1)
     ] = None,
     profiles: Annotated[
         list[str],
@@ -64,56 +59,39 @@ def profile_command(
         ),
     ] = [],  # noqa: B006  typer copies it
     budgets: Annotated[
-        str | None, o.option("--budget", panel=RUN, help="One or more budgets to compare: 256,512,1024.")
+        str | None, o.option(RUN, "One or more budgets to compare: 256,512,1024.", "--budget")
     ] = None,
     strategies: Annotated[
-        str | None,
-        o.option("--strategy", panel=RUN, help="One or more strategies to compare: slide,adaptive,full."),
+        str | None, o.option(RUN, "One or more strategies to compare: slide,adaptive,full.", "--strategy")
     ] = None,
     offline: o.Offline = False,
     max_new_tokens: Annotated[
         int | None,
-        o.option(
-            "--max-new-tokens",
-            panel=RUN,
-            help="Output tokens, all of which are written (the profile's; measured: at most 1024).",
-        ),
+        o.option(RUN, "Output tokens, all of which are written (the profile's; measured: at most 1024)."),
     ] = None,
-    plan: Annotated[
-        bool, o.option("--plan", panel=PLAN, help="Plan from the model's config alone; nothing is loaded.")
-    ] = False,
-    fit: Annotated[
-        bool,
-        o.option("--fit", panel=PLAN, help="Print the profile with the largest budget that fits."),
-    ] = False,
+    plan: Annotated[bool, o.option(PLAN, "Plan from the model's config alone; nothing is loaded.")] = False,
+    fit: Annotated[bool, o.option(PLAN, "Print the profile with the largest budget that fits.")] = False,
     config: Annotated[
-        Path | None,
-        o.option(
-            "--config", panel=PLAN, help="Plan for this config.json, or its folder, instead of --model."
-        ),
+        Path | None, o.option(PLAN, "Plan for this config.json, or its folder, instead of --model.")
     ] = None,
     memory: Annotated[
-        str | None,
-        o.option("--memory", panel=PLAN, help="Memory to plan for, e.g. 24GiB (default: what is free)."),
+        str | None, o.option(PLAN, "Memory to plan for, e.g. 24GiB (default: what is free).")
     ] = None,
     lanes: Annotated[
-        int, typer.Option("--lanes", rich_help_panel=PLAN, min=1, help="Sequences at once, for --plan.")
+        int, typer.Option(rich_help_panel=PLAN, min=1, help="Sequences at once, for --plan.")
     ] = 1,
-    json: Annotated[bool, o.option("--json", panel=SHOW, help="Print everything as JSON.")] = False,
-    csv: Annotated[bool, o.option("--csv", panel=SHOW, help="Print one CSV row per profile.")] = False,
+    json: Annotated[bool, o.option(SHOW, "Print everything as JSON.")] = False,
+    csv: Annotated[bool, o.option(SHOW, "Print one CSV row per profile.")] = False,
     plot: Annotated[
         list[str],
         typer.Option(
-            "--plot",
             metavar="FILE",
             rich_help_panel=SHOW,
             show_default=False,
             help="Draw to FILE.png, .svg or .html; - draws in the terminal. Also a plan. Repeatable.",
         ),
     ] = [],  # noqa: B006
-    quiet: Annotated[
-        bool, o.option("--quiet", "-q", panel=SHOW, help="Print no table and no progress.")
-    ] = False,
+    quiet: Annotated[bool, o.option(SHOW, "Print no table and no progress.", "-q")] = False,
     given: o.Given = {},  # noqa: B006
 ) -> None:
     """Plan and measure memory and speed of one or several profiles.

@@ -46,15 +46,11 @@ def save_command(
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; - reads standard input.", show_default=False)
     ] = None,
-    prompt_file: Annotated[
-        list[str], o.option("--prompt-file", "-f", panel=PROMPT, help="Read the prompt from a file.")
-    ] = [],  # noqa: B006  typer copies it
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("prompt.scope"),
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
-    system_file: Annotated[
-        str | None, o.option("--system-file", panel=PROMPT, help="Read the system message from a file.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    prompt_file: Annotated[list[str], o.option(PROMPT, "Read the prompt from a file.", "-f")] = [],  # noqa: B006  typer copies it
+    output: Annotated[Path, typer.Option("-o", help="The file to write.")] = Path("prompt.scope"),
+    force: Annotated[bool, typer.Option(help="Overwrite the file.")] = False,
+    system_file: Annotated[str | None, o.option(PROMPT, "Read the system message from a file.")] = None,
+    quiet: Annotated[bool, typer.Option("-q", help="Print nothing but errors.")] = False,
     profile: o.Profile = "default",
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006

@@ -44,11 +44,11 @@ def resume_command(
     ctx: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The text, or its FILE.run.json.")],
     max_new_tokens: Annotated[
-        int | None, o.option("--max-new-tokens", panel=OUTPUT, help="Planned length, from the start.", min=1)
+        int | None, o.option(OUTPUT, "Planned length, from the start.", "--max-new-tokens", min=1)
     ] = None,
-    json: Annotated[bool, o.option("--json", panel=OUTPUT, help="Print one JSON object per event.")] = False,
+    json: Annotated[bool, o.option(OUTPUT, "Print one JSON object per event.", "--json")] = False,
     quiet: Annotated[
-        bool, o.option("--quiet", "-q", panel=OUTPUT, help="Print nothing but the text and errors.")
+        bool, o.option(OUTPUT, "Print nothing but the text and errors.", "--quiet", "-q")
     ] = False,
     checkpoint_every: o.CheckpointEvery = None,
     keep_checkpoint: o.KeepCheckpoint = False,

@@ -28,38 +28,24 @@ TRIED = {"decode.strategy": "--strategy", "decode.scorer": "--scorer", "cache.kv
 
 @o.with_settings(*o.MEASURED, "raw", "seed")
 def tune_command(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The profile to write (YAML).")] = Path(
-        "tuned.yaml"
-    ),
+    output: Annotated[Path, typer.Option("-o", help="The profile to write (YAML).")] = Path("tuned.yaml"),
     prompt_file: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt-file", "-f", help="Your prompt; the full cache writes the output to tune for."
-        ),
+        str | None, typer.Option("-f", help="Your prompt; the full cache writes the output to tune for.")
     ] = None,
     text: Annotated[
-        str | None, typer.Option("--text", "-t", help="Or a text: its first 256 tokens are the prompt.")
+        str | None, typer.Option("-t", help="Or a text: its first 256 tokens are the prompt.")
     ] = None,
-    max_gap: Annotated[
-        float, typer.Option("--max-gap", help="The largest mean KL to the full cache, in nats.")
-    ] = 0.02,
-    tokens: Annotated[
-        int, typer.Option("--tokens", min=64, help="Length of the output that is measured.")
-    ] = 1024,
+    max_gap: Annotated[float, typer.Option(help="The largest mean KL to the full cache, in nats.")] = 0.02,
+    tokens: Annotated[int, typer.Option(min=64, help="Length of the output that is measured.")] = 1024,
     sure: Annotated[
-        bool,
-        typer.Option("--sure", help="The upper end of the 95% interval, too, must stay below the limit."),
+        bool, typer.Option(help="The upper end of the 95% interval, too, must stay below the limit.")
     ] = False,
     strategy: Annotated[
-        list[str], typer.Option("--strategy", help="Strategies to try; slide, adaptive, discontinuous.")
+        list[str], typer.Option(help="Strategies to try; slide, adaptive, discontinuous.")
     ] = [],  # noqa: B006  typer copies it
-    scorer: Annotated[
-        list[str], typer.Option("--scorer", help="Scorers to try, by name or in YAML; six of them.")
-    ] = [],  # noqa: B006
-    kv: Annotated[
-        list[str], typer.Option("--kv", help="Slot formats to try at the end; int8 and k8v4.")
-    ] = [],  # noqa: B006
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the profile.")] = False,
+    scorer: Annotated[list[str], typer.Option(help="Scorers to try, by name or in YAML; six of them.")] = [],  # noqa: B006
+    kv: Annotated[list[str], typer.Option(help="Slot formats to try at the end; int8 and k8v4.")] = [],  # noqa: B006
+    force: Annotated[bool, typer.Option(help="Overwrite the profile.")] = False,
     profile: o.Profile = "default",
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006

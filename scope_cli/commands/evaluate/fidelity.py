@@ -20,25 +20,19 @@ PROMPT_TOKENS = 256  # of a text: what stands for the prompt, if it is not said
 
 @o.with_settings(*o.MEASURED, "raw", "seed")
 def fidelity_command(
-    text: Annotated[
-        list[str], typer.Option("--text", "-t", help="A text to measure on, or - . Repeatable.")
-    ] = [],  # noqa: B006  typer copies it
+    text: Annotated[list[str], typer.Option("-t", help="A text to measure on, or - . Repeatable.")] = [],  # noqa: B006  typer copies it
     run: Annotated[
-        Path | None,
-        typer.Option("--run", help="A run's own output: OUT.run.json of `scope generate -o OUT`."),
+        Path | None, typer.Option(help="A run's own output: OUT.run.json of `scope generate -o OUT`.")
     ] = None,
     prompt_file: Annotated[
         str | None,
-        typer.Option(
-            "--prompt-file", "-f", help="The full cache writes an output to measure on; the prompt of --run."
-        ),
+        typer.Option("-f", help="The full cache writes an output to measure on; the prompt of --run."),
     ] = None,
     prompt_tokens: Annotated[
-        int, typer.Option("--prompt-tokens", min=1, help="With --text: its first tokens are the prompt.")
+        int, typer.Option(min=1, help="With --text: its first tokens are the prompt.")
     ] = PROMPT_TOKENS,
     tokens: Annotated[
-        int | None,
-        typer.Option("--tokens", min=2, help="Output tokens to measure: all; 1024 with --prompt-file."),
+        int | None, typer.Option(min=2, help="Output tokens to measure: all; 1024 with --prompt-file.")
     ] = None,
     profile: Profiles = [],  # noqa: B006
     budgets: Budgets = None,

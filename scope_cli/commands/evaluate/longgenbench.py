@@ -24,30 +24,21 @@ if TYPE_CHECKING:
 @o.with_settings(*o.MEASURED, "raw", "max_new_tokens")
 def longgenbench_command(
     data: Annotated[
-        Path, typer.Option("--data", help="The questions, JSONL; docs/results/quality.md says where from.")
+        Path, typer.Option(help="The questions, JSONL; docs/results/quality.md says where from.")
     ],
     output: Annotated[
         Path,
-        typer.Option(
-            "--output", "-o", help="The result, JSON; answers are kept in FILE.answers.jsonl as they come."
-        ),
+        typer.Option("-o", help="The result, JSON; answers are kept in FILE.answers.jsonl as they come."),
     ],
-    task: Annotated[str, typer.Option("--task", help="gsm8k, mmlu or csqa.")] = "gsm8k",
-    questions: Annotated[int, typer.Option("--questions", "-k", min=1, help="Questions in one prompt.")] = 30,
+    task: Annotated[str, typer.Option(help="gsm8k, mmlu or csqa.")] = "gsm8k",
+    questions: Annotated[int, typer.Option("-k", min=1, help="Questions in one prompt.")] = 30,
     examples: Annotated[
-        str | None, typer.Option("--examples", help="A file with worked examples, numbered from 1.")
+        str | None, typer.Option(help="A file with worked examples, numbered from 1.")
     ] = None,
     shots: Annotated[
-        int,
-        typer.Option(
-            "--shots",
-            min=0,
-            help="Without --examples: this many rows of the data are worked examples.",
-        ),
+        int, typer.Option(min=0, help="Without --examples: this many rows of the data are worked examples.")
     ] = 8,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Ask at most this many questions.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask at most this many questions.")] = None,
     lanes: s.Lanes = 1,
     profile: Profiles = [],  # noqa: B006
     budgets: Budgets = None,

@@ -16,12 +16,8 @@ from scope_cli.measure.evaluate.results import identity
 
 @o.with_settings(*o.MEASURED, "raw", "max_new_tokens", "ignore_eos", "seed", "temperature", "top_p", "top_k")
 def loops_command(
-    prompt_file: Annotated[
-        list[str], typer.Option("--prompt-file", "-f", help="A prompt to write from, or - . Repeatable.")
-    ],
-    repeat: Annotated[
-        int, typer.Option("--repeat", min=1, help="Outputs for each prompt, with different seeds.")
-    ] = 1,
+    prompt_file: Annotated[list[str], typer.Option("-f", help="A prompt to write from, or - . Repeatable.")],
+    repeat: Annotated[int, typer.Option(min=1, help="Outputs for each prompt, with different seeds.")] = 1,
     lanes: s.Lanes = 4,
     profile: Profiles = [],  # noqa: B006
     budgets: Budgets = None,

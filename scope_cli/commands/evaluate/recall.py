@@ -21,16 +21,16 @@ from scope_cli.names import did_you_mean
 @o.with_settings(*o.MEASURED, "raw")
 def recall_command(
     kind: Annotated[
-        list[str], typer.Option("--kind", help="output-fact, prompt-fact, list, copy; all. Repeatable.")
+        list[str], typer.Option(help="output-fact, prompt-fact, list, copy; all. Repeatable.")
     ] = [],  # noqa: B006
-    tokens: Annotated[int, typer.Option("--tokens", min=48, help="Length of a probe's output.")] = 768,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Probes of each kind.")] = 3,
+    tokens: Annotated[int, typer.Option(min=48, help="Length of a probe's output.")] = 768,
+    seeds: Annotated[int, typer.Option(min=1, help="Probes of each kind.")] = 3,
     profile: Profiles = [],  # noqa: B006
     budgets: Budgets = None,
     output: s.Output = None,
     force: s.Force = False,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw a plot of the first kind: a .png, .svg or .pdf file.")
+        Path | None, typer.Option(help="Draw a plot of the first kind: a .png, .svg or .pdf file.")
     ] = None,
     json: s.Json = False,
     offline: o.Offline = False,
