@@ -20,7 +20,6 @@ def among(values: Iterable[str]) -> Complete:
 
 def plugins_of(kind: str) -> Complete:
     def complete(incomplete: str) -> list[str]:
-
         return among(plugins.names(kind))(incomplete)
 
     return complete

@@ -82,7 +82,6 @@ def looks(model: str, offline: bool) -> Iterator[tuple[str, Callable[[], Check]]
 
 
 def show(check: Check) -> None:
-
     line = Text(f"{check.state:<8}", COLOURS[check.state]).append(f" {check.name:<10} ", "")
     lines = [line.append(printable(check.said))]
     if check.todo:

@@ -2,13 +2,12 @@
 
 import sys
 from contextlib import nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import partial
 
 from rich.console import Console
 
 from scope_cli.commands.io import tell
-from scope_cli.commands.plan import width_of
+from scope_cli.commands.shown import Cases, Shown
 from scope_cli.console.progress import Progress
 from scope_cli.errors import ModelError
 from scope_cli.measure.profiling.footprint import changed, plan_of
@@ -23,39 +22,26 @@ from scope_cli.models.opening import check_model
 from scope_cli.models.shapes import ModelShape
 from scope_cli.settings.load import LoadedProfile
 
-if TYPE_CHECKING:
-    Cases = list[tuple[str, LoadedProfile]]  # label, profile
-
 LONGEST_DEFAULT = 1024  # output tokens that are measured where no length was typed
 
 
 def show_measured(
-    cases: "Cases", text: str | None, prompt_tokens: int | None, offline: bool,
-    json: bool, csv: bool, plot: list[str], quiet: bool, console: Console,
-) -> int:  # fmt: skip
-
-    results = measure(cases, text, prompt_tokens or 1000, offline, quiet)
-    if json:
+    cases: Cases, text: str | None, prompt_tokens: int | None, offline: bool, shown: Shown
+) -> int:
+    results = measure(cases, text, prompt_tokens or 1000, offline, shown.quiet)
+    if shown.json:
         print(as_json(results))
-    elif csv:
+    elif shown.csv:
         print(as_csv(result_rows(results)), end="")
-    if not quiet:
-        print(result_table(results, width_of(console)), file=console.file)
+    if not shown.quiet:
+        shown.table(result_table(results, shown.width))
         for note in dict.fromkeys(note for one in results for note in one.notes):
             tell(f"note: {note}")
-    for target in plot:
-        if target == "-":
-            for part in draw(results, console.width):
-                console.print(part)
-        else:
-            Page.of_results(results).write(Path(target))
-            if not quiet:
-                print(f"wrote {target}", file=sys.stderr)
+    shown.draw(Page.of_results(results), partial(draw, results))
     return 5 if any(one.audit for one in results) else 0
 
 
-def measure(cases: "Cases", text: str | None, prompt_tokens: int, offline: bool, quiet: bool) -> list[Result]:
-
+def measure(cases: Cases, text: str | None, prompt_tokens: int, offline: bool, quiet: bool) -> list[Result]:
     for _, settings in cases:
         check_model(settings.profile.model)
         check_lengths(settings, text, prompt_tokens)

@@ -83,7 +83,6 @@ def list_models(as_json: Json = False) -> None:
 
 
 def _fitted(text: str) -> str:
-
     return tables.fitted(text, sys.stdout)
 
 

@@ -233,7 +233,6 @@ def show_defaults(param: TyperOption) -> None:
 
 @cache
 def default_profile() -> dict[str, Any]:
-
     return load_profile().profile.as_dict()
 
 

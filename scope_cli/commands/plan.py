@@ -2,13 +2,14 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
-from rich.console import Console
 
 from scope_cli.commands.io import tell
+from scope_cli.commands.shown import Cases, Shown
 from scope_cli.console import safe
 from scope_cli.engine.slots_known import Computed
 from scope_cli.errors import ModelError, UsageError
@@ -25,22 +26,13 @@ from scope_cli.settings.load import LoadedProfile
 from scope_cli.settings.schedules import nothing_to_choose
 from scope_cli.units import as_bytes
 
-if TYPE_CHECKING:
-    Cases = list[tuple[str, LoadedProfile]]  # label, profile
-
 DOES_NOT_FIT = 4
 
 
-def width_of(console: Console) -> int | None:
-    return console.width if console.is_terminal else None
-
-
 def show_plan(
-    cases: "Cases", text: str | None, prompt_tokens: int | None, config: Path | None,
-    given: int | None, lanes: int, fit: bool, json: bool, csv: bool, plot: list[str], quiet: bool,
-    console: Console,
+    cases: Cases, text: str | None, prompt_tokens: int | None, config: Path | None,
+    given: int | None, lanes: int, fit: bool, shown: Shown,
 ) -> int:  # fmt: skip
-
     settings = cases[0][1].profile.model
     source = source_of(settings.name, config)
     target = target_of(source, settings, given is not None, lanes)
@@ -53,39 +45,26 @@ def show_plan(
         planned, profile = fitted(cases, source, target, tokens, lanes, free)
     else:
         planned, profile = [plan_one(label, one, target, tokens, lanes, free) for label, one in cases], None
-    if json:
+    if shown.json:
         print(as_json_lines([one.as_dict(target) for one in planned]))
-    elif csv:
+    elif shown.csv:
         print(as_csv([flat(one.as_dict(target)) for one in planned]), end="")
     elif profile is not None:
         print(profile, end="")
-    if not quiet:
-        print(plan_table(planned, target, width_of(console)), file=console.file)
+    if not shown.quiet:
+        shown.table(plan_table(planned, target, shown.width))
     for label, one in cases:
         told = nothing_to_choose(one.profile.decode, one.profile.sampling.max_new_tokens)
-        if told is not None and not quiet:
+        if told is not None and not shown.quiet:
             print(f"note: {label}: {told}", file=sys.stderr)
-    draw_plan(planned, target, plot, quiet, console)
+    shown.draw(Page.of_plans(planned, target, sys.argv[1:]), partial(draw_plans, planned))
     if all(one.fits for one in planned):
         return 0
     if fit:
         print("no budget fits: not even the smallest", file=sys.stderr)
-    if not quiet and (smaller := smaller_weights(cases[0][1], target, tokens, lanes)):
+    if not shown.quiet and (smaller := smaller_weights(cases[0][1], target, tokens, lanes)):
         print(f"hint: {smaller}", file=sys.stderr)
     return DOES_NOT_FIT
-
-
-def draw_plan(planned: list[Planned], target: Target, plot: list[str], quiet: bool, console: Console) -> None:
-
-    page = Page.of_plans(planned, target, sys.argv[1:])
-    for file in plot:
-        if file == "-":
-            for part in draw_plans(planned, console.width):
-                console.print(part)
-        else:
-            page.write(Path(file))
-            if not quiet:
-                print(f"wrote {file}", file=sys.stderr)
 
 
 def smaller_weights(settings: LoadedProfile, target: Target, tokens: int, lanes: int) -> str:
@@ -103,7 +82,6 @@ def smaller_weights(settings: LoadedProfile, target: Target, tokens: int, lanes:
 def plan_one(
     label: str, settings: LoadedProfile, target: Target, tokens: int, lanes: int, free: int
 ) -> Planned:
-
     made = f.footprint(settings, target, tokens, lanes)
     output = f.changed(settings, made.output_tokens)
     return Planned(
@@ -120,7 +98,7 @@ def plan_one(
 
 
 def fitted(
-    cases: "Cases", source: Source, target: Target, tokens: int, lanes: int, free: int
+    cases: Cases, source: Source, target: Target, tokens: int, lanes: int, free: int
 ) -> tuple[list[Planned], str | None]:
     """The plan with the largest budget that fits, and its profile as YAML; None where none fits."""
     if len(cases) > 1:
@@ -189,7 +167,6 @@ def count_tokens(text: str, config: Path) -> int:
 
 
 def as_json_lines(planned: list[dict[str, Any]]) -> str:
-
     return safe.as_json({"format": 1, "plans": planned}, indent=2)
 
 

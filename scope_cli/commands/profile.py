@@ -1,7 +1,7 @@
 """scope profile: what a run will take, what it took, and what a budget should be."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -10,7 +10,8 @@ from scope_cli.commands import options as o
 from scope_cli.commands.io import read_text, tell
 from scope_cli.commands.measure import show_measured
 from scope_cli.commands.overrides import overrides_of
-from scope_cli.commands.plan import show_plan, width_of
+from scope_cli.commands.plan import show_plan
+from scope_cli.commands.shown import Cases, Shown, width_of
 from scope_cli.errors import UsageError
 from scope_cli.measure.profiling.compare import compare
 from scope_cli.measure.profiling.pages import check_plot
@@ -18,9 +19,6 @@ from scope_cli.measure.profiling.report import change_table
 from scope_cli.measure.profiling.result import read_results
 from scope_cli.settings.load import LoadedProfile, Typed, load_profile
 from scope_cli.units import parse_bytes
-
-if TYPE_CHECKING:
-    Cases = list[tuple[str, LoadedProfile]]  # label, profile
 
 RUN, PLAN, SHOW = "What is run", "Planning", "Output"
 SEVERAL = {"decode.budget": "--budget", "decode.strategy": "--strategy"}
@@ -30,7 +28,6 @@ app = typer.Typer(help="Plan and measure memory and speed of one or several prof
 
 
 def typed_memory(text: str | None) -> int | None:
-
     if text is None:
         return None
     found = parse_bytes(text)
@@ -118,13 +115,11 @@ def profile_command(
     overrides = overrides_of(**given, max_new_tokens=max_new_tokens)
     cases = side_by_side(profiles or ["default"], numbers(budgets), names(strategies), overrides)
 
-    console = Console(stderr=json or csv or fit)
+    shown = Shown(json, csv, plot, quiet, Console(stderr=json or csv or fit))
     if planning:
-        code = show_plan(
-            cases, text, prompt_tokens, config, free, lanes, fit, json, csv, plot, quiet, console
-        )
+        code = show_plan(cases, text, prompt_tokens, config, free, lanes, fit, shown)
     else:
-        code = show_measured(cases, text, prompt_tokens, offline, json, csv, plot, quiet, console)
+        code = show_measured(cases, text, prompt_tokens, offline, shown)
     raise typer.Exit(code)
 
 
@@ -159,7 +154,7 @@ def names(text: str | None) -> list[str | None]:
 
 def side_by_side(
     profiles: list[str], budgets: list[int | None], strategies: list[str | None], overrides: Typed
-) -> "Cases":
+) -> Cases:
     """Every profile with every budget and strategy, each under a label of its own."""
     cases: dict[str, LoadedProfile] = {}
     for name in profiles:

@@ -132,7 +132,6 @@ def show_command(
 
 
 def shown(file: Path, facts: dict[str, Any]) -> list[str]:
-
     lane, prefill = facts["lane"], facts["profile"]["prefill"]
     kept = lane["count"]["kept"]
     tokens = f"{lane['prompt_tokens']:,} tokens"

@@ -70,7 +70,6 @@ def runs_in(folder: Path) -> list[Run]:
 
 
 def _run_of(text: Path, record: dict[str, Any]) -> Run:
-
     status, results = record["status"], record["results"]
     tokens, goes_on = results[0].get("output_tokens") if results else None, False
     try:
@@ -86,7 +85,6 @@ def _run_of(text: Path, record: dict[str, Any]) -> Run:
 
 
 def _print(found: list[Run]) -> None:
-
     table = Table(box=None, pad_edge=False)
     for column in ("text", "status", "tokens", "begun", "model", "policy"):
         table.add_column(column, justify="right" if column == "tokens" else "left", overflow="fold")

@@ -18,7 +18,6 @@ def prefills_command() -> None:
 
 
 def _print_plugins(kind: str, one: str) -> None:
-
     rows, broken = [], []
     for name, offered in plugins.sources(kind).items():
         try:

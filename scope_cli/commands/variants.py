@@ -87,14 +87,12 @@ def variants(
 
 
 def _note(variant: Variant) -> None:
-
     profile = variant.settings.profile
     if (told := nothing_to_choose(profile.decode, profile.sampling.max_new_tokens)) is not None:
         tell(f"note: {variant.name}: {told}")
 
 
 def _of(spec: str, budgets: Sequence[int], common: Typed) -> list[Variant]:
-
     name, profile, words = parsed(spec)
     keys = common.over(changes(words))
     settings = load_profile(profile, keys)

@@ -59,7 +59,6 @@ def check_model(settings: ModelSettings) -> None:
 
 
 def has_gpu() -> bool:
-
     return not torch_version().endswith("+cpu") and (AMD.exists() or bool(nvidia.free_bytes()))
 
 

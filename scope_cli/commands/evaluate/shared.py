@@ -51,7 +51,6 @@ def load(opened: "OpenedModel", chosen: Sequence[Variant]) -> "tuple[LoadedModel
 def start(
     kind: str, opened: "OpenedModel", chosen: Sequence[Variant], settings: dict[str, Any]
 ) -> dict[str, Any]:
-
     settings["sampling_seed"] = chosen[0].settings.profile.sampling.seed
     return new_result(kind, opened, settings)
 
@@ -80,7 +79,6 @@ def rows_of(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def write(result: dict[str, Any], output: Path) -> None:
-
     write_result(result, output)
 
 
