@@ -99,7 +99,7 @@ class Database:
         if found == 0:
             raise UsageError(
                 f"{self.path} is empty, or no ledger of scope batch",
-                "finished texts are beside it; another --output-dir begins anew",
+                "finished texts are beside it; another --output-dir starts over",
             )
         if found != FORMAT:
             raise UsageError(
@@ -131,7 +131,7 @@ class Database:
                 return
         raise ScopeError(
             f"{self.path} is gone: the output folder was removed or replaced while the job ran",
-            "the same command begins anew",
+            "the same command starts over",
         )
 
     def _run(self, statement: str, values: Any = ()) -> sqlite3.Cursor:
@@ -154,10 +154,10 @@ class Database:
         if "readonly" in str(error) or "unable to open" in str(error):
             return UsageError(f"cannot write {self.path}: {error}", "is the folder writable?")
         return ScopeError(
-            f"cannot write {self.path}: {error}", "what is done stays done; the same command goes on"
+            f"cannot write {self.path}: {error}", "what is done stays done; the same command continues"
         )
 
-    def _damaged(self, what: str, way_out: str = "another --output-dir begins anew") -> UsageError:
+    def _damaged(self, what: str, way_out: str = "another --output-dir starts over") -> UsageError:
         return UsageError(f"{self.path} is damaged: {what}", f"finished texts are beside it; {way_out}")
 
     def sound(self) -> bool:

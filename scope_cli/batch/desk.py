@@ -151,7 +151,7 @@ class Desk:
             except DiskError:
                 raise
             except Exception as error:
-                if task is None:  # what is planned cannot be run: the next try plans it anew
+                if task is None:  # what is planned cannot be run: the next try plans it again
                     self.ledger.change(row.number, prompt_tokens=None)
                 told = str(error) if isinstance(error, ScopeError) else in_words(error)
                 self._end(row, None, "failed", self._record(row, task, group), *reason_and_detail(told))

@@ -99,7 +99,7 @@ def check_settings(ledger: Ledger, job: JobSettings, accept: bool, say: Say = la
         return bool(changed)
     for line in free:
         if not line.startswith("model.threads"):
-            say(f"note: {line}: what is planned already keeps it; --accept-changed-profile plans it anew")
+            say(f"note: {line}: what is planned already keeps it; --accept-changed-profile plans it again")
     return False
 
 
@@ -281,7 +281,7 @@ def refuse_foreign_files(
         if lost and written:
             raise UsageError(
                 f"{name} was written by a job whose ledger is not there any more, or empty",
-                "choose another --output-dir, or --restart to write all of it anew",
+                "choose another --output-dir, or --restart to write all of it again",
             )
         raise UsageError(
             f"{name} exists, and this job has not written it", "move it away, or choose another --output-dir"

@@ -46,7 +46,7 @@ class Ledger(Database):
         try:
             return unsealed(text)
         except ValueError as error:
-            raise self._damaged(f"{what} cannot be read", "--restart begins anew") from error
+            raise self._damaged(f"{what} cannot be read", "--restart starts over") from error
 
     # Groups: how many lanes of which size
 

@@ -87,7 +87,7 @@ def summary_lines(ledger: Ledger, desk: Desk, elapsed_s: float) -> Iterator[str]
         copied = f"{desk.reused_prompt_tokens:,} of {desk.prompt_tokens:,}"
         yield f"copied:    {copied} prompt tokens, from prompts that begin alike"
     if waiting := counts["waiting"] + counts["interrupted"]:
-        yield f"waiting:   {waiting:,}; the same command goes on"
+        yield f"waiting:   {waiting:,}; the same command continues"
     if counts["running"]:
         yield f"running:   {counts['running']:,} in other processes"
     if desk.groups_run:

@@ -106,5 +106,5 @@ def write_whole(path: Path, text: str) -> None:
 def told(path: Path, error: OSError) -> Exception:
     said = f"cannot write {printable(str(path))}: {error.strerror}"
     if error.errno in DISK_IS_GONE:
-        return DiskError(said, "every finished prompt is kept; make room, and the same command goes on")
+        return DiskError(said, "every finished prompt is kept; make room, and the same command continues")
     return OutputError(said, "is the folder there, and writable?")

@@ -146,7 +146,7 @@ def idle_here(
     """What was typed for this command and has no effect."""
     texts = len(prompts) * samples
     if lanes is not None and lanes > texts:
-        yield f"--lanes {lanes:,} has no effect beyond {texts:,}: so many texts are written"
+        yield f"--lanes {lanes:,} has no effect beyond {texts:,}, the number of texts"
     if samples > 1 and settings.profile.sampling.temperature == 0:
         yield "the samples of a prompt will be the same: temperature 0 takes the most probable token"
 

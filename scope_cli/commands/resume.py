@@ -174,7 +174,7 @@ def no_state(file: Path) -> UsageError:
         pass
     what = "there is no such file" if not file.exists() else f"there is no {file.name}.state beside it"
     return UsageError(
-        f"cannot go on with {printable(str(file))}: {what}",
+        f"cannot continue {printable(str(file))}: {what}",
         "scope generate --output keeps one while it writes; --continue-file continues any text",
     )
 
@@ -236,7 +236,7 @@ def work_of(settings: LoadedProfile, opened: "OpenedModel", kept: Kept) -> "Work
     state = lane_in(file)
     stops = opened.stops(settings.profile.sampling)
     kept.check_text(written(opened, state, stops.texts, kept.facts["thinking"] == "show"))
-    note = f"goes on after {kept.lane['written']:,} tokens"
+    note = f"continues after {kept.lane['written']:,} tokens"
     work = new_work(settings, opened.geometry, state.prompt_ids, notes=(note,))
     return replace(work, seed=kept.facts["seed"], state=partial(lane_in, file))
 

@@ -98,4 +98,4 @@ def _print(found: list[Run]) -> None:
     console = Console()
     console.print(table)
     if left := [run.text for run in found if run.goes_on and run.status not in ("running", "finished")]:
-        console.print(Text(f"`scope resume {printable(left[0])}` goes on with the first of {len(left)}"))
+        console.print(Text(f"`scope resume {printable(left[0])}` continues the first of {len(left)}"))

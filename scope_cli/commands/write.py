@@ -78,7 +78,7 @@ def write(
             raise known from error
     if states is not None and states.left and not watch.quiet:
         first_left = states.left[0]
-        tell(f"resume:    `scope resume {first_left}` goes on")
+        tell(f"resume:    `scope resume {first_left}` continues")
     if failures and not interruption.exit_code:
         first = next(iter(failures.values()))
         which = f"output {first.prompt + 1} of {len(works)}: " if len(works) > 1 else ""

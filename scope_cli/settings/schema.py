@@ -109,7 +109,7 @@ class SamplingSettings(Settings):
     ] = Field((), description="token that ends the output, by id or text, or a list of them; not written")
     on_loop: OnLoop = Field(
         "ignore",
-        description="when the output repeats itself: stop, rollback (take it back and go on) or ignore",
+        description="when the output repeats itself: stop, rollback (take it back and continue) or ignore",
     )
 
     def problems(self) -> Iterator[tuple[str, str]]:

@@ -137,5 +137,5 @@ class States:
         except (OSError, ScopeError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             if not self._warned:
-                self._warn(f"warning: cannot write {state_of(text.path)}: {why}; the text goes on without")
+                self._warn(f"warning: cannot write {state_of(text.path)}: {why}; the text continues")
             self._warned = True

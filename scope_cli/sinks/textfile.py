@@ -35,7 +35,7 @@ class TextFile:
             self._file.close()
             hint = "--append writes behind what is there, --force replaces it"
             if path.with_name(f"{path.name}.state").is_file():
-                hint = f"`scope resume {path}` goes on with it; {hint}"
+                hint = f"`scope resume {path}` continues it; {hint}"
             raise UsageError(f"cannot write {path}: it exists and holds {as_bytes(status.st_size)}", hint)
         self._replaces = mode in ("overwrite", "resume") and self._is_regular
         self._end = start if self._replaces else status.st_size  # of the last whole piece

@@ -456,7 +456,7 @@ def test_settings_and_groups_that_are_damaged_are_told(run, scope, out, whole, w
     database.commit()
     database.close()
     code, said = run()
-    assert code == 2 and "scope.db is damaged" in said and "--restart begins anew" in said
+    assert code == 2 and "scope.db is damaged" in said and "--restart starts over" in said
     if what != "memory":
         assert scope("batch", "--status", out, "--json").code == 2
     assert run("--restart")[0] == 0 and texts(out) == whole

@@ -139,7 +139,7 @@ def test_a_signal_keeps_every_token(number, scope_in, argv, whole, tmp_path):
     assert 5 <= tokens < 120 and read_facts(folder / "story.txt.state")["lane"]["written"] == tokens
     before = (folder / "story.txt").read_bytes()
     ran = scope("resume", folder / "story.txt.run.json")
-    assert ran.code == 0 and f"goes on after {tokens} tokens" in ran.stderr
+    assert ran.code == 0 and f"continues after {tokens} tokens" in ran.stderr
     assert texts(folder) == expected and expected["story.txt"].endswith(ran.stdout.rstrip("\n").encode())
     assert len(before) <= len(expected["story.txt"])
     record = json.loads((folder / "story.txt.run.json").read_text())
