@@ -14,7 +14,7 @@ from rich.text import Text
 
 from scope_cli.batch.desk import Running
 from scope_cli.batch.ledger import Ledger
-from scope_cli.batch.progress import Progress
+from scope_cli.batch.progress import Pace
 from scope_cli.batch.rows import Row
 from scope_cli.console.safe import printable
 from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio, counted
@@ -28,7 +28,7 @@ class LogBoard:
 
     def __init__(self, console: Console, ledger: Ledger, every_s: float = 30.0, quiet: bool = False) -> None:
         self._console, self._ledger, self._every_s, self._quiet = console, ledger, every_s, quiet
-        self.progress = Progress(ledger.counts())
+        self.progress = Pace(ledger.counts())
         self._seen: dict[int, Running] = {}
         self._told: dict[int, int] = {}  # tokens of a row that the progress has counted
         self._next = time.monotonic() + every_s
@@ -130,7 +130,7 @@ def lane_cells(running: Running, token_bytes: tuple[int, int]) -> Iterator[Text]
     yield Text(f"KV {as_bytes(held)} / {as_bytes(full)} ({as_ratio(held, full)})", "dim", no_wrap=True)
 
 
-def overall(progress: Progress, ledger: Ledger, seen: dict[int, Running]) -> str:
+def overall(progress: Pace, ledger: Ledger, seen: dict[int, Running]) -> str:
     """'12 of 40 done, 1 failed, 8 running, 143 tokens/s, 1:02:10 left'."""
     written = sum(one.tokens for one in seen.values())
     left = progress.left_s(ledger.tokens_left(progress.usual_tokens) - written)

@@ -27,7 +27,7 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Frame:
+class PromptFrame:
     """What goes around every text: a template with {text} in it, and something behind."""
 
     template: str | None = None

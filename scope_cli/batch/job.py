@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from scope_cli.batch.fit import Memory, choose_lanes, even
 from scope_cli.batch.groups import Demand, Group, Order, alike_together, form_groups
-from scope_cli.batch.inputs import Frame, Input
+from scope_cli.batch.inputs import Input, PromptFrame
 from scope_cli.batch.ledger import Ledger
 from scope_cli.batch.outputs import PART, RECORD, OutputNames
 from scope_cli.batch.reasons import UNSTOPPABLE, in_words, reason_and_detail
@@ -38,7 +38,7 @@ class JobSettings:
     """What decides the texts of a job; it does not change while the job goes on."""
 
     settings: LoadedProfile
-    frame: Frame
+    frame: PromptFrame
     lanes: int | None  # None: as many as fit
     order: Order
     runs_on: str  # "cpu float32": the same profile gives other numbers elsewhere

@@ -19,7 +19,7 @@ from scope_cli.batch.desk import Desk
 from scope_cli.batch.fit import Memory
 from scope_cli.batch.groups import Group
 from scope_cli.batch.local import Trouble, halve_lanes
-from scope_cli.batch.ray_worker import Begin, Kept, Told, Worker
+from scope_cli.batch.ray_worker import Begin, KeptRow, Told, Worker
 from scope_cli.batch.work import Task
 from scope_cli.errors import ScopeError, UsageError
 from scope_cli.events import Failed, Finished
@@ -191,7 +191,7 @@ class RayEngine:
         for line in told.lines:
             desk.board.say(f"{hand.name}: {line}")
         for event in told.events:
-            if isinstance(event, Kept):
+            if isinstance(event, KeptRow):
                 desk.keep(event.number, event.state)
                 continue
             desk.receive(event)
@@ -244,7 +244,7 @@ def carrying_its_state(task: Task) -> Task:
     """For a worker that may not see our files."""
     if task.work.state is None:
         return task
-    return replace(task, work=replace(task.work, state=Kept(task.number, task.work.state())))
+    return replace(task, work=replace(task.work, state=KeptRow(task.number, task.work.state())))
 
 
 def import_ray() -> Any:

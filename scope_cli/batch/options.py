@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scope_cli.batch.groups import Order
-from scope_cli.batch.inputs import Frame
+from scope_cli.batch.inputs import PromptFrame
 from scope_cli.console.safe import printable
 from scope_cli.settings.load import LoadedProfile
 
@@ -16,7 +16,7 @@ class Options:
     prompts: str
     out: Path
     settings: LoadedProfile
-    frame: Frame
+    frame: PromptFrame
     globs: tuple[str, ...] = ()
     lanes: int | None = None
     order: Order = "longest"

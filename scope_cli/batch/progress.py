@@ -9,7 +9,7 @@ from scope_cli.batch.rows import State
 WINDOW_S = 30.0
 
 
-class Progress:
+class Pace:
     """Tokens and rows of one process's run, and how long the rest of the job takes at this pace."""
 
     def __init__(self, counts: Mapping[State, int]) -> None:

@@ -35,7 +35,7 @@ class Begin:
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptRow:
     """Where a row is, among the events before and after it."""
 
     number: int
@@ -50,7 +50,7 @@ class Kept:
 class Told:
     """What a worker hands over."""
 
-    events: list[Event | Kept]
+    events: list[Event | KeptRow]
     wants: int  # tasks that it could begin, or have ready
     lines: list[str] = field(default_factory=list)  # for people
     ended: bool = False  # its group is through, or broken off
@@ -133,11 +133,11 @@ class Worker:
         if begin is not None:
             self._group = begin.group
             self._inbox = Inbox()
-            self._events: Queue[Event | Kept | Told] = Queue()
+            self._events: Queue[Event | KeptRow | Told] = Queue()
             threading.Thread(target=self._run, args=(begin, self._inbox), daemon=True).start()
         self._interrupted |= interrupt
         self._inbox.put(tasks, last or interrupt)
-        events: list[Event | Kept] = []
+        events: list[Event | KeptRow] = []
         until = time.monotonic() + BATCH_S
         while (left := until - time.monotonic()) > 0:
             try:
@@ -159,7 +159,7 @@ class Worker:
         def give(number: int, state: "LaneState") -> None:
             """A copy: it is handed over while the lane goes on."""
             tensors = {name: tensor.clone() for name, tensor in state.tensors.items()}
-            self._events.put(Kept(number, replace(state, tensors=tensors)))
+            self._events.put(KeptRow(number, replace(state, tensors=tensors)))
 
         trouble, keeper = None, Keeper(give, begin.checkpoint_every) if begin.keeps else None
         try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scope_cli.batch.inputs import Frame, Input
+from scope_cli.batch.inputs import Input, PromptFrame
 from scope_cli.batch.rows import DAMAGED, Row
 from scope_cli.errors import UsageError
 from scope_cli.settings.load import LoadedProfile
@@ -30,13 +30,13 @@ class Task:
     work: "Work"
 
 
-def encode(opened: "OpenedModel", settings: LoadedProfile, found: Input, frame: Frame) -> "Prompt":
+def encode(opened: "OpenedModel", settings: LoadedProfile, found: Input, frame: PromptFrame) -> "Prompt":
     """Token ids of an input, and notes. Raises UsageError where the tokenizer or the template refuses it."""
     prompt = settings.profile.prompt
     if found.template_args:
         prompt = prompt.model_copy(update={"template_args": {**prompt.template_args, **found.template_args}})
     if found.messages:
-        if frame != Frame():
+        if frame != PromptFrame():
             raise UsageError("messages take no --prompt-template and no --suffix")
         for message in found.messages:
             check_length(opened, message["content"])
@@ -45,7 +45,7 @@ def encode(opened: "OpenedModel", settings: LoadedProfile, found: Input, frame: 
     if found.system is not None:
         prompt = prompt.model_copy(update={"system": found.system})
     check_length(opened, found.text)
-    return opened.chat.prompt(found.text, prompt, None if frame == Frame() else frame.around)
+    return opened.chat.prompt(found.text, prompt, None if frame == PromptFrame() else frame.around)
 
 
 def check_length(opened: "OpenedModel", text: str) -> None:

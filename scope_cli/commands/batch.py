@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from scope_cli.batch.database import NAME
-from scope_cli.batch.inputs import Frame
+from scope_cli.batch.inputs import PromptFrame
 from scope_cli.batch.ledger import Ledger
 from scope_cli.batch.options import Options
 from scope_cli.commands import options as o
@@ -129,7 +129,7 @@ def batch_command(
             out=output_dir,
             globs=tuple(glob),
             settings=settings,
-            frame=Frame(template_of(prompt_template), suffix),
+            frame=PromptFrame(template_of(prompt_template), suffix),
             lanes=lanes_of(lanes),
             order="input" if order == "input" else "longest",
             limit=limit,

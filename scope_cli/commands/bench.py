@@ -17,7 +17,7 @@ from scope_cli.engine.fit import needs
 from scope_cli.engine.run_plan import make_plan
 from scope_cli.errors import UsageError
 from scope_cli.machine.memory import free_bytes
-from scope_cli.measure.bench.contest import Course, Row, Spec, contest
+from scope_cli.measure.bench.contest import Course, Spec, Standing, contest
 from scope_cli.measure.bench.plot import draw
 from scope_cli.measure.bench.protocol import Job
 from scope_cli.measure.bench.report import lines_of, remarks, report, tables_of, verdict, write_csv
@@ -171,7 +171,7 @@ def bench_command(
         torch.set_num_threads(threads)  # as the contenders do, none of whom is there yet
     limit = bandwidth * 1e9 if bandwidth else roofline.bandwidth(opened.device)
     say(f"the memory gives {limit / 1e9:.1f} GB/s")
-    rows = [Row(spec.name) for spec in specs]
+    rows = [Standing(spec.name) for spec in specs]
     interrupted = False
     try:
         contest(specs, rows, course, say)

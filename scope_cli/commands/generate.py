@@ -10,9 +10,9 @@ import typer
 
 from scope_cli.cache.shape import CacheShape
 from scope_cli.commands import options as o
-from scope_cli.commands.io import Asked, argument_names_file, prompts_of, read_into, tell
+from scope_cli.commands.io import TypedPrompt, argument_names_file, prompts_of, read_into, tell
 from scope_cli.commands.live import MetricsAddress, MetricsPort, StatsFile, live_sinks
-from scope_cli.commands.outputs import Output, about_of, new_states, open_sinks, outputs_of
+from scope_cli.commands.outputs import OutputFile, about_of, new_states, open_sinks, outputs_of
 from scope_cli.commands.overrides import notes_on, overrides_of
 from scope_cli.commands.prompt import settings_with, work_from
 from scope_cli.commands.write import Watch, ending_of, write
@@ -104,7 +104,9 @@ def generate_command(
     """
     if prompt_cache is not None and (prompt is not None or prompt_file):
         raise UsageError("--prompt-cache already holds the prompt: give no other")
-    prompts = prompts_of(prompt, prompt_file) if prompt_cache is None else [Asked("", str(prompt_cache))]
+    prompts = (
+        prompts_of(prompt, prompt_file) if prompt_cache is None else [TypedPrompt("", str(prompt_cache))]
+    )
     read_into(given, "system", system_file, "--system-file")
     read_into(given, "continue_text", continue_file, "--continue-file")
     typed = overrides_of(**given)
@@ -128,7 +130,7 @@ def generate_command(
     mode: FileMode = "append" if append else "overwrite" if force else "new"
     about = [about_of(asked, ctx.obj) for asked in prompts for _ in range(samples)]
     files = outputs_of(output, len(about))
-    outputs = [Output(file, mode, about[number]) for number, file in enumerate(files)]
+    outputs = [OutputFile(file, mode, about[number]) for number, file in enumerate(files)]
     shows = o.thinking(thinking)
     states = None if no_checkpoint else new_states(outputs, checkpoint_every, keep_checkpoint)
     sinks = open_sinks(outputs, json, quiet, states, shows)
@@ -141,7 +143,7 @@ def generate_command(
 
 
 def idle_here(
-    prompts: list[Asked], samples: int, lanes: int | None, settings: LoadedProfile
+    prompts: list[TypedPrompt], samples: int, lanes: int | None, settings: LoadedProfile
 ) -> Iterator[str]:
     """What was typed for this command and has no effect."""
     texts = len(prompts) * samples

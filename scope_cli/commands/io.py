@@ -20,25 +20,25 @@ HOW_TO_PROMPT = "give it as an argument, with --prompt-file FILE, or pipe it in"
 
 
 @dataclass(frozen=True)
-class Asked:
+class TypedPrompt:
     """A prompt, and where it stands."""
 
     text: str
     file: str | None = None  # "-" is standard input
 
 
-def prompts_of(argument: str | None, files: list[str]) -> list[Asked]:
+def prompts_of(argument: str | None, files: list[str]) -> list[TypedPrompt]:
     """The prompts from the one place they were given in; without any, what is piped in."""
     if argument is not None and files:
         raise UsageError("a prompt and --prompt-file cannot be combined")
     if files.count("-") > 1:
         raise UsageError("--prompt-file - was given twice: standard input can be read once")
     if argument is not None and argument != "-":
-        named = [Asked(text_argument(argument, "the prompt"))]
+        named = [TypedPrompt(text_argument(argument, "the prompt"))]
     else:
         if argument is None and not files and not is_piped():
             raise UsageError("there is no prompt", HOW_TO_PROMPT)
-        named = [Asked(read_text(file, "--prompt-file"), file) for file in files or ["-"]]
+        named = [TypedPrompt(read_text(file, "--prompt-file"), file) for file in files or ["-"]]
     for asked in named:
         if not asked.text.strip():
             name = "standard input" if asked.file == "-" else asked.file

@@ -7,7 +7,7 @@ from functools import partial
 from rich.console import Console
 
 from scope_cli.commands.io import tell
-from scope_cli.commands.shown import Cases, Shown
+from scope_cli.commands.shown import Cases, Display
 from scope_cli.console.progress import Progress
 from scope_cli.errors import ModelError
 from scope_cli.measure.profiling.footprint import changed, plan_of
@@ -17,7 +17,7 @@ from scope_cli.measure.profiling.result import Result, as_json
 from scope_cli.measure.profiling.runner import run_job
 from scope_cli.measure.profiling.source import source_of
 from scope_cli.measure.profiling.terminal import draw
-from scope_cli.measure.profiling.worker import Job
+from scope_cli.measure.profiling.worker import Measurement
 from scope_cli.models.opening import check_model
 from scope_cli.models.shapes import ModelShape
 from scope_cli.settings.load import LoadedProfile
@@ -26,7 +26,7 @@ LONGEST_DEFAULT = 1024  # output tokens that are measured where no length was ty
 
 
 def show_measured(
-    cases: Cases, text: str | None, prompt_tokens: int | None, offline: bool, shown: Shown
+    cases: Cases, text: str | None, prompt_tokens: int | None, offline: bool, shown: Display
 ) -> int:
     results = measure(cases, text, prompt_tokens or 1000, offline, shown.quiet)
     if shown.json:
@@ -53,7 +53,7 @@ def measure(cases: Cases, text: str | None, prompt_tokens: int, offline: bool, q
         written = settings.profile.sampling.model_copy(update={"ignore_eos": True})
         profile = settings.profile.model_copy(update={"sampling": written})
         jobs.append(
-            Job(
+            Measurement(
                 label, profile.as_dict(), settings.source, sorted(settings.typed), text, prompt_tokens,
                 offline, tuple(sys.argv[1:]),
             )

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from scope_cli.commands.io import Asked, no_word, tell
+from scope_cli.commands.io import TypedPrompt, no_word, tell
 from scope_cli.console import streams
 from scope_cli.console.safe import printable
 from scope_cli.errors import ScopeError, UsageError
@@ -28,7 +28,7 @@ FILES_OF_OTHERS = 100  # that a run opens besides: libraries, weights, sockets
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputFile:
     """A text's file, and what its record says of where it comes from."""
 
     file: Path
@@ -39,13 +39,13 @@ class Output:
     just_thought: bool = False  # it goes on between a thought, which is not written, and its answer
 
 
-def new_states(outputs: list[Output], every_s: float | None = None, keeps: bool = False) -> States | None:
+def new_states(outputs: list[OutputFile], every_s: float | None = None, keeps: bool = False) -> States | None:
     """Who keeps the states; nobody where no text goes to a file."""
     return States(every_s, keeps, tell) if outputs else None
 
 
 def open_sinks(
-    outputs: list[Output],
+    outputs: list[OutputFile],
     json: bool,
     quiet: bool,
     states: States | None = None,
@@ -103,7 +103,7 @@ def outputs_of(output: Path | None, outputs: int) -> list[Path]:
     return [output.with_name(f"{output.stem}-{number + 1}{output.suffix}") for number in range(outputs)]
 
 
-def about_of(asked: Asked, argv: list[str] | None) -> dict[str, Any]:
+def about_of(asked: TypedPrompt, argv: list[str] | None) -> dict[str, Any]:
     """What the record says of where a text comes from: a file's name and hash, or the prompt itself."""
     prompt: dict[str, Any] = {"sha256": sha256(asked.text.encode()).hexdigest()}
     if asked.file not in (None, "-"):

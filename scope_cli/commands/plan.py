@@ -9,15 +9,15 @@ from typing import Any
 import yaml
 
 from scope_cli.commands.io import tell
-from scope_cli.commands.shown import Cases, Shown
+from scope_cli.commands.shown import Cases, Display
 from scope_cli.console import safe
 from scope_cli.engine.slots_known import Computed
 from scope_cli.errors import ModelError, UsageError
 from scope_cli.measure.profiling import footprint as f
 from scope_cli.measure.profiling.footprint import total_bytes
 from scope_cli.measure.profiling.pages import Page
-from scope_cli.measure.profiling.report import Planned, as_csv, plan_table
-from scope_cli.measure.profiling.source import Source, free_bytes, source_of, target_of
+from scope_cli.measure.profiling.report import PlannedProfile, as_csv, plan_table
+from scope_cli.measure.profiling.source import ModelSource, free_bytes, source_of, target_of
 from scope_cli.measure.profiling.terminal import draw_plans
 from scope_cli.models.folder import stored_shapes
 from scope_cli.models.hub import HUB_NAME
@@ -31,7 +31,7 @@ DOES_NOT_FIT = 4
 
 def show_plan(
     cases: Cases, text: str | None, prompt_tokens: int | None, config: Path | None,
-    given: int | None, lanes: int, fit: bool, shown: Shown,
+    given: int | None, lanes: int, fit: bool, shown: Display,
 ) -> int:  # fmt: skip
     settings = cases[0][1].profile.model
     source = source_of(settings.name, config)
@@ -81,10 +81,10 @@ def smaller_weights(settings: LoadedProfile, target: Target, tokens: int, lanes:
 
 def plan_one(
     label: str, settings: LoadedProfile, target: Target, tokens: int, lanes: int, free: int
-) -> Planned:
+) -> PlannedProfile:
     made = f.footprint(settings, target, tokens, lanes)
     output = f.changed(settings, made.output_tokens)
-    return Planned(
+    return PlannedProfile(
         label=label,
         footprint=made,
         full=f.footprint(f.full_cache(output), target, tokens, lanes),
@@ -98,8 +98,8 @@ def plan_one(
 
 
 def fitted(
-    cases: Cases, source: Source, target: Target, tokens: int, lanes: int, free: int
-) -> tuple[list[Planned], str | None]:
+    cases: Cases, source: ModelSource, target: Target, tokens: int, lanes: int, free: int
+) -> tuple[list[PlannedProfile], str | None]:
     """The plan with the largest budget that fits, and its profile as YAML; None where none fits."""
     if len(cases) > 1:
         raise UsageError(
@@ -136,7 +136,7 @@ def fitted(
     return [planned], head + yaml.safe_dump(profile.as_dict(), sort_keys=False, allow_unicode=True)
 
 
-def model_to_name(source: Source, typed: str) -> tuple[str, str]:
+def model_to_name(source: ModelSource, typed: str) -> tuple[str, str]:
     """What `model.name` of a profile for that model is, and a remark where that is a guess."""
     import json
 

@@ -11,7 +11,7 @@ from scope_cli.commands.io import read_text, tell
 from scope_cli.commands.measure import show_measured
 from scope_cli.commands.overrides import overrides_of
 from scope_cli.commands.plan import show_plan
-from scope_cli.commands.shown import Cases, Shown, width_of
+from scope_cli.commands.shown import Cases, Display, width_of
 from scope_cli.errors import UsageError
 from scope_cli.measure.profiling.compare import compare
 from scope_cli.measure.profiling.pages import check_plot
@@ -115,7 +115,7 @@ def profile_command(
     overrides = overrides_of(**given, max_new_tokens=max_new_tokens)
     cases = side_by_side(profiles or ["default"], numbers(budgets), names(strategies), overrides)
 
-    shown = Shown(json, csv, plot, quiet, Console(stderr=json or csv or fit))
+    shown = Display(json, csv, plot, quiet, Console(stderr=json or csv or fit))
     if planning:
         code = show_plan(cases, text, prompt_tokens, config, free, lanes, fit, shown)
     else:

@@ -11,7 +11,7 @@ import typer
 from scope_cli.cache.shape import CacheShape
 from scope_cli.commands import options as o
 from scope_cli.commands.live import MetricsAddress, MetricsPort, StatsFile, live_sinks
-from scope_cli.commands.outputs import Output, new_states, open_sinks
+from scope_cli.commands.outputs import OutputFile, new_states, open_sinks
 from scope_cli.commands.write import Watch, ending_of, write
 from scope_cli.console.phases import Phases
 from scope_cli.console.safe import printable
@@ -133,12 +133,12 @@ class Kept:
             "restore it; or scope generate --continue-file continues any text",
         )
 
-    def output(self, command: list[str]) -> Output:
+    def output(self, command: list[str]) -> OutputFile:
         about = self.facts["about"]
         told = {"command": command, "tokens": self.lane.get("written", 0)}
         about = about | {"resumed": [*about.get("resumed", []), told]}
         just_thought = bool(self.facts["text"]["just_thought"])
-        return Output(self.path, "resume", about, self.end, self.facts | {"about": about}, just_thought)
+        return OutputFile(self.path, "resume", about, self.end, self.facts | {"about": about}, just_thought)
 
 
 def texts_of_run(file: Path) -> list[Kept]:

@@ -21,7 +21,7 @@ COLOURS = {"finished": "green", "running": "yellow", "failed": "red"}
 
 
 @dataclass(frozen=True)
-class Run:
+class ListedRun:
     """One text, from its record and its state."""
 
     text: str
@@ -57,7 +57,7 @@ def runs_command(
         _print(found)
 
 
-def runs_in(folder: Path) -> list[Run]:
+def runs_in(folder: Path) -> list[ListedRun]:
     """By name; what cannot be read is left out."""
     found = []
     for file in sorted(folder.glob(f"*{RECORD}")):
@@ -69,7 +69,7 @@ def runs_in(folder: Path) -> list[Run]:
     return found
 
 
-def _run_of(text: Path, record: dict[str, Any]) -> Run:
+def _run_of(text: Path, record: dict[str, Any]) -> ListedRun:
     status, results = record["status"], record["results"]
     tokens, goes_on = results[0].get("output_tokens") if results else None, False
     try:
@@ -81,10 +81,12 @@ def _run_of(text: Path, record: dict[str, Any]) -> Run:
     if status == "running" and not is_locked(text):
         status = "killed"
     planned, model = record["max_new_tokens"], record["model"]["name"]
-    return Run(text.name, status, tokens, planned, goes_on, record["started_at"], model, record["policy"])
+    return ListedRun(
+        text.name, status, tokens, planned, goes_on, record["started_at"], model, record["policy"]
+    )
 
 
-def _print(found: list[Run]) -> None:
+def _print(found: list[ListedRun]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("text", "status", "tokens", "begun", "model", "policy"):
         table.add_column(column, justify="right" if column == "tokens" else "left", overflow="fold")

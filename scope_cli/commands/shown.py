@@ -15,7 +15,7 @@ Cases = list[tuple[str, LoadedProfile]]  # label, profile
 
 
 @dataclass(frozen=True)
-class Shown:
+class Display:
     """As it was asked for on the command line."""
 
     json: bool

@@ -21,7 +21,7 @@ from scope_cli.machine import nvidia
 from scope_cli.machine.memory import CGROUP, cgroup_free_bytes
 from scope_cli.units import as_bytes
 
-State = Literal["ok", "note", "problem"]
+CheckState = Literal["ok", "note", "problem"]
 OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 9)
 ROOM = 2**30  # bytes: what the embedded model takes, in memory and on disk, with some to spare
@@ -34,7 +34,7 @@ class Check:
     """What was looked at, how it is, and what to do about it."""
 
     name: str
-    state: State
+    state: CheckState
     said: str
     todo: str = ""
 

@@ -22,7 +22,7 @@ from typing import IO, Any
 import scope_cli
 from scope_cli.console.safe import as_json
 
-Line = dict[str, Any]
+Message = dict[str, Any]
 QUIT_S = 5.0  # that long a process may take to end when nothing more is asked of it
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
@@ -61,7 +61,7 @@ class Child:
         except OSError as error:
             raise NoAnswer(f"cannot start {command[0]}: {error.strerror}") from error
 
-    def ask(self, request: Line, heard: Callable[[Line], None] = lambda told: None) -> Line:
+    def ask(self, request: Message, heard: Callable[[Message], None] = lambda told: None) -> Message:
         """`heard` gets what is told on the way. Raises NoAnswer."""
         assert self.process.stdin is not None and self.process.stdout is not None
         watch, line = Timer(self.timeout_s, self._give_up), ""
@@ -71,7 +71,7 @@ class Child:
             self.process.stdin.write(f"{as_json(request)}\n")
             self.process.stdin.flush()
             for line in self.process.stdout:
-                told: Line = json.loads(line)
+                told: Message = json.loads(line)
                 if "progress" not in told:
                     self._signal(signal.SIGSTOP)
                     return told
@@ -120,7 +120,9 @@ class Child:
         self._words.close()
 
 
-def serve(answer: Callable[[Line, Callable[..., None]], Line], told: type[Exception] = Exception) -> None:
+def serve(
+    answer: Callable[[Message, Callable[..., None]], Message], told: type[Exception] = Exception
+) -> None:
     """Be such a process until stdin ends; whatever else is printed goes to stderr.
 
     answer: gets a request, and what tells of progress

@@ -40,7 +40,7 @@ BITS_OF = {  # of safetensors' types
 AGAIN = "fetch or copy the model again"
 LFS = "it was fetched without git-lfs: run `git lfs pull` in the folder, or fetch the model again"
 
-Header = dict[str, tuple[str, tuple[int, ...]]]  # name of a tensor -> its type, its shape
+Tensors = dict[str, tuple[str, tuple[int, ...]]]  # name of a tensor -> its type, its shape
 
 
 def check_folder(folder: Path, name: str) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / one for one in sorted(names)]
 
 
-def header_of(file: Path) -> Header:
+def header_of(file: Path) -> Tensors:
     """Type and shape of each tensor in a safetensors file that is whole. Raises ModelError.
 
     It starts with the length of a JSON header, 8 bytes, little-endian; the data of the tensors follows, one
@@ -189,7 +189,7 @@ def header_of(file: Path) -> Header:
     return tensors
 
 
-def _tensors(header: Any) -> tuple[Header, int]:
+def _tensors(header: Any) -> tuple[Tensors, int]:
     """What a header lists, and where the last tensor ends."""
     tensors, places = {}, []
     for name, entry in header.items():

@@ -24,7 +24,7 @@ from scope_cli.models.formats import Bits
 from scope_cli.models.kept import SOURCE_FILE
 from scope_cli.models.lean import PreTrainedModel
 from scope_cli.models.packed import pack
-from scope_cli.models.tensor_file import Entry, Progress, write
+from scope_cli.models.tensor_file import Entry, ShowBytes, write
 
 VERSION = 2  # of what is written here, and of what packing makes of a weight
 
@@ -109,7 +109,7 @@ class PackedFile:
                 self.write(entries, loss=loss)
 
     def write(
-        self, entries: Sequence[Entry], progress: Progress | None = None, loss: float | None = None
+        self, entries: Sequence[Entry], progress: ShowBytes | None = None, loss: float | None = None
     ) -> None:
         """File and note; the lock is the caller's. `loss`: else what the entries' packing said it was."""
         sweep(self.path.parent)

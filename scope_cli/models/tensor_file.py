@@ -24,7 +24,7 @@ NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", tor
 ALIGNMENT = 64  # of the first tensor; each size is a multiple of its numbers' own
 MARK_BYTES = 1 << 25  # after which what is on the disk is noted
 
-Progress = Callable[[int, int], None]  # bytes written, of how many
+ShowBytes = Callable[[int, int], None]  # bytes written, of how many
 Pieces = Iterator[tuple[Any, Change]]  # numbers in the order of the shape; what packing changed in them
 
 
@@ -51,7 +51,7 @@ class Entry:
         return prod(self.shape) * self.dtype.itemsize
 
 
-def write(file: Path, entries: Sequence[Entry], key: str, progress: Progress | None = None) -> Change:
+def write(file: Path, entries: Sequence[Entry], key: str, progress: ShowBytes | None = None) -> Change:
     """`key`: of what the content depends on; a file that was begun with another one is begun again."""
     ordered = sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.name))
     head = _head(ordered, key)

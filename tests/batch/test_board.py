@@ -10,7 +10,7 @@ from rich.console import Console
 from scope_cli.batch.board import LiveBoard, LogBoard, shortened
 from scope_cli.batch.desk import Running
 from scope_cli.batch.ledger import Ledger
-from scope_cli.batch.progress import Progress
+from scope_cli.batch.progress import Pace
 from scope_cli.batch.rows import Row
 from scope_cli.policies.schedule import Schedule
 
@@ -53,7 +53,7 @@ def running(number):
 
 def test_time_left_is_what_is_planned_until_others_have_ended(tmp_path, clock):
     ledger = fill(tmp_path)
-    progress = Progress(ledger.counts())
+    progress = Pace(ledger.counts())
     for _ in range(20):
         clock.now += 1
         progress.wrote(10)

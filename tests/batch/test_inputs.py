@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from scope_cli import utf8
 from scope_cli.batch.folder import MOST_BYTES, read_directory, read_inputs
-from scope_cli.batch.inputs import Frame
+from scope_cli.batch.inputs import PromptFrame
 from scope_cli.batch.lines import read_lines
 from scope_cli.errors import UsageError
 
@@ -397,5 +397,7 @@ def test_what_is_no_place_for_prompts_is_refused_with_a_way_out(tmp_path):
 
 
 def test_a_frame_puts_braces_and_all_around_a_text():
-    assert Frame("Summarise {json}: {text}!", " Now.").around("a {b}") == "Summarise {json}: a {b}! Now."
-    assert Frame().around("a") == "a"
+    assert (
+        PromptFrame("Summarise {json}: {text}!", " Now.").around("a {b}") == "Summarise {json}: a {b}! Now."
+    )
+    assert PromptFrame().around("a") == "a"

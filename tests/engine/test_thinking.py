@@ -101,7 +101,7 @@ def test_where_thoughts_go_is_one_of_three():
 def test_stdout_stderr_and_file(where, out, aside, file, tmp_path, capfd):
     path = tmp_path / "a.txt"
     started, *_ = _run([])
-    sinks = outputs.open_sinks([outputs.Output(path, "new", {})], False, True, None, where)
+    sinks = outputs.open_sinks([outputs.OutputFile(path, "new", {})], False, True, None, where)
     for event in [started, *marked([BEGINS, 7, ENDS, 8])]:
         for sink in sinks:
             sink.receive(event)

@@ -63,7 +63,7 @@ def text_of_prompt(
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """What a run wrote, and how its prompt was made; the record does not hold the prompt."""
 
     file: Path
@@ -72,7 +72,7 @@ class Run:
     prompt: PromptSettings
 
 
-def read_run(record: Path) -> Run:
+def read_run(record: Path) -> RecordedRun:
     """A run's record, and its text beside it. No torch."""
     try:
         saved = json.loads(read_text(str(record), "--run"))
@@ -84,10 +84,10 @@ def read_run(record: Path) -> Run:
             "it is the OUT.run.json beside the OUT of `scope generate -o OUT`",
         ) from error
     file = record.with_name(record.name.removesuffix(".run.json"))
-    return Run(file, read_text(str(file), "--run"), written, settings)
+    return RecordedRun(file, read_text(str(file), "--run"), written, settings)
 
 
-def text_of_run(opened: "OpenedModel", run: Run, prompt: str, tokens: int | None) -> "KnownText":
+def text_of_run(opened: "OpenedModel", run: RecordedRun, prompt: str, tokens: int | None) -> "KnownText":
     from scope_cli.measure.evaluate.fidelity import KnownText
 
     ids = plain_ids(opened, run.text)

@@ -62,7 +62,7 @@ class Measured:
 
 
 @dataclass
-class Row:
+class Standing:
     """All that is known of one contender."""
 
     name: str
@@ -81,7 +81,7 @@ class Row:
 class Seat:
     """A contender's process with the positions it is measured at."""
 
-    def __init__(self, spec: Spec, course: Course, row: Row) -> None:
+    def __init__(self, spec: Spec, course: Course, row: Standing) -> None:
         self.spec, self.course, self.row = spec, course, row
         self.process: Child | None = None
         self.position = 0
@@ -143,7 +143,7 @@ def rotated(prompt: tuple[int, ...], lanes: int) -> Ids:
     return [list(prompt[lane * by :] + prompt[: lane * by]) for lane in range(lanes)]
 
 
-def contest(specs: list[Spec], rows: list[Row], course: Course, say: Say = lambda line: None) -> None:
+def contest(specs: list[Spec], rows: list[Standing], course: Course, say: Say = lambda line: None) -> None:
     """Measure everybody everywhere into their rows; who fails is a row that says why, and the others go on.
 
     Where the run is interrupted, the rows have what was measured until then.
@@ -168,7 +168,7 @@ def contest(specs: list[Spec], rows: list[Row], course: Course, say: Say = lambd
 Wave = list[tuple[Seat, int]]
 
 
-def _groups(specs: list[Spec], course: Course, rows: Mapping[str, Row]) -> Iterator[list[Wave]]:
+def _groups(specs: list[Spec], course: Course, rows: Mapping[str, Standing]) -> Iterator[list[Wave]]:
     """What is alive at the same time: waves one after the other, each stepped in turn."""
 
     def seat(spec: Spec) -> Seat:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from scope_cli.measure.bench.report import Line
+from scope_cli.measure.bench.report import Figures
 from scope_cli.measure.palette import styles
 
 
-def draw(lines: list[Line], file: Path, title: str) -> None:
+def draw(lines: list[Figures], file: Path, title: str) -> None:
     """The bars reach from the fastest burst to the slowest."""
     import matplotlib
 

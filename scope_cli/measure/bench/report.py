@@ -10,12 +10,12 @@ from typing import IO, Any
 import scope_cli
 from scope_cli.console.tables import Table
 from scope_cli.machine.description import machine
-from scope_cli.measure.bench.contest import Course, Measured, Row
+from scope_cli.measure.bench.contest import Course, Measured, Standing
 from scope_cli.units import as_bytes, as_ratio
 
 
 @dataclass(frozen=True)
-class Line:
+class Figures:
     """One contender at one position. A token per lane is a step; ratios are above 1 where it is faster."""
 
     contender: str
@@ -38,7 +38,9 @@ class Line:
     share_of_limit: float | None  # 1: a step takes what reading its bytes takes
 
 
-def lines_of(rows: list[Row], course: Course, baseline: str, bandwidth: float | None = None) -> list[Line]:
+def lines_of(
+    rows: list[Standing], course: Course, baseline: str, bandwidth: float | None = None
+) -> list[Figures]:
     """bandwidth: bytes per second that the memory gives, where it was measured"""
     base = next(row for row in rows if row.name == baseline)
     prompt = len(course.prompt)
@@ -50,7 +52,7 @@ def lines_of(rows: list[Row], course: Course, baseline: str, bandwidth: float | 
     ]
 
 
-def _line(row: Row, one: Measured, base: Row, prompt: int, bandwidth: float | None) -> Line:
+def _line(row: Standing, one: Measured, base: Standing, prompt: int, bandwidth: float | None) -> Figures:
     step_ms = median(one.step_ms)
     against = base.at(one.position)
     ratios = []
@@ -65,7 +67,7 @@ def _line(row: Row, one: Measured, base: Row, prompt: int, bandwidth: float | No
     share = None
     if bandwidth and row.weight_bytes and one.read_bytes is not None:
         share = (row.weight_bytes + one.read_bytes) / bandwidth / (step_ms / 1000)
-    return Line(
+    return Figures(
         contender=row.name,
         position=one.position,
         lanes=row.lanes,
@@ -87,11 +89,11 @@ def _line(row: Row, one: Measured, base: Row, prompt: int, bandwidth: float | No
     )
 
 
-def _reads(row: Row) -> list[float]:
+def _reads(row: Standing) -> list[float]:
     return [took for measured in row.positions for took in measured.read_s]
 
 
-def agreements(rows: list[Row]) -> dict[str, tuple[int, int]]:
+def agreements(rows: list[Standing]) -> dict[str, tuple[int, int]]:
     """How often a contender's next token is that of the first exact one, fed the same text: (same, asked)."""
     reference = next((row for row in rows if row.exact and row.positions), None)
     found: dict[str, tuple[int, int]] = {}
@@ -110,7 +112,7 @@ def agreements(rows: list[Row]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def remarks(rows: list[Row]) -> list[str]:
+def remarks(rows: list[Standing]) -> list[str]:
     """What a reader has to know before believing a table: failures, and who did not compute the same."""
     lines = [f"{row.name} failed: {row.failed}" for row in rows if row.failed]
     found = agreements(rows)
@@ -123,12 +125,12 @@ def remarks(rows: list[Row]) -> list[str]:
     return lines
 
 
-def tables_of(lines: list[Line], course: Course) -> list[Table]:
+def tables_of(lines: list[Figures], course: Course) -> list[Table]:
     """What a person reads: how fast, then how many bytes."""
     return [_table(lines, columns, course) for columns in (SPEED, PROMPT_AND_BYTES)]
 
 
-def verdict(lines: list[Line], baseline: str) -> str:
+def verdict(lines: list[Figures], baseline: str) -> str:
     """Who is fastest at the last position where the baseline was measured, and what it holds; '' if alone."""
     last = max((line.position for line in lines if line.contender == baseline), default=None)
     there = {line.contender: line for line in lines if line.position == last and line.ratio is not None}
@@ -161,7 +163,7 @@ def _spread(middle: float | None, least: float | None, most: float | None, digit
     return f"{middle:,.{digits}f} ({least:,.{digits}f} to {most:,.{digits}f})"
 
 
-Column = Callable[[Line], str]
+Column = Callable[[Figures], str]
 SPEED: dict[str, Column] = {
     "tokens/s": lambda line: f"{line.tokens_per_s:,.1f}",
     "ms/step": lambda line: _spread(line.step_ms, line.step_ms_least, line.step_ms_most, 1),
@@ -178,7 +180,7 @@ PROMPT_AND_BYTES: dict[str, Column] = {
 }
 
 
-def _table(lines: list[Line], columns: dict[str, Column], course: Course) -> Table:
+def _table(lines: list[Figures], columns: dict[str, Column], course: Course) -> Table:
     rows = []
     for position in course.positions:
         for line in lines:
@@ -189,7 +191,7 @@ def _table(lines: list[Line], columns: dict[str, Column], course: Course) -> Tab
 
 
 def report(
-    lines: list[Line], rows: list[Row], course: Course, baseline: str, command: list[str]
+    lines: list[Figures], rows: list[Standing], course: Course, baseline: str, command: list[str]
 ) -> dict[str, Any]:
     """Everything: the figures, each burst behind them, what was run and on what."""
     asked = {name: value for name, value in asdict(course).items() if name not in ("prompt", "known")}
@@ -206,9 +208,9 @@ def report(
     }
 
 
-def write_csv(file: IO[str], lines: list[Line], rows: list[Row]) -> None:
+def write_csv(file: IO[str], lines: list[Figures], rows: list[Standing]) -> None:
     """A row per contender and position; one that failed is a row with its reason."""
-    names = [one.name for one in fields(Line)]
+    names = [one.name for one in fields(Figures)]
     writer = csv.DictWriter(file, [*names, "failed"], lineterminator="\n")
     writer.writeheader()
     writer.writerows({**asdict(line), "failed": ""} for line in lines)

@@ -22,7 +22,7 @@ MORE_IS_BETTER = ("prefill_tokens_per_s", "decode_tokens_per_s")
 
 
 @dataclass(frozen=True)
-class Change:
+class FigureChange:
     label: str
     figure: str
     before: float
@@ -33,7 +33,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    changes: list[Change]
+    changes: list[FigureChange]
     only_before: list[str]  # labels
     only_after: list[str]
     notes: list[str]  # what else differs
@@ -78,7 +78,7 @@ def _by_label(results: list[Result], which: str) -> dict[str, Result]:
     return found
 
 
-def _changes(was: Result, now: Result, memory_percent: float, speed_percent: float) -> Iterator[Change]:
+def _changes(was: Result, now: Result, memory_percent: float, speed_percent: float) -> Iterator[FigureChange]:
     if (was.prompt_tokens, was.output_tokens) != (now.prompt_tokens, now.output_tokens):
         raise UsageError(
             f"{now.label}: {was.prompt_tokens:,} + {was.output_tokens:,} tokens before, "
@@ -90,7 +90,7 @@ def _changes(was: Result, now: Result, memory_percent: float, speed_percent: flo
         more_is_better = figure in MORE_IS_BETTER
         worse = worse_percent(first[figure], second[figure], more_is_better)
         threshold = speed_percent if more_is_better else memory_percent
-        yield Change(now.label, figure, first[figure], second[figure], worse, worse > threshold)
+        yield FigureChange(now.label, figure, first[figure], second[figure], worse, worse > threshold)
 
 
 def worse_percent(before: float, after: float, more_is_better: bool) -> float:

@@ -22,7 +22,7 @@ from scope_cli.measure.profiling.result import WORDS, Result, figures, in_words
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from scope_cli.measure.profiling.report import Planned
+    from scope_cli.measure.profiling.report import PlannedProfile
     from scope_cli.models.target import Target
 
 FORMATS = ("png", "svg", "html")
@@ -50,7 +50,7 @@ class Page:
     heads: Sequence[str]
     rows: Sequence[tuple[str, Sequence[str]]]  # what, a cell for each head
     results: Sequence[Result] = ()
-    planned: Sequence[Planned] = ()
+    planned: Sequence[PlannedProfile] = ()
 
     @classmethod
     def of_results(cls, results: list[Result]) -> Page:
@@ -75,7 +75,7 @@ class Page:
         )
 
     @classmethod
-    def of_plans(cls, planned: list[Planned], target: Target, typed: list[str]) -> Page:
+    def of_plans(cls, planned: list[PlannedProfile], target: Target, typed: list[str]) -> Page:
         facts = [
             ("planned", plan_title(target)),
             ("machine", on(machine())),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from scope_cli.measure.profiling.report import Planned
+    from scope_cli.measure.profiling.report import PlannedProfile
 
 WIDTH_IN, DPI = 11.0, 150  # 1,650 pixels; a letter of 11 points is 11 pixels high where that is shown at 800
 BAR_IN, MAP_IN, HELD_IN = 0.36, 2.3, 2.5
@@ -64,7 +64,7 @@ def measured_curve(result: Result) -> Curve:
     )  # fmt: skip
 
 
-def planned_curve(one: Planned) -> Curve:
+def planned_curve(one: PlannedProfile) -> Curve:
     return Curve(
         one.label, one.footprint.prompt_tokens, range(1, len(one.held) + 1), one.held, one.full_held,
         one.free, one.runs_out_at, one.context - one.footprint.prompt_tokens,
@@ -96,7 +96,7 @@ def draw(results: list[Result], title: str) -> Figure:
     return figure
 
 
-def draw_plans(planned: list[Planned], title: str) -> Figure:
+def draw_plans(planned: list[PlannedProfile], title: str) -> Figure:
     """What every profile would hold along its output, and what it takes in all."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -243,7 +243,7 @@ def time_bars(axes: Axes, results: list[Result]) -> None:
     axes.set_xlim(0, 100)
 
 
-def plan_bars(axes: Axes, planned: list[Planned]) -> None:
+def plan_bars(axes: Axes, planned: list[PlannedProfile]) -> None:
     """Everything that has to be free, against what is; last the longest of them with nothing evicted."""
     longest = max(planned, key=lambda one: one.full.total_bytes)
     feet = [*[(one.label, one.footprint) for one in planned], ("a full cache", longest.full)]

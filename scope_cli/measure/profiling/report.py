@@ -9,7 +9,7 @@ from math import isinf
 from typing import Any
 
 from scope_cli.console import tables
-from scope_cli.measure.profiling.compare import Change
+from scope_cli.measure.profiling.compare import FigureChange
 from scope_cli.measure.profiling.footprint import Footprint, Limits
 from scope_cli.measure.profiling.result import WORDS, Result, figures, in_words
 from scope_cli.models.target import Target
@@ -17,7 +17,7 @@ from scope_cli.units import as_bytes, as_duration, as_rate, as_ratio
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedProfile:
     """One profile, planned: what it takes, and the most that would fit."""
 
     label: str
@@ -53,7 +53,7 @@ class Planned:
         }
 
 
-def plan_table(planned: list[Planned], target: Target, width: int | None = None) -> str:
+def plan_table(planned: list[PlannedProfile], target: Target, width: int | None = None) -> str:
     return _table(plan_title(target), [one.label for one in planned], plan_rows(planned), width)
 
 
@@ -62,7 +62,7 @@ def plan_title(target: Target) -> str:
     return f"{target.shape.name}, {target.dtype} on {target.device}{weights}: planned, nothing was loaded"
 
 
-def plan_rows(planned: list[Planned]) -> list[tuple[str, list[str]]]:
+def plan_rows(planned: list[PlannedProfile]) -> list[tuple[str, list[str]]]:
     rows: list[tuple[str, list[str]]] = []
 
     def row(label: str, values: list[str]) -> None:
@@ -97,7 +97,7 @@ def _of_full(held: float, full: float) -> str:
     return f"{as_bytes(held)}, {as_ratio(held, full)} of full"
 
 
-def _runs_out(one: Planned) -> str:
+def _runs_out(one: PlannedProfile) -> str:
     if one.runs_out_at < 0:
         return "with the prompt"
     beyond = ", beyond the context" if one.runs_out_at > one.context - one.footprint.prompt_tokens else ""
@@ -108,7 +108,7 @@ def _most(number: int, unit: str) -> str:
     return f"{number:,} {unit}".strip() if number else "none fits"
 
 
-def _longest(one: Planned) -> str:
+def _longest(one: PlannedProfile) -> str:
     found = one.limits.output_tokens
     end = " (the context ends)" if found == one.context - one.footprint.prompt_tokens else ""
     return _most(found, "tokens") + end
@@ -185,7 +185,7 @@ def _tenths(result: Result) -> str:
     return f"{as_rate(first)}, {as_rate(last)}"
 
 
-def change_table(changes: list[Change], everything: bool, width: int | None = None) -> str:
+def change_table(changes: list[FigureChange], everything: bool, width: int | None = None) -> str:
     """A block for each profile: what changed, by how much."""
     shown = [one for one in changes if everything or one.regression or abs(one.worse_percent) >= 0.05]
     blocks = []

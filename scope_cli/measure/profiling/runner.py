@@ -9,13 +9,13 @@ from scope_cli.errors import ScopeError
 from scope_cli.machine.setup import as_the_user_has_it
 from scope_cli.measure.child import Child, NoAnswer
 from scope_cli.measure.profiling.result import Result, from_dict
-from scope_cli.measure.profiling.worker import Job
+from scope_cli.measure.profiling.worker import Measurement
 
 LAST_WORDS = 4000  # characters of a crashed worker's stderr that are shown
 WORKER = (sys.executable, "-m", "scope_cli.measure.profiling.worker")
 
 
-def run_job(job: Job, say: Callable[[str, float], None]) -> Result:
+def run_job(job: Measurement, say: Callable[[str, float], None]) -> Result:
     """Measure in a process of its own; what the user can put right there is raised here as well.
 
     `say` is told what goes on, and which share of the output is written.

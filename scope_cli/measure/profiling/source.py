@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A model's config.json, and the type its matrices had in a GGUF file; or such a file, not converted."""
 
     name: str
@@ -45,22 +45,22 @@ class Source:
         return replace(shape_of(self.gguf.config, self.name, context), weights=self.gguf.shapes)
 
 
-def source_of(name: str, config: Path | None = None) -> Source:
+def source_of(name: str, config: Path | None = None) -> ModelSource:
     """A model that is on this machine."""
     if config is not None:
         return _from_config(config)
     path = Path(name).expanduser()
     if path.is_dir() and (path / "config.json").is_file():  # the weights need not be there
-        return Source(name, path / "config.json", folder=ModelFolder(name, path, "local folder"))
+        return ModelSource(name, path / "config.json", folder=ModelFolder(name, path, "local folder"))
     if path.suffix == ".json" and path.is_file():
-        return Source(name, path, from_config=True)
+        return ModelSource(name, path, from_config=True)
     if name not in EMBEDDED and not path.exists() and HUB_NAME.fullmatch(hub_name(name)):
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(hub_name(name), "config.json")
         if isinstance(cached, str):
             folder = ModelFolder(name, Path(cached).parent, "Hugging Face hub")
-            return Source(name, Path(cached), folder=folder)
+            return ModelSource(name, Path(cached), folder=folder)
         raise ModelError(
             f"{name} is not in the local Hugging Face cache",
             f"scope models pull {name}, or --config FILE with its config.json",
@@ -72,20 +72,20 @@ def source_of(name: str, config: Path | None = None) -> Source:
             str(error), f"{error.hint}; --config FILE plans from a config.json alone".removeprefix("; ")
         ) from error
     gguf = folder.gguf if folder.pending else None
-    return Source(name, folder.path / "config.json", folder.quantised, gguf=gguf, folder=folder)
+    return ModelSource(name, folder.path / "config.json", folder.quantised, gguf=gguf, folder=folder)
 
 
-def _from_config(config: Path) -> Source:
+def _from_config(config: Path) -> ModelSource:
     """A config.json, or the folder that it lies in."""
     folder = config.is_dir()
     file = config / "config.json" if folder else config
     if folder and not file.is_file():
         raise ModelError(f"there is no config.json in {config}", "give a model's folder or config.json")
     name = file.absolute().parent.name if file.name == "config.json" else file.stem
-    return Source(name, file, from_config=True)
+    return ModelSource(name, file, from_config=True)
 
 
-def target_of(source: Source, settings: ModelSettings, memory_given: bool, lanes: int = 1) -> Target:
+def target_of(source: ModelSource, settings: ModelSettings, memory_given: bool, lanes: int = 1) -> Target:
     """Device and dtype to plan for, without asking PyTorch.
 
     With a memory that was given and no device, the machine is another one: a GPU in the checkpoint's dtype.

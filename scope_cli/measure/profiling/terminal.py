@@ -17,7 +17,7 @@ from scope_cli.measure.profiling.plots import (
     smoothed,
     with_maps,
 )
-from scope_cli.measure.profiling.report import Planned
+from scope_cli.measure.profiling.report import PlannedProfile
 from scope_cli.measure.profiling.result import UNWRITTEN, MemoryMap, Result
 
 SHADES = " ░▒▓█"  # nobody; up to a quarter, half, three quarters, all of the KV heads
@@ -27,7 +27,7 @@ WIDEST, HEIGHT, MARGIN = 100, 12, 10
 
 
 @dataclass(frozen=True)
-class Line:
+class Trace:
     label: str
     x: Sequence[int]
     y: list[float]
@@ -46,7 +46,7 @@ def draw(results: list[Result], width: int) -> list[Text]:
     return parts + [memory_map(one, one.map, width) for one in with_maps(results) if one.map is not None]
 
 
-def draw_plans(planned: list[Planned], width: int) -> list[Text]:
+def draw_plans(planned: list[PlannedProfile], width: int) -> list[Text]:
     """KV memory of what would be run."""
     return [cache_chart([planned_curve(one) for one in planned], min(width, WIDEST))]
 
@@ -54,7 +54,7 @@ def draw_plans(planned: list[Planned], width: int) -> list[Text]:
 def cache_chart(curves: list[Curve], width: int) -> Text:
     scale, unit = scale_of(max(max(*one.held_bytes, *one.full_bytes) for one in curves))
     longest = max(curves, key=lambda one: one.full_bytes[-1])
-    full = Line(
+    full = Trace(
         "a cache that forgets nothing",
         longest.n,
         [b / scale for b in longest.full_bytes],
@@ -65,15 +65,15 @@ def cache_chart(curves: list[Curve], width: int) -> Text:
     return chart(f"Keys and values held, {unit}", [full, *lines_of(held)], width)
 
 
-def lines_of(points: Mapping[str, tuple[Sequence[int], list[float]]]) -> list[Line]:
+def lines_of(points: Mapping[str, tuple[Sequence[int], list[float]]]) -> list[Trace]:
     places = {name: look.place for name, look in styles(points).items()}
     return [
-        Line(name, x, y, MARKERS[places[name] % len(MARKERS)], COLOURS[places[name] % len(COLOURS)])
+        Trace(name, x, y, MARKERS[places[name] % len(MARKERS)], COLOURS[places[name] % len(COLOURS)])
         for name, (x, y) in points.items()
     ]
 
 
-def chart(title: str, lines: list[Line], width: int) -> Text:
+def chart(title: str, lines: list[Trace], width: int) -> Text:
     """One column a stretch of the output, one mark a line in each; later lines lie over earlier ones."""
     columns = max(10, width - MARGIN)
     drawn = [line for line in lines if line.x]

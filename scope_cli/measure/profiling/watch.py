@@ -27,7 +27,7 @@ MAP_TIMES = 48
 PROMPT_BINS, OUTPUT_BINS = 64, 96  # of a memory map
 
 
-class Watch:
+class Recorder:
     """Everything that is noted of a run while it goes on; all room for it is taken before the baseline."""
 
     def __init__(self, loaded: LoadedModel, profile: Profile, plan: LanePlan) -> None:

@@ -25,7 +25,7 @@ WARM_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class Job:
+class Measurement:
     """What the parent asks for."""
 
     label: str
@@ -41,14 +41,14 @@ class Job:
 def answer(request: dict[str, Any], tell: Any) -> dict[str, Any]:
     """{"result": ...}, and on the way {"progress": ..., "part": ...}."""
     heap.return_freed_memory()
-    return {"result": measure(Job(**request), tell).as_dict()}
+    return {"result": measure(Measurement(**request), tell).as_dict()}
 
 
-def measure(job: Job, tell: Any) -> Result:
+def measure(job: Measurement, tell: Any) -> Result:
     from scope_cli.engine.run import Run, new_work
     from scope_cli.engine.run_plan import RunPlan
     from scope_cli.engine.slots_check import computed, slots_of
-    from scope_cli.measure.profiling.watch import Watch
+    from scope_cli.measure.profiling.watch import Recorder
     from scope_cli.models.model import open_model
     from scope_cli.settings.load import LoadedProfile
     from scope_cli.settings.schema import Profile
@@ -73,7 +73,7 @@ def measure(job: Job, tell: Any) -> Result:
         "room_for_output": opened.geometry.context - tokens,
     }
     warm_up(loaded, settings, prompt_ids)
-    watch = Watch(loaded, settings.profile, plan)
+    watch = Recorder(loaded, settings.profile, plan)
     watch.begin()
     plain = replace(RunPlan.of(settings.profile, [plan], opened.device.type), compiled=False)
     with Run.of(plain, loaded) as run:
@@ -83,7 +83,7 @@ def measure(job: Job, tell: Any) -> Result:
     return watch.result(job.label, job.command, {**planned.as_dict(), **full})
 
 
-def ids_of(job: Job, opened: OpenedModel, settings: LoadedProfile) -> list[int]:
+def ids_of(job: Measurement, opened: OpenedModel, settings: LoadedProfile) -> list[int]:
     """The prompt's ids; a synthetic one is drawn at random, always the same."""
     if job.prompt is not None:
         return opened.encode(job.prompt, settings.profile.prompt)

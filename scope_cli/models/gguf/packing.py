@@ -15,7 +15,7 @@ from scope_cli.models.gguf.convert import GgufModel
 from scope_cli.models.gguf.decoder import Form, Weight
 from scope_cli.models.gguf.header import Header
 from scope_cli.models.gguf.header import Tensor as Stored
-from scope_cli.models.tensor_file import Entry, Pieces, Progress, write
+from scope_cli.models.tensor_file import Entry, Pieces, ShowBytes, write
 from scope_cli.native.layout import GROUP, Kind
 from scope_cli.native.weights import Change, Codes, change_from, join, stretches
 
@@ -24,7 +24,7 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BY_ROWS = (Form.PLAIN, Form.HALVES, Form.JOINED)  # rows of the file are rows of the matrix
 
 
-def write_plain(gguf: GgufModel, file: Path, progress: Progress) -> None:
+def write_plain(gguf: GgufModel, file: Path, progress: ShowBytes) -> None:
     """The weights as transformers reads them, in the file's own precision: a safetensors file."""
     entries = [
         Entry(

@@ -8,7 +8,7 @@ from statistics import median
 import psutil
 import pytest
 
-from scope_cli.measure.bench.contest import Course, Measured, Row, Spec, contest, rotated
+from scope_cli.measure.bench.contest import Course, Measured, Spec, Standing, contest, rotated
 from scope_cli.measure.bench.protocol import Job
 from scope_cli.measure.bench.report import agreements, lines_of, remarks
 from tests.helpers.patience import PATIENCE_S, until
@@ -60,7 +60,7 @@ def field(tmp_path):
         job = Job("m", "f", prompt_tokens=10, most_tokens=positions[-1] + 1)
         options = {"burst": 4, "rounds": 2, **course}
         full = Course(job, tuple(range(10)), tuple(range(100, 200)), positions, **options)
-        rows = {spec.name: Row(spec.name) for spec in specs}
+        rows = {spec.name: Standing(spec.name) for spec in specs}
         contest(specs, list(rows.values()), full, say)
         asked = [line.split() for line in log.read_text().splitlines()]
         return rows, full, asked
@@ -145,7 +145,7 @@ def test_who_speaks_something_else_is_told_so(field):
 
 def test_a_command_that_is_not_there_is_a_failed_row(field):
     course = Course(Job("m", "f", 2, 41), (1, 2), tuple(range(50)), (40,), burst=4, rounds=1)
-    row = Row("gone")
+    row = Standing("gone")
     contest([Spec("gone", ("/no/such/program",))], [row], course)
     assert row.failed == "cannot start /no/such/program: No such file or directory"
 
@@ -160,7 +160,7 @@ def test_an_interrupted_run_keeps_what_it_has_and_leaves_no_process(tmp_path):
     (tmp_path / "fake.py").write_text(FAKE)
     log = tmp_path / "log"
     specs = [Spec(name, (sys.executable, str(tmp_path / "fake.py"), name, "1", str(log))) for name in "ab"]
-    rows = [Row("a"), Row("b")]
+    rows = [Standing("a"), Standing("b")]
     course = Course(Job("m", "f", 10, 61), tuple(range(10)), tuple(range(99)), (40, 60), burst=4, rounds=2)
 
     def interrupt(line):
@@ -199,7 +199,7 @@ def test_who_is_not_on_turn_stands_still(field):
 
 
 def row_of(name, bursts, lanes=1, **more):
-    return Row(name, lanes=lanes, weight_bytes=900, positions=[Measured(40, step_ms=bursts, **more)])
+    return Standing(name, lanes=lanes, weight_bytes=900, positions=[Measured(40, step_ms=bursts, **more)])
 
 
 COURSE = Course(Job("m", "f", 10, 41), tuple(range(10)), (), (40,))
@@ -237,10 +237,10 @@ def test_the_share_of_the_limit_is_what_reading_the_bytes_would_take():
 
 def test_agreement_is_with_the_first_exact_contender():
     rows = [
-        Row("slide", positions=[Measured(40, next_ids=[[1], [9]])]),
-        Row("full", exact=True, positions=[Measured(40, next_ids=[[1], [2]])]),
-        Row("wrong", exact=True, positions=[Measured(40, next_ids=[[1], [3]])]),
-        Row("two", lanes=2, exact=True, positions=[Measured(40, next_ids=[[1, 5], [2, 5]])]),
+        Standing("slide", positions=[Measured(40, next_ids=[[1], [9]])]),
+        Standing("full", exact=True, positions=[Measured(40, next_ids=[[1], [2]])]),
+        Standing("wrong", exact=True, positions=[Measured(40, next_ids=[[1], [3]])]),
+        Standing("two", lanes=2, exact=True, positions=[Measured(40, next_ids=[[1, 5], [2, 5]])]),
     ]
     assert agreements(rows) == {"slide": (1, 2), "full": (2, 2), "wrong": (1, 2), "two": (2, 2)}
     said = remarks(rows)

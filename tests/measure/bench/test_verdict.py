@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from scope_cli.measure.bench.report import Line, verdict
+from scope_cli.measure.bench.report import Figures, verdict
 
-DYNAMIC = Line(
+DYNAMIC = Figures(
     "dynamic", 8000, 1, 10.0, 100.0, 90.0, 110.0, 1.0, 1.0, 1.0, 50.0, 1.0, 2**20, 2**20, 100 * 2**20, 100, 0,
     0.5,
 )  # fmt: skip

@@ -3,7 +3,7 @@
 import pytest
 
 from scope_cli.measure.profiling.runner import run_job
-from scope_cli.measure.profiling.worker import Job
+from scope_cli.measure.profiling.worker import Measurement
 from tests.helpers.plain import load_profile
 
 pytestmark = pytest.mark.real_model
@@ -22,7 +22,9 @@ def test_peaks_are_as_planned(prompt_tokens, keys):
     sizes = {"decode.budget": 64, "decode.recent": 16, "sampling.max_new_tokens": 90}
     settings = load_profile("default", {**sizes, "sampling.ignore_eos": True, **keys})
     typed = sorted(settings.typed)
-    job = Job("x", settings.profile.as_dict(), settings.source, typed, None, prompt_tokens, offline=True)
+    job = Measurement(
+        "x", settings.profile.as_dict(), settings.source, typed, None, prompt_tokens, offline=True
+    )
     result = run_job(job, lambda *_: None)
     errors = result.errors()
     assert result.transfer.evictions > 0 and result.audit == []
