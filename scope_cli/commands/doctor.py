@@ -23,7 +23,7 @@ from scope_cli.machine import checks
 from scope_cli.machine.checks import Check, checked
 from scope_cli.models.random_weights import PREFIX
 from scope_cli.models.registry import find, listed
-from scope_cli.native.build import FOLDER, compilers
+from scope_cli.native import build
 from scope_cli.settings.load import load_profile
 from scope_cli.settings.schema import ModelSettings
 from scope_cli.units import counted
@@ -96,10 +96,10 @@ def show(check: Check) -> None:
 
 def compiler() -> Check:
     """What the native step would be built with."""
-    found = next(compilers(), None)
+    found = next(build.compilers(), None)
     if found is not None:
         return Check("compiler", "ok", " ".join(found))
-    if next(FOLDER.glob("*.so"), None):
+    if next(build.FOLDER.glob("*.so"), None):
         return Check("compiler", "ok", "none, and none is needed: this build of scope brings its kernel")
     slower = "none: packed weights are multiplied by PyTorch, which is slower"
     return Check("compiler", "note", slower, "install g++ or clang++, or `pip install ziglang`")
@@ -108,12 +108,11 @@ def compiler() -> Check:
 def kernel() -> Check:
     """The native library, built now where it is not there yet."""
     from scope_cli.native import library
-    from scope_cli.native.build import SWITCH
 
     if (there := library.library()) is not None:
         return Check("kernel", "ok", f"built, {there.instructions}")
     if (why := library.why_not()) is None:
-        return Check("kernel", "note", f"switched off: {SWITCH} is off", f"unset {SWITCH}")
+        return Check("kernel", "note", f"switched off: {build.SWITCH} is off", f"unset {build.SWITCH}")
     return Check("kernel", "note", f"not built: {why}", "scope runs without it, slower")
 
 
