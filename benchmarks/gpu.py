@@ -1,6 +1,6 @@
 """One model on one card: milliseconds a token and memory, against transformers' caches, in one process.
 
-    python benchmarks/gpu.py random:llama-3.1-8b     # measures what is not there yet, at most eight minutes
+    python benchmarks/gpu.py random:llama-3.1-8b     # measures what is not there yet, in about eight minutes
     python benchmarks/gpu.py --table                 # what was measured, as markdown
     python benchmarks/gpu.py --plot docs/images/gpu.png
 
@@ -23,7 +23,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "gpu"
 PROMPT, BURST, SPARE = 4096, 64, 2
-POSITIONS = (8192, 32_768, 65_536)
+POSITIONS = (4096, 8192, 16_384, 32_768, 65_536)
 MINUTES = 8.0
 
 
@@ -57,7 +57,7 @@ CONTENDERS = [
     ours("slide 512", "default", decode__budget=512, model__compile="on"),
     ours("slide 4096", "default", decode__budget=4096, model__compile="on"),
     ours("slide 1024", "default", decode__budget=1024, model__compile="on"),
-    ours("slide 2048, no graphs", "default", decode__budget=2048, model__compile="off"),
+    ours("slide 2048, no graphs", "default", (1, 8), decode__budget=2048, model__compile="off"),
     Contender("StaticCache", None),
     Contender("QuantizedCache", None),
 ]
@@ -74,7 +74,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("models", nargs="*", help="hub names, folders, or random:llama-3.1-8b and the like")
     parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="begin nothing after so many")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="begin nothing that would end later")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
     parser.add_argument("--lanes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt", type=int, default=PROMPT)
     parser.add_argument("--positions", type=int, nargs="+", default=list(POSITIONS))
@@ -89,9 +90,9 @@ def main() -> None:
     for model in args.models:
         measure(model, args, until)
     if args.table or not args.models:
-        print(table(rows()))
+        print(table(rows(args.results)))
     if args.plot:
-        draw(rows(), args.plot)
+        draw(rows(args.results), args.plot)
 
 
 def measure(model: str, args: argparse.Namespace, until: float) -> None:
@@ -102,9 +103,10 @@ def measure(model: str, args: argparse.Namespace, until: float) -> None:
     from scope_cli.models.model import open_model
     from scope_cli.settings.load import load_profile
 
-    file = RESULTS / f"{model.rpartition('/')[2].replace(':', '-')}.jsonl"
+    file = args.results / f"{model.rpartition('/')[2].replace(':', '-')}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     there = {key_of(row) for row in read(file)}
+    failed = {key_of(row)[:3] for row in read(file) if "failed" in row}  # to try again, remove the row
     device = torch.device(args.device)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     todo = [
@@ -118,13 +120,15 @@ def measure(model: str, args: argparse.Namespace, until: float) -> None:
     settings = load_profile("full", {"model.name": model, "model.device": args.device})
     loaded = open_model(settings.profile.model).load()
     print(f"{model} on {card}, {gives / 1e9:.0f} GB/s", file=sys.stderr, flush=True)
+    longest = 0.0  # seconds of a contender so far
     for one, lanes in todo:
         positions = args.positions if lanes == 1 else args.positions[:1]
         context = loaded.geometry.context
         positions = [at for at in positions if at + SPARE <= context]
-        if all((card, one.name, lanes, at) in there for at in positions):
+        positions = [at for at in positions if (card, one.name, lanes, at) not in there]
+        if not positions or (card, one.name, lanes) in failed:
             continue
-        if time.monotonic() > until:
+        if (began := time.monotonic()) + longest > until:
             print("the time is over; the same command goes on from here", file=sys.stderr)
             return
         known = {"model": model, "card": card, "contender": one.name, "lanes": lanes, "bandwidth": gives}
@@ -132,6 +136,7 @@ def measure(model: str, args: argparse.Namespace, until: float) -> None:
             with file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(known | row) + "\n")
             print(line_of(known | row), file=sys.stderr, flush=True)
+        longest = max(longest, time.monotonic() - began)
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -160,7 +165,7 @@ def measured(
     # those that forget begin again for each position too: on a GPU the loop is a step ahead of what it told
     for position in positions:
         start = position - BURST * (args.rounds + 1)
-        prompt = start if one.keeps_all else args.prompt
+        prompt = start if one.keeps_all else min(args.prompt, position // 2)
         job = Job(loaded.name, "", prompt, position + SPARE, lanes, device=args.device)
         row: dict[str, Any] = {"position": position}
         try:
@@ -207,8 +212,8 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def rows() -> list[dict[str, Any]]:
-    return [row for file in sorted(RESULTS.glob("*.jsonl")) for row in read(file)]
+def rows(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    return [row for file in sorted(folder.glob("*.jsonl")) for row in read(file)]
 
 
 def key_of(row: dict[str, Any]) -> tuple[str, str, int, int]:
@@ -216,7 +221,7 @@ def key_of(row: dict[str, Any]) -> tuple[str, str, int, int]:
 
 
 HEAD = (
-    "model", "lanes", "position", "contender", "ms/step", "tokens/s", "of limit", "held", "peak",
+    "model", "lanes", "position", "contender", "ms/step", "tokens/s", "read/step", "of limit", "held", "peak",
     "x DynamicCache",
 )  # fmt: skip
 
@@ -234,14 +239,16 @@ def table(found: list[dict[str, Any]]) -> str:
     for row in sorted(found, key=lambda row: (*(row[name] for name in key), order[row["contender"]])):
         cells = [str(row["model"]), str(row["lanes"]), f"{row['position']:,}", row["contender"]]
         if "failed" in row:
-            cells += [f"failed: {row['failed']}", *[""] * 5]
+            cells += [f"failed: {row['failed']}", *[""] * 6]
         else:
             step_ms = median(row["step_ms"])
             against = base.get((row["model"], row["lanes"], row["position"]))
-            share = (row["weight_bytes"] + row["read_bytes"]) / row["bandwidth"] / (step_ms / 1000)
+            reads = row["weight_bytes"] + row["read_bytes"]
+            share = reads / row["bandwidth"] / (step_ms / 1000)
             cells += [
                 f"{step_ms:.2f} ({min(row['step_ms']):.2f}-{max(row['step_ms']):.2f})",
                 f"{1000 * row['lanes'] / step_ms:,.0f}",
+                f"{reads / 2**30:.1f} GiB",
                 f"{100 * share:.0f}%",
                 f"{row['held_bytes'] / 2**30:.2f} GiB",
                 f"{row['writing_peak_bytes'] / 2**30:.1f} GiB",

@@ -1,32 +1,50 @@
 #!/usr/bin/env bash
 # On a machine with a GPU: the tests that need one, then speed and memory of four models with random weights.
 #
-#     benchmarks/gpu.sh [--dry-run] [MODEL ...]
+#     benchmarks/gpu.sh [--dry-run | --tiny] [PART ...]
 #
-# A MODEL is a hub name, a folder, or random:NAME, which needs no network: its weights are drawn on the card. Each
-# model takes at most eight minutes; the same command goes on where it stopped. Rows lie in benchmarks/results/gpu/
-# as they are measured; the table comes last, on stdout, and the plot in docs/images/gpu.png.
+# A PART is `tests`, or a model: a hub name, a folder, or random:NAME, which needs no network, since its weights are
+# drawn on the card. Without one: all of them. Each takes at most eight minutes; the same command goes on where
+# it stopped. Rows lie in benchmarks/results/gpu/ as they are measured; the table comes last, on stdout, and the
+# plot in docs/images/gpu.png. --tiny does all of it on the CPU with a tiny model, into build/gpu: a rehearsal.
 #
-#     PYTHON=python  DEVICE=cuda:0  MINUTES=8  LANES="1 8 32"  POSITIONS="8192 32768 65536"  PROMPT_TOKENS=4096
+#     PYTHON=python  DEVICE=cuda:0  MINUTES=8  PROMPT_TOKENS=4096
+#     LANES="1 8 32"  POSITIONS="4096 8192 16384 32768 65536"
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 run=()
-if [ "${1:-}" = --dry-run ]; then
+results=benchmarks/results/gpu
+plot=docs/images/gpu.png
+all=(tests random:llama-3.1-8b random:qwen3-8b random:mistral-7b random:gemma-3-12b)
+case "${1:-}" in
+--dry-run)
     run=(echo)
     shift
-fi
-models=("$@")
-if [ ${#models[@]} -eq 0 ]; then
-    models=(random:llama-3.1-8b random:qwen3-8b random:mistral-7b random:gemma-3-12b)
+    ;;
+--tiny)
+    results=build/gpu plot=build/gpu/gpu.png all=(tests random:tiny)
+    DEVICE=cpu LANES="1 8" POSITIONS="600 900" PROMPT_TOKENS=128
+    shift
+    ;;
+esac
+if [ $# -eq 0 ]; then
+    set -- "${all[@]}"
 fi
 python="${PYTHON:-python}"
 read -ra lanes <<<"${LANES:-1 8 32}"
-read -ra positions <<<"${POSITIONS:-8192 32768 65536}"
+read -ra positions <<<"${POSITIONS:-4096 8192 16384 32768 65536}"
 
-"${run[@]}" "$python" -m pytest -q -m gpu
-for model in "${models[@]}"; do
-    "${run[@]}" "$python" benchmarks/gpu.py "$model" --device "${DEVICE:-cuda:0}" --minutes "${MINUTES:-8}" \
-        --lanes "${lanes[@]}" --positions "${positions[@]}" --prompt "${PROMPT_TOKENS:-4096}"
+for part in "$@"; do
+    if [ "$part" = tests ]; then
+        "${run[@]}" "$python" -m pytest -q -m gpu tests/test_gpu.py tests/models/test_slot_attention.py || failed=tests
+    else
+        "${run[@]}" "$python" benchmarks/gpu.py "$part" --device "${DEVICE:-cuda:0}" --minutes "${MINUTES:-8}" \
+            --lanes "${lanes[@]}" --positions "${positions[@]}" --prompt "${PROMPT_TOKENS:-4096}" --results "$results"
+    fi
 done
-"${run[@]}" "$python" benchmarks/gpu.py --table --plot docs/images/gpu.png
+"${run[@]}" "$python" benchmarks/gpu.py --table --results "$results" --plot "$plot"
+if [ -n "${failed:-}" ]; then
+    echo "the tests failed: see above" >&2
+    exit 1
+fi

@@ -129,10 +129,12 @@ def test_the_gpu_script_tests_measures_and_draws():
     result = run(BENCHMARKS / "gpu.sh", "--dry-run", LANES="1 8", POSITIONS="8192", PYTHON="py")
     assert (result.returncode, result.stderr) == (0, "")
     first, *models, last = result.stdout.splitlines()
-    assert first == "py -m pytest -q -m gpu"
+    assert first.startswith("py -m pytest -q -m gpu tests/test_gpu.py ")
     assert [shlex.split(line)[2] for line in models] == [f"random:{name}" for name in ON_A_CARD]
     assert all("--lanes 1 8 --positions 8192" in line for line in models)
-    assert last.startswith("py benchmarks/gpu.py --table --plot")
+    assert last.startswith("py benchmarks/gpu.py --table ") and last.endswith("--plot docs/images/gpu.png")
+    alone = run(BENCHMARKS / "gpu.sh", "--dry-run", "random:tiny", PYTHON="py").stdout.splitlines()
+    assert [shlex.split(line)[2] for line in alone] == ["random:tiny", "--table"], "a part by itself"
 
 
 def test_the_gpu_table_divides_what_was_measured():
@@ -148,9 +150,8 @@ def test_the_gpu_table_divides_what_was_measured():
         | {"contender": "full", "position": 8192, "failed": "too large"},
     ]
     _, _, dynamic, full, slide = gpu.table(rows).splitlines()
-    assert (
-        slide == "| m | 2 | 8,192 | slide 512 | 20.00 (19.00-25.00) | 100 | 50% | 1.00 GiB | 2.0 GiB | 2.50 |"
-    )
+    cells = "20.00 (19.00-25.00) | 100 | 0.0 GiB | 50% | 1.00 GiB | 2.0 GiB | 2.50"
+    assert slide == f"| m | 2 | 8,192 | slide 512 | {cells} |"
     assert "failed: too large" in full and dynamic.endswith("| 1.00 |")
 
 

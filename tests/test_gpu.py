@@ -12,12 +12,16 @@ from scope_cli.engine import decode as decode_module
 from scope_cli.engine import step as step_module
 from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run import Run
+from scope_cli.engine.slots_check import moved
 from scope_cli.engine.step import EagerStep, GraphStep
 from scope_cli.events import Token
 from scope_cli.machine.gauge import PeakMeter
+from scope_cli.measure.profiling.runner import run_job
+from scope_cli.measure.profiling.worker import Job
 from scope_cli.policies import plugins
 from tests.helpers.caches import loaded_tiny
 from tests.helpers.lanes import settings_of, work_of
+from tests.helpers.plain import load_profile
 from tests.helpers.tiny import FAMILIES
 
 pytestmark = [
@@ -44,6 +48,12 @@ def graphs_alone(request, monkeypatch):
 
     if "compiler" not in request.node.name:
         monkeypatch.setattr(step_module, "CompiledStep", plain)
+
+
+ARGV = [  # of a text whose budget is reached many times
+    "generate", "hello", "--raw", "--budget", 24, "--recent", 8, "--max-new-tokens", 60, "--ignore-eos",
+    "--temperature", 0, "-q",
+]  # fmt: skip
 
 
 def on_the_card(loaded):
@@ -138,10 +148,10 @@ def test_every_strategy_reads_every_length_and_lanes_take_turns(models, strategy
     agree(graphs, plain)
 
 
-@pytest.mark.parametrize(("keys", "values"), [("int8", "int8"), ("int8", "int4")])
+@pytest.mark.parametrize(("kv", "exact"), [("int8", 0), ("k8v4", 0), ("k8v4", 6)])
 @pytest.mark.parametrize("lanes", [1, 3])
-def test_packed_slots_from_graphs_hold_what_a_plain_step_holds(tmp_path, keys, values, lanes):
-    packed = {"cache.keys": keys, "cache.values": values, "decode.budget": 60, "decode.interval": 9}
+def test_packed_slots_from_graphs_hold_what_a_plain_step_holds(tmp_path, kv, exact, lanes):
+    packed = {"cache.kv": kv, "cache.exact": exact, "decode.budget": 60, "decode.interval": 9}
     chosen = settings_of(**GREEDY, **packed)
     loaded = loaded_tiny(tmp_path, "llama-32")
     works = [work_of(loaded, chosen, seed, 30, 150, temperature=0.0) for seed in range(lanes + 1)]
@@ -173,8 +183,9 @@ def test_what_the_compiler_makes_is_captured_too(models):
     agree(graphs, written(card, chosen, works, 2)[0])
 
 
-def test_sampled_text_is_the_same_plain_and_captured(models):
-    chosen = settings_of()
+@pytest.mark.parametrize("on_loop", ["ignore", "rollback"])
+def test_sampled_text_is_the_same_plain_and_captured(models, on_loop):
+    chosen = settings_of(**{"sampling.on_loop": on_loop})
     works = [work_of(models["llama"], chosen, seed, 20, 80) for seed in range(3)]
     card = on_the_card(models["llama"])
     agree(written(card, chosen, works, 3, True)[0], written(card, chosen, works, 3)[0])
@@ -210,13 +221,10 @@ def test_a_hundred_steps_wait_for_the_device_at_nothing_but_their_tokens(
 @pytest.mark.parametrize("load_in", ["8bit", "4bit"])
 def test_weights_of_bitsandbytes_write_on_a_card(scope, tiny_folder, load_in):
     pytest.importorskip("bitsandbytes")
-    argv = [
-        "generate", "hello", "-m", tiny_folder, "--raw", "--load-in", load_in, "--budget", 24, "--recent", 8,
-        "--max-new-tokens", 60, "--ignore-eos", "--temperature", 0, "--dtype", "bfloat16", "-q",
-    ]  # fmt: skip
+    argv = [*ARGV, "-m", tiny_folder, "--load-in", load_in, "--dtype", "bfloat16", "--device", "cuda"]
     texts = []
     for compiled in ("off", "on"):
-        result = scope(*argv, "--device", "cuda", "--compile", compiled)
+        result = scope(*argv, "--compile", compiled)
         assert result.code == 0, result.stderr
         texts.append(result.stdout)
     assert texts[0] == texts[1]
@@ -245,3 +253,60 @@ def test_memory_that_ends_in_mid_run_keeps_the_text(models):
                     texts.append(event.token_id)
     assert 20 <= len(texts) <= 21
     assert not any(isinstance(layer, PolicyLayer) and layer.keys.isnan().any() for layer in job.cache.layers)
+
+
+def test_memory_that_ends_in_mid_run_is_told_and_the_text_goes_on(scope, tiny_folder, tmp_path, monkeypatch):
+    """Through the command: the text so far, exit code 1, what to change, and a state that resumes."""
+    argv = [*ARGV, "-m", tiny_folder, "--device", "cuda", "--compile", "off", "--kv", "plain"]
+    whole, out = scope(*argv).stdout, tmp_path / "out.txt"
+    step, steps = EagerStep.__call__, []
+
+    def ends(self, ids):
+        steps.append(ids)
+        if len(steps) == 30:
+            free, _ = torch.cuda.mem_get_info()
+            torch.empty(2 * free, dtype=torch.uint8, device="cuda")
+        return step(self, ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EagerStep, "__call__", ends)
+        result = scope(*argv, "--output", out, "--checkpoint-every", 0.001)
+    assert result.code == 1 and "error: memory ran out: CUDA out of memory" in result.stderr
+    assert "--budget" in result.stderr and "Traceback" not in result.stderr
+    assert out.read_bytes() and whole.encode().startswith(out.read_bytes())
+    assert scope("resume", out, "-q").code == 0
+    assert out.read_bytes().decode() == whole
+
+
+@pytest.mark.parametrize("kv", ["plain", "int8", "k8v4"])
+def test_planned_peaks_are_what_the_allocator_saw(kv):
+    """A real shape, so that what every process takes is a small part; without graphs."""
+    asked = {"model.name": "random:qwen3-0.6b", "model.device": "cuda", "cache.kv": kv, "decode.budget": 512}
+    asked |= {"decode.recent": 64, "sampling.max_new_tokens": 700, "sampling.ignore_eos": True}
+    settings = load_profile("default", asked)
+    typed = sorted(settings.typed)
+    job = Job("x", settings.profile.as_dict(), settings.source, typed, None, 2000, offline=True)
+    result = run_job(job, lambda *_: None)
+    errors, card = result.errors(), result.peaks.card
+    assert result.audit == [] and result.transfer.evictions > 0
+    assert {errors[key] for key in errors if key.startswith("kv_")} == {0.0}
+    for peak in ("prefill_peak", "decode_peak"):
+        assert -30 < errors[peak] < 5, errors
+    assert card.allocated_bytes <= card.reserved_bytes
+
+
+def test_auto_slots_are_settled_by_what_they_do_to_the_model(scope, tiny_folder, tmp_path):
+    loaded, ids = loaded_tiny(tmp_path, "llama-32"), list(range(100))
+    assert moved(on_the_card(loaded), ids) == pytest.approx(moved(loaded, ids), rel=0.05)
+    for compiled in ("off", "on"):
+        result = scope(*ARGV, "-m", tiny_folder, "--device", "cuda", "--kv", "auto", "--compile", compiled)
+        assert result.code == 0, result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
+@pytest.mark.parametrize("compiled", ["off", "on"])
+def test_the_second_card_writes_what_the_first_writes(scope, tiny_folder, compiled):
+    argv = [*ARGV, "-m", tiny_folder, "--compile", compiled]
+    first, second = (scope(*argv, "--device", f"cuda:{index}") for index in range(2))
+    assert first.code == second.code == 0, second.stderr
+    assert first.stdout == second.stdout

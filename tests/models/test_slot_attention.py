@@ -1,5 +1,7 @@
 """The attention of a step on a GPU against the plain formula; without one, through Triton's interpreter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from tests.cache.test_cache import loaded_tiny
 from tests.cache.test_packed_slots import cache_with, stepped
 
 CUDA = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if CUDA else "cpu")
+DEVICE = torch.device("cuda", 0) if CUDA else torch.device("cpu")
 pytestmark = [pytest.mark.gpu] if CUDA else []
 DTYPES = [torch.float32, torch.bfloat16, torch.float16] if CUDA else [torch.float32]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -153,11 +155,15 @@ def test_exact_tokens_beside_packed_slots_are_seen_as_they_are(value_bits, lanes
 def test_the_kernel_reads_a_layer_as_sdpa_reads_it_unpacked(tmp_path, kv, exact):
     """After evictions, with free slots and veiled ones."""
     loaded = loaded_tiny(tmp_path, "llama-32", torch.float32)
-    cache, _ = cache_with(loaded, SHORT[kv], exact, tokens=41, budget=16, recent=8, interval=5)
-    stepped(loaded, cache, torch.randint(0, 256, (40,)))
+    opened = replace(loaded.opened, device=DEVICE)
+    loaded = replace(loaded, model=loaded.model.to(DEVICE), opened=opened)
+    prompt = torch.randint(0, 256, (1, 30), device=DEVICE)
+    cut = {"budget": 16, "recent": 8, "interval": 5}
+    cache, _ = cache_with(loaded, SHORT[kv], exact, prompt=30, tokens=41, ids=prompt, **cut)
+    stepped(loaded, cache, torch.randint(0, 256, (40,), device=DEVICE))
     assert cache.reading().evictions > 0
     for layer in cache.layers:
-        layer_query = torch.randn(1, layer.geometry.kv_heads, 2, 32)
+        layer_query = torch.randn(1, layer.geometry.kv_heads, 2, 32, device=DEVICE)
         keys, values, bias = layer.seen()
         sdpa = torch.nn.functional.scaled_dot_product_attention
         wanted = sdpa(layer_query, keys, values, bias, scale=layer.scale)
