@@ -1,7 +1,7 @@
 #include "attention.h"
 
+#include <algorithm>
 #include <cstddef>
-#include <mutex>
 #include <vector>
 
 #include "cpu.h"
@@ -26,6 +26,24 @@ const Vectors& vectors() {
     return vectors_plain;
 }
 
+void Room::fit(const scope_slots& layer) {
+    const size_t group = layer.group, blocks = code_blocks(layer);
+    auto grow = [](auto& some, size_t count) {
+        if (some.size() < count) some.resize(count);
+    };
+    grow(tile, (size_t)TILE * padded(layer.head_dim));
+    grow(codes, TILE * 32 * blocks);
+    grow(scales, 2 * blocks * TILE);
+    grow(bias, TILE);
+    grow(weights, group * TILE);
+    grow(totals, group * blocks);
+    for (auto* some : {&units, &weight_units, &least}) grow(*some, group);
+    grow(asked, group * 32 * blocks);
+    grow(numbers, group * TILE);
+    grow(sums, group * TILE);
+    grow(parts, group * part_floats(layer));
+}
+
 }  // namespace scope
 
 using namespace scope;
@@ -38,7 +56,8 @@ void scope_attend(const scope_slots* layer, const scope_slots* exact, int lanes,
     std::vector<float> rows(heads * group * wide), parts(heads * pieces * part);
     for (size_t row = 0; row < heads * group; row++)
         for (int i = 0; i < layer->head_dim; i++) rows[row * wide + i] = query[row * layer->head_dim + i] * scale;
-    std::vector<std::vector<float>> scratch(threads, std::vector<float>(scratch_floats(*layer)));
+    std::vector<Room> rooms(threads);
+    for (Room& room : rooms) room.fit(*layer);
     auto logits_of = [&](size_t head) { return probabilities ? probabilities + head * group * layer->slots : nullptr; };
     Turn turn(threads);
     Team& team = turn.team;
@@ -49,7 +68,7 @@ void scope_attend(const scope_slots* layer, const scope_slots* exact, int lanes,
             const bool is_exact = piece >= packed;
             attention().piece(is_exact ? *exact : *layer, head, is_exact ? piece - packed : piece,
                               {&rows[head * group * wide], cap, is_exact ? nullptr : logits_of(head)}, &parts[at * part],
-                              scratch[thread].data());
+                              rooms[thread]);
         });
         team.share((int)heads, [&](int head) {
             attention().merge(*layer, &parts[head * pieces * part], pieces, sinks ? sinks + head % layer->kv_heads * group : nullptr,

@@ -6,13 +6,14 @@
 // many free slots are read.
 #pragma once
 #include <cstddef>
+#include <vector>
 
 #include "slots.h"
 
 namespace scope {
 
 constexpr int PIECE = 256;  // slots
-constexpr int TILE = 32;    // of them that are looked at together; free tiles are not read
+constexpr int TILE = 64;    // of them that are looked at together; free tiles are not read
 
 // Head dimensions are padded to whole vectors of 16 floats, with zeros.
 inline int padded(int head_dim) { return (head_dim + 15) / 16 * 16; }
@@ -27,8 +28,26 @@ inline bool seen(const scope_slots& layer, size_t at) {
 // What a piece leaves, in floats, for each query: largest logit, sum of weights, weighted sum of values.
 inline int part_floats(const scope_slots& layer) { return 2 + padded(layer.head_dim); }
 
-// What a thread needs to work on a piece, in floats.
-inline int scratch_floats(const scope_slots& layer) { return TILE * (padded(layer.head_dim) + layer.group + 2); }
+inline bool in_codes(int32_t format) { return format == SCOPE_INT8 || format == SCOPE_INT4; }
+
+// Codes are multiplied in blocks of 32 columns; in 4 bits each has its own scale.
+inline int code_blocks(const scope_slots& layer) { return (layer.head_dim + 31) / 32; }
+
+// What a thread needs to work on a piece.
+struct Room {
+    std::vector<float> tile;            // [TILE, padded(head_dim)], keys or values
+    std::vector<float> weights, bias;   // [group, TILE], logits before; [TILE]
+    std::vector<int8_t> codes;          // [TILE, 32 * blocks]
+    std::vector<float> scales;          // [2 * blocks, TILE], in 4 bits minima behind them
+    std::vector<int16_t> asked;         // [group, 32 * blocks], queries as numbers
+    std::vector<float> units, totals;   // [group], what one stands for; [group, blocks], what they sum up to
+    std::vector<int16_t> numbers;       // [group, TILE], weights times scales as numbers
+    std::vector<float> weight_units, least;  // [group], what one stands for; minima, weighted
+    std::vector<int32_t> sums;          // [group, TILE]
+    std::vector<float> parts;           // [group, part_floats], until the piece is done: no line of memory is shared
+
+    void fit(const scope_slots& layer);  // one layer or another
+};
 
 struct Query {
     const float* rows;  // [group, padded(head_dim)], rotated and scaled
@@ -38,7 +57,7 @@ struct Query {
 
 struct Attention {
     // One piece of a head, `head` counted over lanes and KV heads; parts: [group, part_floats]
-    void (*piece)(const scope_slots& layer, long head, int piece, const Query& query, float* parts, float* scratch);
+    void (*piece)(const scope_slots& layer, long head, int piece, const Query& query, float* parts, Room& room);
     // All pieces of a head; parts: [pieces, group, part_floats]; sinks: [group] or null; out: [group, head_dim];
     // logits: [group, slots] or null, made probabilities
     void (*merge)(const scope_slots& layer, const float* parts, int pieces, const float* sinks, float* out, float* logits);

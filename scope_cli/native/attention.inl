@@ -2,6 +2,7 @@
 #include <cstddef>
 
 #include "attention.h"
+#include "attention_codes.inl"
 #include "lanes.h"
 
 namespace scope {
@@ -10,63 +11,36 @@ namespace {
 
 const float FREE = -std::numeric_limits<float>::infinity();
 
-inline void fetch(const void* at) { __builtin_prefetch(at); }
-
-// A row of `head_dim` numbers of any kind to floats, and zeros up to a whole vector.
-inline void widen(const float* row, float* out, int head_dim) {
-    for (int i = 0; i < head_dim; i += WIDTH) store(out + i, load_some(row + i, head_dim - i));
-}
-
-template <class Code>
-inline void widen(const Code* row, float* out, int head_dim) {
+// A row of `count` floats or bfloat16, and zeros up to a whole vector.
+template <class Number>
+inline void widen(const Number* row, float* out, int count) {
     int i = 0;
-    for (; i + WIDTH <= head_dim; i += WIDTH) store(out + i, load(row + i));
-    if (i < head_dim) {
-        Code rest[WIDTH] = {};
-        memcpy(rest, row + i, (size_t)(head_dim - i) * sizeof(Code));
+    for (; i + WIDTH <= count; i += WIDTH) store(out + i, load(row + i));
+    if (i < count) {
+        Number rest[WIDTH] = {};
+        memcpy(rest, row + i, (size_t)(count - i) * sizeof(Number));
         store(out + i, load(rest));
     }
 }
 
-inline void widen_halves(const uint8_t* row, const uint16_t* groups, float* out, int head_dim) {
-    const int half = head_dim / 2, count = head_dim / 32;
-    for (int i = 0; i < half; i += WIDTH) {
-        V low, high;
-        load_halves(row + i, low, high);
-        const int a = i / 32, b = (i + half) / 32;
-        store(out + i, fma(low, all(float_of_half(groups[a])), all(float_of_half(groups[count + a]))));
-        store(out + i + half, fma(high, all(float_of_half(groups[b])), all(float_of_half(groups[count + b]))));
+template <class Number>
+inline void widen_rows(const Number* rows, int count, int head_dim, float* tile) {
+    for (int s = 0; s < count; s++) {
+        fetch(rows + (size_t)(s + TILE) * head_dim);
+        widen(rows + (size_t)s * head_dim, tile + s * padded(head_dim), head_dim);
     }
 }
 
 // `count` rows from slot `at` on (counted over all lanes and heads) as floats: [TILE, padded head_dim], in `tile`, or
-// where they lie already. Codes of 8 bits come without their scales.
-inline const float* rows_of(const void* stored, int format, const uint16_t* groups, size_t at, int count,
-                                   int head_dim, float* tile) {
+// where they lie already.
+inline const float* rows_of(const void* stored, int format, size_t at, int count, int head_dim, float* tile) {
     const int wide = padded(head_dim);
-    if (format == SCOPE_FLOAT32) {
+    if (format == SCOPE_BFLOAT16) {
+        widen_rows((const uint16_t*)stored + at * head_dim, count, head_dim, tile);
+    } else {
         const float* rows = (const float*)stored + at * head_dim;
         if (count == TILE && wide == head_dim) return rows;
-        for (int s = 0; s < count; s++) widen(rows + (size_t)s * head_dim, tile + s * wide, head_dim);
-    } else if (format == SCOPE_BFLOAT16) {
-        const uint16_t* rows = (const uint16_t*)stored + at * head_dim;
-        for (int s = 0; s < count; s++) {
-            fetch(rows + (size_t)(s + TILE) * head_dim);
-            widen(rows + (size_t)s * head_dim, tile + s * wide, head_dim);
-        }
-    } else if (format == SCOPE_INT8) {
-        const int8_t* rows = (const int8_t*)stored + at * head_dim;
-        for (int s = 0; s < count; s++) {
-            fetch(rows + (size_t)(s + TILE) * head_dim);
-            widen(rows + (size_t)s * head_dim, tile + s * wide, head_dim);
-        }
-    } else {
-        const uint8_t* rows = (const uint8_t*)stored + at * (head_dim / 2);
-        groups += at * 2 * (head_dim / 32);
-        for (int s = 0; s < count; s++, groups += 2 * (head_dim / 32)) {
-            fetch(rows + (size_t)(s + TILE) * (head_dim / 2));
-            widen_halves(rows + (size_t)s * (head_dim / 2), groups, tile + s * wide, head_dim);
-        }
+        widen_rows(rows, count, head_dim, tile);
     }
     memset(tile + count * wide, 0, (size_t)(TILE - count) * wide * sizeof(float));
     return tile;
@@ -137,58 +111,70 @@ inline void soften(float* logits, float* part, int wide) {
     part[1] += sum(total);
 }
 
-// The scales of a tile's 8-bit codes, multiplied into rows of [queries, TILE].
-inline void scale(float* rows, int queries, const uint16_t* scales, int count) {
-    float wide[TILE] = {};
-    for (int s = 0; s < count; s++) wide[s] = float_of_half(scales[s]);
-    for (int q = 0; q < queries; q++)
-        for (int s = 0; s < TILE; s += WIDTH)
-            store(rows + q * TILE + s, mul(load(rows + q * TILE + s), load(wide + s)));
+// What attention sees of a tile: 0 where it does, else -inf. Is there anything?
+inline bool load_bias(const scope_slots& layer, size_t at, int count, float* bias) {
+    if (layer.bias_format == SCOPE_FLOAT32)
+        widen((const float*)layer.bias + at, bias, count);
+    else
+        widen((const uint16_t*)layer.bias + at, bias, count);
+    for (int s = count; s < TILE; s++) bias[s] = FREE;
+    V seen = load(bias);
+    for (int s = WIDTH; s < TILE; s += WIDTH) seen = most(seen, load(bias + s));
+    return top(seen) > FREE;
 }
 
-void piece(const scope_slots& layer, long head, int piece, const Query& query, float* parts, float* scratch) {
-    const int head_dim = layer.head_dim, wide = padded(head_dim), group = layer.group, stride = 2 + wide;
-    float *tile = scratch, *weights = tile + TILE * wide, *bias = weights + TILE * group;
+// Logits of a tile: [group, TILE], in the room's weights.
+inline void ask_tile(const scope_slots& layer, const Query& query, size_t at, int count, Room& room) {
+    const int wide = padded(layer.head_dim);
+    float* weights = room.weights.data();
+    if (in_codes(layer.key_format)) {
+        multiply_keys(layer, at, count, room);
+    } else {
+        const float* keys = rows_of(layer.keys, layer.key_format, at, count, layer.head_dim, room.tile.data());
+        some_queries<QUERIES>(layer.group, [&](auto some, int q) {
+            multiply_keys<some()>(query.rows + q * wide, keys, wide, weights + q * TILE);
+        });
+    }
+    for (int q = 0; q < layer.group; q++)
+        for (int s = 0; s < TILE; s += WIDTH) {
+            V logit = load(weights + q * TILE + s);
+            if (query.cap > 0) logit = mul(tanh(divide(logit, all(query.cap))), all(query.cap));
+            store(weights + q * TILE + s, add(logit, load(&room.bias[s])));
+        }
+}
+
+// The values of a tile, weighted.
+inline void take_tile(const scope_slots& layer, size_t at, int count, float* parts, Room& room) {
+    const int wide = padded(layer.head_dim), stride = part_floats(layer);
+    for (int q = 0; q < layer.group; q++) soften(&room.weights[q * TILE], parts + q * stride, wide);
+    if (in_codes(layer.value_format)) return add_values(layer, at, count, parts, room);
+    const float* values = rows_of(layer.values, layer.value_format, at, count, layer.head_dim, room.tile.data());
+    some_queries<QUERIES>(layer.group, [&](auto some, int q) {
+        add_values<some()>(&room.weights[q * TILE], values, wide, parts + q * stride + 2, stride);
+    });
+}
+
+void piece(const scope_slots& layer, long head, int piece, const Query& query, float* out, Room& room) {
+    const int group = layer.group, stride = part_floats(layer);
+    float* parts = room.parts.data();
     for (int q = 0; q < group; q++) {
         memset(parts + q * stride, 0, (size_t)stride * sizeof(float));
         parts[q * stride] = FREE;
     }
+    if (in_codes(layer.key_format)) round_queries(layer, query.rows, room);
     const int begin = piece * PIECE, end = begin + PIECE < layer.used ? begin + PIECE : layer.used;
     for (int slot = begin; slot < end; slot += TILE) {
         const int count = end - slot < TILE ? end - slot : TILE;
         const size_t at = (size_t)head * layer.slots + slot;
-        bool any = false;
-        for (int s = 0; s < TILE; s++) {
-            const bool held = s < count && seen(layer, at + s);
-            bias[s] = held ? 0.0f : FREE;
-            any |= held;
-        }
-        if (any) {
-            const float* keys = rows_of(layer.keys, layer.key_format, layer.key_scales, at, count, head_dim, tile);
-            some_queries<QUERIES>(group, [&](auto some, int q) {
-                multiply_keys<some()>(query.rows + q * wide, keys, wide, weights + q * TILE);
-            });
-            if (layer.key_format == SCOPE_INT8) scale(weights, group, layer.key_scales + at, count);
-            for (int q = 0; q < group; q++)
-                for (int s = 0; s < TILE; s += WIDTH) {
-                    V logit = load(weights + q * TILE + s);
-                    if (query.cap > 0) logit = mul(tanh(divide(logit, all(query.cap))), all(query.cap));
-                    store(weights + q * TILE + s, add(logit, load(bias + s)));
-                }
-        }
+        const bool any = load_bias(layer, at, count, room.bias.data());
+        if (any) ask_tile(layer, query, at, count, room);
         if (query.logits)
             for (int q = 0; q < group; q++)
-                memcpy(query.logits + (size_t)q * layer.slots + slot, any ? weights + q * TILE : bias,
+                memcpy(query.logits + (size_t)q * layer.slots + slot, any ? &room.weights[q * TILE] : room.bias.data(),
                        (size_t)count * sizeof(float));
-        if (!any) continue;
-        for (int q = 0; q < group; q++) soften(weights + q * TILE, parts + q * stride, wide);
-        if (layer.value_format == SCOPE_INT8) scale(weights, group, layer.value_scales + at, count);
-        const float* values =
-            rows_of(layer.values, layer.value_format, layer.value_scales, at, count, head_dim, tile);
-        some_queries<QUERIES>(group, [&](auto some, int q) {
-            add_values<some()>(weights + q * TILE, values, wide, parts + q * stride + 2, stride);
-        });
+        if (any) take_tile(layer, at, count, parts, room);
     }
+    memcpy(out, parts, (size_t)group * stride * sizeof(float));
 }
 
 void merge(const scope_slots& layer, const float* parts, int pieces, const float* sinks, float* out, float* logits) {

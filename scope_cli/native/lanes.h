@@ -46,14 +46,6 @@ inline V load(const uint16_t* bfloats) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)bfloats));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
-inline V load(const int8_t* codes) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)codes)));
-}
-inline void load_halves(const uint8_t* codes, V& low, V& high) {
-    __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)codes));
-    low = _mm512_cvtepi32_ps(_mm512_and_si512(both, _mm512_set1_epi32(15)));
-    high = _mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4));
-}
 inline V add(V a, V b) { return _mm512_add_ps(a, b); }
 inline V sub(V a, V b) { return _mm512_sub_ps(a, b); }
 inline V mul(V a, V b) { return _mm512_mul_ps(a, b); }
@@ -113,18 +105,7 @@ inline __m256 eight(const uint16_t* bfloats) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)bfloats));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
-inline __m256 eight(const int8_t* codes) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)codes)));
-}
 inline V load(const uint16_t* bfloats) { return {eight(bfloats), eight(bfloats + 8)}; }
-inline V load(const int8_t* codes) { return {eight(codes), eight(codes + 8)}; }
-inline void load_halves(const uint8_t* codes, V& low, V& high) {
-    __m256i a = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)codes));
-    __m256i b = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(codes + 8)));
-    const __m256i mask = _mm256_set1_epi32(15);
-    low = {_mm256_cvtepi32_ps(_mm256_and_si256(a, mask)), _mm256_cvtepi32_ps(_mm256_and_si256(b, mask))};
-    high = {_mm256_cvtepi32_ps(_mm256_srli_epi32(a, 4)), _mm256_cvtepi32_ps(_mm256_srli_epi32(b, 4))};
-}
 inline V add(V a, V b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
 inline V sub(V a, V b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
 inline V mul(V a, V b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
@@ -196,13 +177,6 @@ inline V load(const float* at) {
 inline void store(float* at, V a) { memcpy(at, a.x, sizeof a.x); }
 inline V load(const uint16_t* bfloats) {
     return each([&](int i) { return from_bfloat16(bfloats[i]); });
-}
-inline V load(const int8_t* codes) {
-    return each([&](int i) { return (float)codes[i]; });
-}
-inline void load_halves(const uint8_t* codes, V& low, V& high) {
-    low = each([&](int i) { return (float)(codes[i] & 15); });
-    high = each([&](int i) { return (float)(codes[i] >> 4); });
 }
 inline V add(V a, V b) {
     return each([&](int i) { return a.x[i] + b.x[i]; });

@@ -9,19 +9,19 @@ namespace {
 constexpr float MOST = 32767;   // the largest number of 16 bits
 constexpr float TINY = 1e-30f;  // activations so small count as zero
 
-// Each block's largest magnitude becomes the largest number.
+// The largest magnitude of a block becomes the largest number.
 struct Rounding {
     bool finite, some;  // some: not all zeros
     float steps;        // whole numbers in one
     float scale;
 
     // `most`: the largest magnitude's bits. They are in the order of the magnitudes, those of no numbers come last.
-    explicit Rounding(uint32_t most) {
+    explicit Rounding(uint32_t most, float number = MOST) {
         const float largest = from_bits(most);
         finite = most < 0x7f800000;
         some = finite && largest > TINY;
-        steps = some ? MOST / largest : 0;
-        scale = !finite ? from_bits(0x7fc00000) : some ? largest / MOST : 0;
+        steps = some ? number / largest : 0;
+        scale = !finite ? from_bits(0x7fc00000) : some ? largest / number : 0;
     }
 
     void finish(Block& block, int32_t sum) const {

@@ -36,9 +36,10 @@ def cases(pair: tuple[str, str]) -> list[Case]:
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_attention_is_the_plain_formula(native, pair):
+    rounding = 5e-6 if "float" in pair[0] else 2e-4  # queries and weights have 16 bits beside codes
     for case in cases(pair):
         for got, expected in zip(case.attend(), case.expected(), strict=True):
-            torch.testing.assert_close(got.double(), expected, atol=5e-6, rtol=1e-5, msg=str(case))
+            torch.testing.assert_close(got.double(), expected, atol=rounding, rtol=1e-5, msg=str(case))
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)

@@ -1,0 +1,152 @@
+// A step's attention: the token into its slots, then the queries over all of them.
+#include <chrono>
+#include <cstring>
+
+#include "step_state.h"
+#include "vectors.h"
+
+namespace {
+
+// `at` is counted over lanes and heads.
+void show(const scope_slots& slots, size_t at, bool visible) {
+    const bool wide = slots.bias_format == SCOPE_FLOAT32;
+    const uint32_t bits = visible ? 0 : wide ? 0xff800000 : 0xff80;  // 0 or -inf
+    memcpy((char*)slots.bias + at * (wide ? 4 : 2), &bits, wide ? 4 : 2);
+}
+
+}  // namespace
+
+// All that is written beside keys and values, before anything is read: who attends to one piece of a head's slots
+// finds in the others what stays there. A token's packed self is not seen as long as it is among the exact ones.
+void scope_step::take_slots() {
+    team->share(rows * model.layer_count, [&](int at) {
+        const int row = at / model.layer_count, lane = lane_of[row];
+        const scope_layer& layer = model.layers[at % model.layer_count];
+        const scope_slots &slots = layer.slots, &exact = layer.exact;
+        for (int head = 0; head < slots.kv_heads; head++) {
+            const size_t held_head = (size_t)lane * slots.kv_heads + head, first = held_head * slots.slots;
+            const size_t taken = first + slot_of(layer, row, head);
+            layer.positions[taken] = (int32_t)positions[lane];
+            for (int i = 0; i < layer.memo_count; i++) layer.memos[i][taken] = 0;
+            if (exact.slots) {
+                const size_t place = held_head * exact.slots + positions[lane] % exact.slots;
+                if (seen(exact, place)) show(slots, first + layer.exact_slots[place], true);
+                show(exact, place, true);
+                layer.exact_slots[place] = (int32_t)(taken - first);
+            }
+            show(slots, taken, !exact.slots);
+        }
+    });
+}
+
+long scope_step::slot_of(const scope_layer& layer, int row, int head) const {
+    const int lane = lane_of[row];
+    if (!layer.vacant) return positions[lane] % layer.window;
+    return layer.vacant[((size_t)lane * layer.slots.kv_heads + head) * layer.evictable + held[lane]];
+}
+
+void scope_step::attend(const scope_layer& layer, Own& mine) {
+    const scope_slots& slots = layer.slots;
+    const int pieces = all_pieces(layer);
+    const auto began = std::chrono::steady_clock::now();
+    team->share(rows * slots.kv_heads * pieces, [&](int at) {
+        const int row = at / pieces / slots.kv_heads, head = at / pieces % slots.kv_heads, piece = at % pieces;
+        attend_piece(layer, row, head, piece, mine);
+        auto& done = pieces_done[(size_t)row * slots.kv_heads + head];
+        if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == pieces) {
+            done.store(0, std::memory_order_relaxed);
+            finish_head(layer, row, head);
+        }
+    });
+    if (&mine == &own[0]) attention_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    if (rounds) scope_round(attended.data(), heads_wide, rows, heads_wide, mine.attended.data());
+    const Rows x = {rows, mine.attended.data(), attended.data(), heads_wide};
+    const int groups = groups_of(layer.output.weight.rows), each = at_once(groups);
+    team->share((groups + each - 1) / each, [&](int at) {
+        multiply(layer.output, x, changed.data(), model.hidden, at * each, std::min((at + 1) * each, groups));
+    });
+}
+
+Turns scope_step::turns_by(const scope_layer& layer, int row) {
+    if (layer.rotation < 0) return {};
+    const float* cosines = turns_of(row, layer.rotation);
+    return {cosines, cosines + turn_room, model.rotations[layer.rotation].half};
+}
+
+void scope_step::attend_piece(const scope_layer& layer, int row, int head, int piece, Own& mine) {
+    const scope_slots& slots = layer.slots;
+    const int head_dim = slots.head_dim, group = slots.group, wide = padded(head_dim), lane = lane_of[row];
+    const float* queries = &projected[(size_t)row * (heads_wide + 2 * keys_wide)];
+    const int packed = pieces_of(slots);
+    const bool is_exact = piece >= packed;
+    const scope_slots& these = is_exact ? layer.exact : slots;
+    const int nth = is_exact ? piece - packed : piece;
+    const long slot = is_exact ? positions[lane] % these.slots : slot_of(layer, row, head);
+    const bool writes = slot / PIECE == nth;
+    if (writes) write_token(layer, these, row, head, slot, mine);
+    float root = 0;
+    if (layer.query_norm && layer.norms_all_heads)
+        root = vectors().root(queries, slots.kv_heads * group * head_dim, model.epsilon);
+    for (int q = 0; q < group; q++) {
+        const int number = head * group + q;
+        const float *projection = queries + number * head_dim, *norm = layer.query_norm;
+        float* query = &mine.query[(size_t)q * wide];
+        if (norm && layer.norms_all_heads)
+            norm += number * head_dim;
+        else if (norm)
+            root = vectors().root(projection, head_dim, model.epsilon);
+        place_head(projection, norm, root, turns_by(layer, row), head_dim, query);
+        if (writes && !is_exact && layer.queries) {
+            const long at = ((long)lane * slots.kv_heads * group + number) * layer.ring + positions[lane] % layer.ring;
+            vectors().store(query, layer.plain_format, layer.queries, nullptr, at, head_dim);
+        }
+        if (slots.turns_keys) vectors().turn(query, head_dim);
+        vectors().scale(query, layer.scale, nullptr, query, head_dim);
+        memset(query + head_dim, 0, (size_t)(wide - head_dim) * sizeof(float));
+    }
+    const size_t at = ((size_t)row * slots.kv_heads + head) * all_pieces(layer) + piece;
+    const long held_head = (long)lane * slots.kv_heads + head;
+    float* logits = layer.attention && !is_exact ? &told[(size_t)held_head * group * slots.slots] : nullptr;
+    attention().piece(these, held_head, nth, {mine.query.data(), layer.cap, logits},
+                      &parts[at * group * part_floats(slots)], mine.room);
+}
+
+// The row's key and value into a slot.
+void scope_step::write_token(const scope_layer& layer, const scope_slots& slots, int row, int head, long slot, Own& mine) {
+    const int head_dim = slots.head_dim, keys = slots.kv_heads * head_dim, lane = lane_of[row];
+    const float* all_keys = &projected[(size_t)row * (heads_wide + 2 * keys_wide)] + keys * slots.group;
+    const float *projection = all_keys + head * head_dim, *norm = layer.key_norm;
+    const long at = ((long)lane * slots.kv_heads + head) * slots.slots + slot;
+    float *number = mine.head.data(), root = 0;
+    if (norm && layer.norms_all_heads) {
+        root = vectors().root(all_keys, keys, model.epsilon);
+        norm += head * head_dim;
+    } else if (norm) {
+        root = vectors().root(projection, head_dim, model.epsilon);
+    }
+    place_head(projection, norm, root, turns_by(layer, row), head_dim, number);
+    if (slots.turns_keys) vectors().turn(number, head_dim);
+    vectors().store(number, slots.key_format, slots.keys, slots.key_scales, at, head_dim);
+    memcpy(number, all_keys + keys + head * head_dim, head_dim * sizeof(float));
+    if (slots.turns_values) vectors().turn(number, head_dim);
+    vectors().store(number, slots.value_format, slots.values, slots.value_scales, at, head_dim);
+}
+
+// By whoever did the last of a head's pieces.
+void scope_step::finish_head(const scope_layer& layer, int row, int head) {
+    const scope_slots& slots = layer.slots;
+    const int group = slots.group, head_dim = slots.head_dim;
+    const size_t at = (size_t)row * slots.kv_heads + head, held_head = (size_t)lane_of[row] * slots.kv_heads + head;
+    float* out = &attended[(size_t)row * heads_wide + (size_t)head * group * head_dim];
+    const int pieces = all_pieces(layer);
+    float* rows = layer.attention ? &told[held_head * group * slots.slots] : nullptr;
+    attention().merge(slots, &parts[at * pieces * group * part_floats(slots)], pieces,
+                      layer.sinks ? layer.sinks + head * group : nullptr, out, rows);
+    if (rows) {
+        float* mean = layer.attention + held_head * slots.slots;
+        for (int q = 1; q < group; q++) vectors().add(rows, rows + (size_t)q * slots.slots, nullptr, slots.slots);
+        for (int slot = 0; slot < slots.slots; slot++) mean[slot] = rows[slot] / (float)group;
+    }
+    if (slots.turns_values)
+        for (int q = 0; q < group; q++) vectors().turn(out + q * head_dim, head_dim);
+}
