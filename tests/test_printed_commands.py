@@ -17,7 +17,7 @@ import pytest
 import typer
 
 from scope_cli import cli
-from scope_cli.commands import doctor, models
+from scope_cli.commands import doctor, measure, models, plan
 from scope_cli.commands.menu import whole
 from scope_cli.errors import ScopeError
 from scope_cli.measure.bench import engine, peers
@@ -113,10 +113,12 @@ def desk(tmp_path, monkeypatch):
         monkeypatch.setattr(taken, "find", opened)
     for taken in (engine, peers):
         monkeypatch.setattr(taken, "open_model", opened)
-    monkeypatch.setattr(runner, "run_job", opened)
+    for taken in (runner, measure):
+        monkeypatch.setattr(taken, "run_job", opened)
     embedded = ModelFolder("smollm2-135m", tmp_path / "embedded", "a test")
     monkeypatch.setattr(source, "find", lambda *_, **__: embedded)
-    monkeypatch.setattr(source, "free_bytes", lambda *_: 8 * 2**30)
+    for taken in (source, plan):
+        monkeypatch.setattr(taken, "free_bytes", lambda *_: 8 * 2**30)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"A prompt.")))
     monkeypatch.chdir(tmp_path)
     return tmp_path
