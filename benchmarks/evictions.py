@@ -3,7 +3,8 @@
     python benchmarks/evictions.py [--prompt N] [--budget N] [--kv plain|int8] [--scorer NAME] [--turns N]
 
 The embedded model with one thread. Two caches have read the same prompt and written past the budget; one
-evicts a token at every step, the other nothing. They take turns; CPU seconds of step and eviction together.
+evicts a token at every step, the other nothing. They take turns; CPU seconds of step and eviction together,
+and of the end of a step alone: where something is evicted, that is the eviction.
 """
 
 import argparse
@@ -47,15 +48,20 @@ def main() -> None:
         read_to_end(read_prompt(loaded.model, cache, torch.tensor([ids]), plan.schedule))
         contenders.append((cache, new_step(loaded.model, cache, False, print, native=True)))
     taken: list[list[float]] = [[], []]
+    ends: list[list[float]] = [[], []]
     for written in range(1, args.budget + args.turns + 1):
-        for times, (cache, step) in zip(taken, contenders, strict=True):
+        for times, own, (cache, step) in zip(taken, ends, contenders, strict=True):
             began = time.process_time()
             step(torch.tensor([[ids[-1]]]))
+            stepped = time.process_time()
             cache.end_step()
             if written > args.budget:
                 times.append(1000 * (time.process_time() - began))
+                own.append(1000 * (time.process_time() - stepped))
     whole, evicting = map(statistics.median, taken)
     print(f"{evicting:.1f} ms with an eviction at every token, {whole:.1f} without: {evicting / whole:.2f}x")
+    without, alone = map(statistics.median, ends)
+    print(f"{alone:.1f} ms for an eviction alone, {without:.1f} for a step's end without one")
 
 
 if __name__ == "__main__":
