@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """What does an eviction at every token, as the paper's `slide` has it, add to a step?
 
     python benchmarks/evictions.py [--prompt N] [--budget N] [--kv plain|int8] [--scorer NAME] [--turns N]
@@ -10,6 +11,10 @@ and of the end of a step alone: where something is evicted, that is the eviction
 import argparse
 import statistics
 import time
+
+from scope_cli.machine.setup import wait_briefly
+
+wait_briefly()  # as `scope` does, before torch is imported
 
 import torch
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """How fast is a prompt read on this CPU: with the default weights, and with plain float32 ones?
 
     python benchmarks/reading.py                  # the embedded model, examples/report.txt, two threads
@@ -16,6 +17,10 @@ import statistics
 import time
 from itertools import pairwise
 from pathlib import Path
+
+from scope_cli.machine.setup import wait_briefly
+
+wait_briefly()  # as `scope` does, before torch is imported
 
 import torch
 

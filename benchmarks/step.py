@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """How long does a decode step take on this CPU, native and through the model's own layers?
 
     python benchmarks/step.py                    # the embedded model; one lane, eight; plain and int8 slots
@@ -16,6 +17,10 @@ import os
 import statistics
 import time
 from itertools import product
+
+from scope_cli.machine.setup import wait_briefly
+
+wait_briefly()  # as `scope` does, before torch is imported
 
 import torch
 

@@ -5,6 +5,7 @@
 What is public is listed in docs/reference/api.md; nothing of it is imported before it is asked for.
 """
 
+import sys
 from importlib import import_module
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _HOMES[name] == "scope_cli.api" and "torch" not in sys.modules:
+        import_module("scope_cli.machine.setup").wait_briefly()
     return getattr(import_module(_HOMES[name]), name)
 
 

@@ -16,7 +16,7 @@ from scope_cli.cache.layers import Causal, Chunk, LayerAttention
 from scope_cli.errors import ModelError
 from scope_cli.geometry import Geometry
 from scope_cli.models.lean import AttentionInterface, PreTrainedModel
-from scope_cli.native.reading import attend_chunk, native_team_alone, reads
+from scope_cli.native.reading import attend_chunk, reads
 from scope_cli.policies.received import received
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ def read_chunk(
     """A prompt's chunk: store it, attend, remember the queries; returns [1, heads, tokens, head_dim]."""
     store = layer.store
     assert store is not None, "the prompt has been settled"
-    with native_team_alone():
-        keys, values, visible = layer.read(chunk, key, value)
+    keys, values, visible = layer.read(chunk, key, value)
     asked = store.turned_queries(query)
     if isinstance(visible, Causal) and reads(asked):
         out = attend_chunk(asked, keys, values, layer.scale, visible.window)

@@ -19,7 +19,7 @@ from scope_cli.native.build import SWITCH, BuildError, library_file
 from scope_cli.native.layout import BLOCK, Kind, packed_shape
 
 INSTRUCTIONS = ("plain", "avx2", "avx512")
-BLOCK_BYTES = 76  # of 32 rounded activations, as products.h has them
+BLOCK_BYTES = {16: 76, 8: 44}  # of 32 activations that are rounded to so many bits, as products.h has them
 
 
 @cache
@@ -63,6 +63,7 @@ class Rows(ctypes.Structure):
         ("blocks", c_void_p),
         ("values", c_void_p),
         ("stride", c_int64),
+        ("bytes", c_void_p),
     ]
 
 
@@ -78,7 +79,8 @@ class Library:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.functions = functions = ctypes.CDLL(str(file))
-        functions.scope_round.argtypes = [c_void_p, c_int64, c_int32, c_int32, c_void_p]
+        for function in (functions.scope_round, functions.scope_round_to_bytes):
+            function.argtypes, function.restype = [c_void_p, c_int64, c_int32, c_int32, c_void_p], None
         functions.scope_multiply.argtypes = [
             POINTER(Weight), POINTER(Rows), c_void_p, c_int64, c_int32, c_int32,
         ]  # fmt: skip
@@ -87,7 +89,7 @@ class Library:
             POINTER(Weight), c_void_p, c_int64, c_int32, c_void_p, c_void_p, c_int64, c_int32,
         ]  # fmt: skip
         functions.scope_product.restype = None
-        for function in (functions.scope_round, functions.scope_multiply, functions.scope_unpack):
+        for function in (functions.scope_multiply, functions.scope_unpack):
             function.restype = None
         functions.scope_use_instructions.argtypes = [c_int32]
         functions.scope_use_instructions.restype = c_int32
@@ -102,23 +104,26 @@ class Library:
         at = INSTRUCTIONS.index(instructions)
         return INSTRUCTIONS[self.functions.scope_use_instructions(at)]
 
-    def round(self, x: Tensor) -> Tensor:
-        """x: float32 [rows, columns] to uint8 [rows, blocks, BLOCK_BYTES]"""
+    def round(self, x: Tensor, bits: int = 16) -> Tensor:
+        """x: float32 [rows, columns] to uint8 [rows, blocks, bytes of a block]; bits: 16 or 8"""
         rows, columns = x.shape
-        blocks = torch.empty(rows, -(-columns // BLOCK), BLOCK_BYTES, dtype=torch.uint8)
-        self.functions.scope_round(x.data_ptr(), x.stride(0), rows, columns, blocks.data_ptr())
+        blocks = torch.empty(rows, -(-columns // BLOCK), BLOCK_BYTES[bits], dtype=torch.uint8)
+        rounds = self.functions.scope_round if bits == 16 else self.functions.scope_round_to_bytes
+        rounds(x.data_ptr(), x.stride(0), rows, columns, blocks.data_ptr())
         return blocks
 
     def multiply(
         self,
         weight: Weight,
         x: Tensor,
-        blocks: Tensor | None,
+        blocks: Tensor,
         out: Tensor,
         groups: tuple[int, int],
+        bits: int = 16,
     ) -> None:
         """Rows of a range of groups of the weight; out: float32 [rows of x, rows of the weight]"""
-        given = Rows(x.shape[0], None if blocks is None else blocks.data_ptr(), x.data_ptr(), x.stride(0))
+        given = Rows(x.shape[0], None, x.data_ptr(), x.stride(0))
+        setattr(given, "blocks" if bits == 16 else "bytes", blocks.data_ptr())
         self.functions.scope_multiply(weight, given, out.data_ptr(), out.stride(0), *groups)
 
     def product(self, weight: Weight, x: Tensor, bias: Tensor | None = None) -> Tensor:

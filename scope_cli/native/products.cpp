@@ -20,6 +20,11 @@ void scope_round(const float* values, int64_t stride, int32_t rows, int32_t colu
         products().round(values + n * stride, columns, blocks + n * blocks_of(columns));
 }
 
+void scope_round_to_bytes(const float* values, int64_t stride, int32_t rows, int32_t columns, ByteBlock* blocks) {
+    for (int64_t n = 0; n < rows; n++)
+        products().round_to_bytes(values + n * stride, columns, blocks + n * blocks_of(columns));
+}
+
 void scope_multiply(const Weight* weight, const Rows* x, float* out, int64_t out_stride, int32_t first, int32_t last) {
     products().multiply(*weight, *x, out, out_stride, first, last);
 }

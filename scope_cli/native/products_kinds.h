@@ -6,6 +6,7 @@ namespace scope {
 
 struct Products {
     void (*round)(const float* values, int columns, Block* blocks);  // one row
+    void (*round_to_bytes)(const float* values, int columns, ByteBlock* blocks);
     void (*multiply)(const Weight& weight, const Rows& x, float* out, int64_t out_stride, int first, int last);
 };
 

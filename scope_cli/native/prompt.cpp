@@ -18,7 +18,8 @@ constexpr int HEAD_PIECE = 64;  // groups of rows
 
 // What a thread has to itself: a piece's tokens on their way.
 struct Own {
-    std::vector<Block> into, inside;             // [TOKENS, blocks]: of attention's output or a norm's; of the MLP's half
+    std::vector<Block> kept;                       // [TOKENS, blocks]: what keys and values are made of
+    std::vector<ByteBlock> into, inside;           // the same of attention's output or a norm's; of the MLP's half
     std::vector<float> normed, changed, gate, up;  // [hidden], [TOKENS, hidden], [TOKENS, STRIPE] twice
 };
 
@@ -61,7 +62,8 @@ struct scope_prompt {
     void share(int threads, const Piece& piece) {
         while ((int)own.size() < threads) own.push_back(new_own());
         Turn turn(threads);
-        const int most = (tokens + 2 * threads - 1) / (2 * threads), each = std::clamp(most, 1, TOKENS);
+        const int rounds = (tokens + TOKENS * threads - 1) / (TOKENS * threads), pieces = rounds * threads;
+        const int each = (tokens + pieces - 1) / pieces;  // as many for every thread
         turn.team.run([&](int thread) {
             turn.team.share((tokens + each - 1) / each, [&](int at) {
                 piece(at * each, std::min(each, tokens - at * each), own[thread]);
@@ -71,6 +73,7 @@ struct scope_prompt {
 
     Own new_own() const {
         Own made;
+        made.kept.resize((size_t)TOKENS * blocks_of(model.hidden));
         made.into.resize((size_t)TOKENS * blocks_of(std::max(model.hidden, heads_wide)));
         made.inside.resize((size_t)TOKENS * blocks_of(inner));
         made.normed.resize(model.hidden);
@@ -80,9 +83,11 @@ struct scope_prompt {
         return made;
     }
 
-    void norm_and_round(const float* before, int token, int n, Own& mine) {
-        norm(model, before, &stream[(size_t)token * model.hidden], mine.normed.data());
-        scope_round(mine.normed.data(), model.hidden, 1, model.hidden, &mine.into[(size_t)n * blocks_of(model.hidden)]);
+    const float* norm_and_round(const float* before, int token, int n, Own& mine) {
+        float* row = mine.normed.data();
+        norm(model, before, &stream[(size_t)token * model.hidden], row);
+        scope_round_to_bytes(row, model.hidden, 1, model.hidden, &mine.into[(size_t)n * blocks_of(model.hidden)]);
+        return row;
     }
 
     void begin(const float* embedded, const int64_t* positions, int threads) {
@@ -98,10 +103,13 @@ struct scope_prompt {
     void project(const scope_layer& layer, float* out, int threads) {
         const int stride = heads_wide + 2 * keys_wide;
         share(threads, [&](int first, int count, Own& mine) {
-            for (int n = 0; n < count; n++) norm_and_round(layer.before_attention, first + n, n, mine);
-            const Rows x = {count, mine.into.data(), nullptr, 0};
+            for (int n = 0; n < count; n++) {
+                const float* row = norm_and_round(layer.before_attention, first + n, n, mine);
+                scope_round(row, model.hidden, 1, model.hidden, &mine.kept[(size_t)n * blocks_of(model.hidden)]);
+            }
+            const Rows asked = {count, nullptr, nullptr, 0, mine.into.data()}, x = {count, mine.kept.data(), nullptr, 0};
             float* rows = out + (size_t)first * stride;
-            multiply_all(layer.query, x, rows, stride);
+            multiply_all(layer.query, asked, rows, stride);
             multiply_all(layer.key, x, rows + heads_wide, stride);
             multiply_all(layer.value, x, rows + heads_wide + keys_wide, stride);
             for (int n = 0; n < count; n++) {
@@ -136,8 +144,9 @@ struct scope_prompt {
                 for (int n = 0; n < count; n++)
                     take_up(model, after, &mine.changed[(size_t)n * hidden], &stream[(size_t)(first + n) * hidden]);
             };
-            scope_round(attended + (size_t)first * heads_wide, heads_wide, count, heads_wide, mine.into.data());
-            const Rows x = {count, mine.into.data(), nullptr, 0}, inside = {count, mine.inside.data(), nullptr, 0};
+            scope_round_to_bytes(attended + (size_t)first * heads_wide, heads_wide, count, heads_wide, mine.into.data());
+            const Rows x = {count, nullptr, nullptr, 0, mine.into.data()};
+            const Rows inside = {count, nullptr, nullptr, 0, mine.inside.data()};
             multiply_all(layer.output, x, mine.changed.data(), hidden);
             take(layer.after_attention);
             for (int n = 0; n < count; n++) norm_and_round(layer.before_mlp, first + n, n, mine);
@@ -155,7 +164,7 @@ struct scope_prompt {
         for (int n = 0; n < x.rows; n++) {
             float* row = &mine.gate[n * STRIPE];
             vectors().activate(layer.activation, row, &mine.up[n * STRIPE], count);
-            scope_round(row, STRIPE, 1, count, &mine.inside[(size_t)n * blocks_of(inner) + begin / BLOCK]);
+            scope_round_to_bytes(row, STRIPE, 1, count, &mine.inside[(size_t)n * blocks_of(inner) + begin / BLOCK]);
         }
     }
 

@@ -1,7 +1,9 @@
 // A chunk of a prompt through a decoder whose layers' weights are all packed, two calls a layer; between them the caller
 // stores keys and values and attends (reading.h), as its cache wants it.
 //
-// A thread takes some tokens through all that happens between two attentions. A token gets the same bits beside any
+// Activations are rounded to 8 bits, but those that keys and values are made of to 16, as a step's are: what is kept
+// of a prompt is where rounding is felt (docs/results/performance.md). A thread takes some tokens through all that
+// happens between two attentions. A token gets the same bits beside any
 // others, from any number of threads, with any instructions.
 #pragma once
 #include "step.h"

@@ -1,8 +1,6 @@
 """A prompt's chunk attends in C++: reading.h, on tensors."""
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -18,17 +16,6 @@ class ChunkTable(ctypes.Structure):
         *fields(Int, "kv_heads group head_dim tokens seen window"),
         ("scale", Float),
     ]
-
-
-@contextmanager
-def native_team_alone() -> Iterator[None]:
-    """PyTorch computes on the caller's thread: its others would spin on the cores that our team wants."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def reads(query: Tensor) -> bool:

@@ -63,6 +63,14 @@ def test_openmp_is_told_to_wait_briefly_before_torch_is_there(user, found):
     assert start.stdout.split() == [found, "False"], start.stderr
 
 
+@pytest.mark.parametrize(("before", "found"), [("", "2000"), ("import torch\n", "None")])
+def test_the_python_interface_does_so_where_it_brings_torch(before, found):
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP_WAIT"))}
+    code = before + "import os, scope_cli\nscope_cli.load\nprint(os.environ.get('GOMP_SPINCOUNT'))"
+    start = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True)
+    assert start.stdout.split() == [found], start.stderr
+
+
 def test_a_process_that_is_not_ours_waits_as_it_likes(monkeypatch):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.setenv("GOMP_SPINCOUNT", "to be restored")

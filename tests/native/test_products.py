@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scope_cli.native.layout import Kind
 from scope_cli.native.library import INSTRUCTIONS, library, weight_of
 from scope_cli.native.weights import pack, unpack
+from tests.helpers.rounding import rounded
 
 native = library()
 pytestmark = pytest.mark.skipif(native is None, reason="no native library on this machine")
@@ -26,32 +27,25 @@ def matrix(rows, columns, seed=0):
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
-def product(packed, kind, shape, x, groups=None, instructions=BEST):
+def product(packed, kind, shape, x, groups=None, instructions=BEST, bits=16):
     """[rows of x, rows of the weight]; numbers outside `groups` stay not a number"""
     assert native.use(instructions) == instructions
     weight = weight_of(packed, kind, *shape)
     out = torch.full((len(x), shape[0]), torch.nan)
-    native.multiply(weight, x, native.round(x), out, groups or (0, -(-shape[0] // 8)))
+    native.multiply(weight, x, native.round(x, bits), out, groups or (0, -(-shape[0] // 8)), bits)
     return out
-
-
-def rounded(x):
-    """What 16 bits hold of each block of 32, float64; scales are made in float32, as C++ makes them."""
-    filled = torch.nn.functional.pad(x, (0, -x.shape[1] % 32)).unflatten(1, (-1, 32))
-    largest = filled.abs().amax(2, keepdim=True)
-    whole = (filled * (32767 / largest)).nan_to_num_(0).round().double()
-    return (whole * (largest / 32767).double()).flatten(1)[:, : x.shape[1]]
 
 
 @pytest.mark.parametrize("kind", Kind)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_product_is_that_of_the_unpacked_weight_and_the_rounded_activations(shape, kind):
+@pytest.mark.parametrize("bits", [16, 8])
+def test_a_product_is_that_of_the_unpacked_weight_and_the_rounded_activations(shape, kind, bits):
     packed = pack(matrix(*shape), kind)
     weight = unpack(packed, kind, *shape).double()
     for rows in (1, 2, 3, 4, 7, 15, 150):
         x = matrix(rows, shape[1], seed=rows) * torch.logspace(-3, 3, rows).unsqueeze(1)
         size = x.double().abs().sum(1, True) * weight.abs().amax()  # codes and minima may cancel out
-        off = (product(packed, kind, shape, x).double() - rounded(x) @ weight.T).abs()
+        off = (product(packed, kind, shape, x, bits=bits).double() - rounded(x, bits) @ weight.T).abs()
         assert (off <= 3e-6 * size).all()
 
 
@@ -64,12 +58,13 @@ def test_activations_are_held_to_16_bits(kind):
 
 @pytest.mark.parametrize("kind", Kind)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_all_instructions_give_the_same_bits(shape, kind):
+@pytest.mark.parametrize("bits", [16, 8])
+def test_all_instructions_give_the_same_bits(shape, kind, bits):
     packed = pack(matrix(*shape), kind)
     x = matrix(13, shape[1], seed=1)
-    plain = product(packed, kind, shape, x, instructions="plain")
+    plain = product(packed, kind, shape, x, instructions="plain", bits=bits)
     for instructions in THERE:
-        assert torch.equal(product(packed, kind, shape, x, instructions=instructions), plain)
+        assert torch.equal(product(packed, kind, shape, x, instructions=instructions, bits=bits), plain)
 
 
 @given(data=st.data())
@@ -77,7 +72,7 @@ def test_all_instructions_give_the_same_bits(shape, kind):
 def test_any_codes_ranges_of_groups_and_numbers_of_rows_give_the_same_bits(data):
     kind = data.draw(st.sampled_from(list(Kind)))
     rows, columns = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 130))
-    count = data.draw(st.integers(1, 20))
+    count, bits = data.draw(st.integers(1, 20)), data.draw(st.sampled_from([16, 8]))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
     shape = (-(-rows // 8), -(-columns // 32), kind.block_bytes)
     packed = torch.randint(
@@ -88,29 +83,30 @@ def test_any_codes_ranges_of_groups_and_numbers_of_rows_give_the_same_bits(data)
     x *= torch.rand(x.shape, generator=generator) > 0.3
     if data.draw(st.booleans()):
         x = x.sign()  # the extremes
-    whole = product(packed, kind, (rows, columns), x, instructions="plain")
+    whole = product(packed, kind, (rows, columns), x, None, "plain", bits)
     for instructions in THERE:
         groups, last = -(-rows // 8), 0
         parts = torch.full_like(whole, torch.nan)
         while last < groups:
             first, last = last, data.draw(st.integers(last + 1, groups))
-            one = product(packed, kind, (rows, columns), x, (first, last), instructions)
+            one = product(packed, kind, (rows, columns), x, (first, last), instructions, bits)
             own = slice(8 * first, min(8 * last, rows))
             assert one[:, : own.start].isnan().all() and one[:, own.stop :].isnan().all()
             parts[:, own] = one[:, own]
         assert torch.equal(parts, whole)
         row = data.draw(st.integers(0, count - 1))
-        alone = product(packed, kind, (rows, columns), x[row : row + 1].clone(), None, instructions)
+        alone = product(packed, kind, (rows, columns), x[row : row + 1].clone(), None, instructions, bits)
         assert torch.equal(alone[0], whole[row])
 
 
 @pytest.mark.parametrize("kind", Kind)
 @pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan])
 @pytest.mark.parametrize("instructions", THERE)
-def test_an_activation_that_is_no_number_reaches_every_result(kind, number, instructions):
+@pytest.mark.parametrize("bits", [16, 8])
+def test_an_activation_that_is_no_number_reaches_every_result(kind, number, instructions, bits):
     packed, x = pack(matrix(16, 64) + 0.01, kind), matrix(3, 64)
     x[1, 40] = number
-    out = product(packed, kind, (16, 64), x, instructions=instructions)
+    out = product(packed, kind, (16, 64), x, None, instructions, bits)
     assert not out[1].isfinite().any() and out[[0, 2]].isfinite().all()
 
 
