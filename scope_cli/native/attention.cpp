@@ -52,6 +52,7 @@ void scope_attend(const scope_slots* layer, const scope_slots* exact, int lanes,
                   float cap, const float* sinks, float* probabilities, float* out, int threads) {
     const int wide = padded(layer->head_dim), group = layer->group, packed = pieces_of(*layer);
     const int pieces = packed + (exact ? pieces_of(*exact) : 0);
+    const Runs runs(pieces, lanes * layer->kv_heads, threads);
     const size_t heads = (size_t)lanes * layer->kv_heads, part = (size_t)part_floats(*layer) * group;
     std::vector<float> rows(heads * group * wide), parts(heads * pieces * part);
     for (size_t row = 0; row < heads * group; row++)
@@ -62,13 +63,17 @@ void scope_attend(const scope_slots* layer, const scope_slots* exact, int lanes,
     Turn turn(threads);
     Team& team = turn.team;
     team.run([&](int thread) {
-        team.share((int)heads * pieces, [&](int at) {
-            const size_t head = at / pieces;
-            const int piece = at % pieces;
-            const bool is_exact = piece >= packed;
-            attention().piece(is_exact ? *exact : *layer, head, is_exact ? piece - packed : piece,
-                              {&rows[head * group * wide], cap, is_exact ? nullptr : logits_of(head)}, &parts[at * part],
-                              rooms[thread]);
+        team.share((int)heads * runs.count, [&](int at) {
+            const size_t head = at / runs.count;
+            const int from = runs.begin(at % runs.count), to = runs.end(at % runs.count);
+            const float* asked = &rows[head * group * wide];
+            float* out = &parts[head * pieces * part];
+            if (from < packed)
+                attention().pieces(*layer, head, from, std::min(to, packed), {asked, cap, logits_of(head)}, out + from * part,
+                                   rooms[thread]);
+            if (const int first = std::max(from, packed); first < to)
+                attention().pieces(*exact, head, first - packed, to - packed, {asked, cap, nullptr}, out + first * part,
+                                   rooms[thread]);
         });
         team.share((int)heads, [&](int head) {
             attention().merge(*layer, &parts[head * pieces * part], pieces, sinks ? sinks + head % layer->kv_heads * group : nullptr,

@@ -1,6 +1,6 @@
 // One query of each head over the slots of one layer.
 //
-// The slots of a KV head are cut into pieces of 256, which any thread may take. A piece leaves, for each query of
+// The slots of a KV head are cut into pieces of 256; any thread may take a run of them. A piece leaves, for each query of
 // the group, the largest logit, the sum of weights and the weighted sum of values; the pieces are merged in the order
 // of the slots, those of exact tokens last. So what comes out depends on no thread, on no other lane, and not on how
 // many free slots are read.
@@ -13,6 +13,7 @@
 namespace scope {
 
 constexpr int PIECE = 256;  // slots
+constexpr int RUNS_PER_THREAD = 8;
 constexpr int TILE = 64;    // of them that are looked at together; free tiles are not read
 
 // Head dimensions are padded to whole vectors of 16 floats, with zeros.
@@ -56,11 +57,24 @@ struct Query {
 };
 
 struct Attention {
-    // One piece of a head, `head` counted over lanes and KV heads; parts: [group, part_floats]
-    void (*piece)(const scope_slots& layer, long head, int piece, const Query& query, float* parts, Room& room);
+    // Pieces of a head, `head` counted over lanes and KV heads; parts: [to - from, group, part_floats]
+    void (*pieces)(const scope_slots& layer, long head, int from, int to, const Query& query, float* parts, Room& room);
     // All pieces of a head; parts: [pieces, group, part_floats]; sinks: [group] or null; out: [group, head_dim];
     // logits: [group, slots] or null, made probabilities
     void (*merge)(const scope_slots& layer, const float* parts, int pieces, const float* sinks, float* out, float* logits);
+};
+
+// Who takes a run of pieces reads memory in one stretch; there are enough runs that no thread waits long for another.
+struct Runs {
+    int pieces, each, count;  // of a head; of a run; runs of a head
+
+    Runs(int pieces, int heads, int threads) : pieces(pieces) {
+        const int wanted = (threads * RUNS_PER_THREAD + heads - 1) / heads;
+        each = wanted < pieces ? (pieces + wanted - 1) / wanted : 1;
+        count = (pieces + each - 1) / each;
+    }
+    int begin(int run) const { return run * each; }
+    int end(int run) const { return (run + 1) * each < pieces ? (run + 1) * each : pieces; }
 };
 
 extern const Attention attention_plain, attention_avx2, attention_avx512;

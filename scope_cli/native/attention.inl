@@ -154,14 +154,14 @@ inline void take_tile(const scope_slots& layer, size_t at, int count, float* par
     });
 }
 
-void piece(const scope_slots& layer, long head, int piece, const Query& query, float* out, Room& room) {
+// The slots of one piece; the queries are in the room already.
+inline void attend_piece(const scope_slots& layer, long head, int piece, const Query& query, float* out, Room& room) {
     const int group = layer.group, stride = part_floats(layer);
     float* parts = room.parts.data();
     for (int q = 0; q < group; q++) {
         memset(parts + q * stride, 0, (size_t)stride * sizeof(float));
         parts[q * stride] = FREE;
     }
-    if (in_codes(layer.key_format)) round_queries(layer, query.rows, room);
     const int begin = piece * PIECE, end = begin + PIECE < layer.used ? begin + PIECE : layer.used;
     for (int slot = begin; slot < end; slot += TILE) {
         const int count = end - slot < TILE ? end - slot : TILE;
@@ -175,6 +175,12 @@ void piece(const scope_slots& layer, long head, int piece, const Query& query, f
         if (any) take_tile(layer, at, count, parts, room);
     }
     memcpy(out, parts, (size_t)group * stride * sizeof(float));
+}
+
+void pieces(const scope_slots& layer, long head, int from, int to, const Query& query, float* out, Room& room) {
+    if (in_codes(layer.key_format)) round_queries(layer, query.rows, room);
+    for (int piece = from; piece < to; piece++, out += (size_t)layer.group * part_floats(layer))
+        attend_piece(layer, head, piece, query, out, room);
 }
 
 void merge(const scope_slots& layer, const float* parts, int pieces, const float* sinks, float* out, float* logits) {

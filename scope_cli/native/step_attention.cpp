@@ -47,13 +47,14 @@ long scope_step::slot_of(const scope_layer& layer, int row, int head) const {
 
 void scope_step::attend(const scope_layer& layer, Own& mine) {
     const scope_slots& slots = layer.slots;
-    const int pieces = all_pieces(layer);
+    const Runs runs(all_pieces(layer), rows * slots.kv_heads, team->threads);
     const auto began = std::chrono::steady_clock::now();
-    team->share(rows * slots.kv_heads * pieces, [&](int at) {
-        const int row = at / pieces / slots.kv_heads, head = at / pieces % slots.kv_heads, piece = at % pieces;
-        attend_piece(layer, row, head, piece, mine);
-        auto& done = pieces_done[(size_t)row * slots.kv_heads + head];
-        if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == pieces) {
+    team->share(rows * slots.kv_heads * runs.count, [&](int at) {
+        const int one = at / runs.count, row = one / slots.kv_heads, head = one % slots.kv_heads;
+        const int from = runs.begin(at % runs.count), to = runs.end(at % runs.count);
+        attend_pieces(layer, row, head, from, to, mine);
+        auto& done = pieces_done[one];
+        if (done.fetch_add(to - from, std::memory_order_acq_rel) + to - from == runs.pieces) {
             done.store(0, std::memory_order_relaxed);
             finish_head(layer, row, head);
         }
@@ -73,17 +74,31 @@ Turns scope_step::turns_by(const scope_layer& layer, int row) {
     return {cosines, cosines + turn_room, model.rotations[layer.rotation].half};
 }
 
-void scope_step::attend_piece(const scope_layer& layer, int row, int head, int piece, Own& mine) {
+// A run of a head's pieces; a token is written by whoever has the piece with its slot.
+void scope_step::attend_pieces(const scope_layer& layer, int row, int head, int from, int to, Own& mine) {
+    const scope_slots &slots = layer.slots, &exact = layer.exact;
+    const int packed = pieces_of(slots), first = std::max(from, packed), lane = lane_of[row];
+    const long slot = slot_of(layer, row, head), held_head = (long)lane * slots.kv_heads + head;
+    const bool writes = from <= slot / PIECE && slot / PIECE < std::min(to, packed);
+    if (writes) write_token(layer, slots, row, head, slot, mine);
+    if (first < to) {
+        const long place = positions[lane] % exact.slots;
+        if (from <= packed + place / PIECE && packed + place / PIECE < to) write_token(layer, exact, row, head, place, mine);
+    }
+    ask(layer, row, head, writes, mine);
+    const size_t stride = (size_t)slots.group * part_floats(slots);
+    float* out = &parts[((size_t)row * slots.kv_heads + head) * all_pieces(layer) * stride];
+    float* logits = layer.attention ? &told[(size_t)held_head * slots.group * slots.slots] : nullptr;
+    const Query query = {mine.query.data(), layer.cap, logits}, quiet = {mine.query.data(), layer.cap, nullptr};
+    if (from < packed) attention().pieces(slots, held_head, from, std::min(to, packed), query, out + from * stride, mine.room);
+    if (first < to) attention().pieces(exact, held_head, first - packed, to - packed, quiet, out + first * stride, mine.room);
+}
+
+// A head's queries, normed, rotated, turned and scaled, into `mine`; remembered in the ring where that is told.
+void scope_step::ask(const scope_layer& layer, int row, int head, bool remember, Own& mine) {
     const scope_slots& slots = layer.slots;
     const int head_dim = slots.head_dim, group = slots.group, wide = padded(head_dim), lane = lane_of[row];
     const float* queries = &projected[(size_t)row * (heads_wide + 2 * keys_wide)];
-    const int packed = pieces_of(slots);
-    const bool is_exact = piece >= packed;
-    const scope_slots& these = is_exact ? layer.exact : slots;
-    const int nth = is_exact ? piece - packed : piece;
-    const long slot = is_exact ? positions[lane] % these.slots : slot_of(layer, row, head);
-    const bool writes = slot / PIECE == nth;
-    if (writes) write_token(layer, these, row, head, slot, mine);
     float root = 0;
     if (layer.query_norm && layer.norms_all_heads)
         root = vectors().root(queries, slots.kv_heads * group * head_dim, model.epsilon);
@@ -96,7 +111,7 @@ void scope_step::attend_piece(const scope_layer& layer, int row, int head, int p
         else if (norm)
             root = vectors().root(projection, head_dim, model.epsilon);
         place_head(projection, norm, root, turns_by(layer, row), head_dim, query);
-        if (writes && !is_exact && layer.queries) {
+        if (remember && layer.queries) {
             const long at = ((long)lane * slots.kv_heads * group + number) * layer.ring + positions[lane] % layer.ring;
             vectors().store(query, layer.plain_format, layer.queries, nullptr, at, head_dim);
         }
@@ -104,11 +119,6 @@ void scope_step::attend_piece(const scope_layer& layer, int row, int head, int p
         vectors().scale(query, layer.scale, nullptr, query, head_dim);
         memset(query + head_dim, 0, (size_t)(wide - head_dim) * sizeof(float));
     }
-    const size_t at = ((size_t)row * slots.kv_heads + head) * all_pieces(layer) + piece;
-    const long held_head = (long)lane * slots.kv_heads + head;
-    float* logits = layer.attention && !is_exact ? &told[(size_t)held_head * group * slots.slots] : nullptr;
-    attention().piece(these, held_head, nth, {mine.query.data(), layer.cap, logits},
-                      &parts[at * group * part_floats(slots)], mine.room);
 }
 
 // The row's key and value into a slot.

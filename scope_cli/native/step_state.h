@@ -77,7 +77,8 @@ struct scope_step {
     void layer(int number, Own& mine);
     void project(const scope_layer& layer, Own& mine);
     void attend(const scope_layer& layer, Own& mine);
-    void attend_piece(const scope_layer& layer, int row, int head, int piece, Own& mine);
+    void attend_pieces(const scope_layer& layer, int row, int head, int from, int to, Own& mine);
+    void ask(const scope_layer& layer, int row, int head, bool remember, Own& mine);
     void write_token(const scope_layer& layer, const scope_slots& slots, int row, int head, long slot, Own& mine);
     void finish_head(const scope_layer& layer, int row, int head);
     void mix(const scope_layer& layer, Own& mine);
