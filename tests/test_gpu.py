@@ -17,7 +17,7 @@ from scope_cli.engine.step import EagerStep, GraphStep
 from scope_cli.events import Token
 from scope_cli.machine.gauge import PeakMeter
 from scope_cli.measure.profiling.runner import run_job
-from scope_cli.measure.profiling.worker import Job
+from scope_cli.measure.profiling.worker import Measurement
 from scope_cli.policies import plugins
 from tests.helpers.caches import loaded_tiny
 from tests.helpers.lanes import settings_of, work_of
@@ -285,7 +285,7 @@ def test_planned_peaks_are_what_the_allocator_saw(kv):
     asked |= {"decode.recent": 64, "sampling.max_new_tokens": 700, "sampling.ignore_eos": True}
     settings = load_profile("default", asked)
     typed = sorted(settings.typed)
-    job = Job("x", settings.profile.as_dict(), settings.source, typed, None, 2000, offline=True)
+    job = Measurement("x", settings.profile.as_dict(), settings.source, typed, None, 2000, offline=True)
     result = run_job(job, lambda *_: None)
     errors, card = result.errors(), result.peaks.card
     assert result.audit == [] and result.transfer.evictions > 0
