@@ -47,8 +47,8 @@ test-long: .venv/installed  ## what takes minutes: thousands of tokens of the em
 	$(BIN)/pytest -q -m "long and not gpu"
 
 coverage: .venv/installed  ## the lines that no test runs, without those that only other processes run
-	OMP_NUM_THREADS=1 $(BIN)/coverage run --source scope_cli -m pytest -q tests
-	$(BIN)/coverage report --skip-covered --show-missing
+	$(PYTEST) --cov scope_cli --cov-report json:build/coverage.json --cov-report term-missing:skip-covered
+	$(BIN)/python -m tests.helpers.covered build/coverage.json
 
 slow: .venv/installed  ## find anew which tests are slow, on a machine that does nothing else
 	rm -f .pytest_cache/cost
