@@ -4,6 +4,7 @@ A decode step multiplies every weight with a handful of rows, so it cannot be fa
 once, and what its attention reads of the cache. A GPU's compute limit is far away at that number of rows.
 """
 
+from collections.abc import Callable
 from time import perf_counter
 
 import torch
@@ -11,11 +12,14 @@ from torch import nn
 
 from scope_cli.events import Finished
 from scope_cli.models.lean import PreTrainedModel
+from scope_cli.native.layout import GROUP, Kind, packed_bytes, packed_shape
+from scope_cli.native.library import library, weight_of
 from scope_cli.units import as_bytes
 
 PROBE_BYTES = 2**29  # of the buffer that is read: larger than the caches of most CPUs
 ROW = 1024
 PASSES = 4
+FILLING = 0x3C  # bytes that are usual float16 scales, too
 
 
 def limit_line(run: Finished, weight_bytes: int, lanes: int, bandwidth: float) -> str:
@@ -42,19 +46,34 @@ def share_of_limit(step_s: float, weight_bytes: int, read_bytes: int, bandwidth:
 def bandwidth(device: torch.device) -> float:
     """Bytes per second that the device reads, the best of a few passes over a large buffer.
 
-    On a CPU with the threads in force, in about 0.3 s; on a GPU a copy counts as its reads and its writes.
+    On a CPU with the threads in force, in about 0.5 s: PyTorch's product of a matrix and one row, and the
+    native one, which is what a decode step does all the time. On a GPU a copy counts as reads and writes.
     """
-    values = torch.ones(PROBE_BYTES // 4 // ROW, ROW, device=device)
     if device.type == "cuda":
+        values = torch.ones(PROBE_BYTES, dtype=torch.uint8, device=device)
         target = torch.empty_like(values)
-        return 2 * values.nbytes / min(_copy_s(values, target) for _ in range(PASSES))
-    return values.nbytes / min(_read_s(values) for _ in range(PASSES))
+        return 2 * PROBE_BYTES / min(_copy_s(values, target) for _ in range(PASSES))
+    return max(_plain_rate(device), _native_rate() if device.type == "cpu" else 0)
 
 
-def _read_s(values: torch.Tensor) -> float:
-    row = values.new_ones(ROW)
+def _plain_rate(device: torch.device) -> float:
+    values, row = torch.ones(PROBE_BYTES // 4 // ROW, ROW, device=device), torch.ones(ROW, device=device)
+    return PROBE_BYTES / min(_took_s(lambda: (values @ row)[0].item()) for _ in range(PASSES))
+
+
+def _native_rate() -> float:
+    """Of packed weights; 0 where there is no native library."""
+    if (known := library()) is None:
+        return 0
+    rows = GROUP * (PROBE_BYTES // packed_bytes(Kind.INT8, GROUP, ROW))
+    packed = torch.full(packed_shape(Kind.INT8, rows, ROW), FILLING, dtype=torch.uint8)
+    weight, row = weight_of(packed, Kind.INT8, rows, ROW), torch.ones(1, ROW)
+    return packed.nbytes / min(_took_s(lambda: known.product(weight, row)) for _ in range(PASSES))
+
+
+def _took_s(read: Callable[[], object]) -> float:
     began = perf_counter()
-    (values @ row)[0].item()  # what a decode step does all the time; it reads a little faster than a sum
+    read()
     return perf_counter() - began
 
 

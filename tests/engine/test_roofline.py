@@ -53,6 +53,27 @@ def test_the_bandwidth_is_that_of_reading_a_buffer(monkeypatch):
     assert 1e8 < found < 1e13
 
 
+def test_the_faster_way_of_reading_counts(monkeypatch):
+    monkeypatch.setattr(roofline, "_plain_rate", lambda device: 2.0)
+    monkeypatch.setattr(roofline, "_native_rate", lambda: 3.0)
+    assert bandwidth(torch.device("cpu")) == 3 and bandwidth(torch.device("mps")) == 2
+
+
+def test_the_native_way_reads_all_of_its_buffer_and_needs_the_library(monkeypatch):
+    monkeypatch.setattr(roofline, "PROBE_BYTES", 2**24)
+    read = []
+
+    class Library:
+        def product(self, weight, row):
+            read.append((weight.rows * weight.columns * 34 // 32, row.shape))
+
+    monkeypatch.setattr(roofline, "library", Library)
+    assert roofline._native_rate() > 0
+    assert read == [(2**24 // 8704 * 8704, (1, 1024))] * roofline.PASSES
+    monkeypatch.setattr(roofline, "library", lambda: None)
+    assert roofline._native_rate() == 0
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_copies_at_some_hundred_gigabytes_a_second():
