@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from scope_cli.engine.plan import LanePlan, shared_shape
 from scope_cli.engine.workspace import workspace
 from scope_cli.errors import ModelError
+from scope_cli.formats.base import SHORT, SlotFormat
 from scope_cli.models.target import Target
 from scope_cli.units import as_bytes
+
+INT8 = SHORT["int8"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Needs:
     cache: int  # all lanes
     reading: int  # beside both while a prompt is read: the buffers it is staged in, and what a chunk computes
     writing: int  # beside both in a step: logits, scores of an eviction
+    in_int8: int | None = None  # the cache, had it int8 slots; None where its slots are packed, or cannot be
 
     @property
     def workspace(self) -> int:
@@ -52,12 +57,18 @@ def needs(target: Target, plans: Sequence[LanePlan], lanes: int, chunk: int) -> 
         workspace(target, replace(plan, shape=shape), chunk)
         for plan, shape in zip(different, shapes, strict=True)
     ]
+
+    def cache_bytes(form: SlotFormat) -> int:
+        return max(replace(shape, form=form).cache_bytes(geometry, dtype_bytes) for shape in shapes)
+
+    packs = shape.form.packs or any(INT8.problem(layer.head_dim) for layer in geometry.layers)
     return Needs(
         weights=target.weight_bytes,
         loading=target.loading_bytes,
-        cache=max(shape.cache_bytes(geometry, dtype_bytes) for shape in shapes),
+        cache=cache_bytes(shape.form),
         reading=max(work.prefill for work in works),
         writing=max(work.decode for work in works),
+        in_int8=None if packs else cache_bytes(INT8),
     )
 
 
@@ -65,15 +76,33 @@ def check(target: Target, run: Needs, lanes: int, free: int, device: str) -> Non
     """Raises ModelError where a run needs more than is free on the device."""
     if run.total <= free:
         return
-    cheaper = "a smaller --budget or --max-new-tokens"
-    if max(run.weights, run.loading) > run.cache + run.workspace:
-        cheaper = "--load-in 4bit"
-    elif lanes > 1:
-        cheaper = f"--lanes {lanes // 2}"
     loading = f", {as_bytes(run.loading)} while it is loaded" if run.loading else ""
     raise ModelError(
         f"not enough memory: {target.shape.name} needs {as_bytes(run.total)} "
         f"(weights {as_bytes(run.weights)}, cache {as_bytes(run.cache)}, "
         f"workspace {as_bytes(run.workspace)}{loading}), {device} has {as_bytes(free)} free",
-        f"try {cheaper}, or a smaller model",
+        what_fits(target, run, lanes, free),
     )
+
+
+def what_fits(target: Target, run: Needs, lanes: int, free: int) -> str:
+    """The fewest changes after which the run would fit, as far as is known without planning it anew."""
+    changes = list(_changes(target, run, lanes))
+    for count in range(1, len(changes) + 1):
+        for some in combinations(changes, count):
+            needed = replace(run, **{part: size for _, part, size in some})
+            if needed.total <= free:
+                words = " and ".join(option for option, _, _ in some)
+                return f"with {words} it takes about {as_bytes(needed.total)}"
+    return "try a smaller --budget, --max-new-tokens or model"
+
+
+def _changes(target: Target, run: Needs, lanes: int) -> Iterator[tuple[str, str, int]]:
+    """(an option, the part of the account that it makes smaller, what that would be)"""
+    if run.in_int8 is not None and run.in_int8 < run.cache:
+        yield "--kv int8", "cache", run.in_int8
+    elif lanes > 1:
+        yield f"--lanes {lanes // 2}", "cache", run.cache * (lanes // 2) // lanes
+    if target.load_in is None and not run.loading:
+        form = "int4" if target.device == "cpu" else "4bit"
+        yield f"--load-in {form}", "weights", target.shape.weight_bytes(target.dtype, form)

@@ -66,6 +66,35 @@ def test_rollback_counts_two_snapshots_of_each_lane(settings, opened, lanes):
     assert other.step_bytes - one.step_bytes == 2 * before.cache // lanes
 
 
+def test_a_refusal_says_what_would_fit(settings, opened):
+    """The fewest changes; what is said of the cache is what a plan with that option says."""
+    target = replace(opened.target, stored_bytes=10**9)
+    plan = make_plan(kv_of(settings, "plain"), opened.geometry, PROMPT)
+    run = fit.needs(target, [plan], 1, 512)
+    packed = fit.needs(target, [make_plan(kv_of(settings, "int8"), opened.geometry, PROMPT)], 1, 512)
+    assert packed.cache == run.in_int8 < run.cache and packed.in_int8 is None
+    saved = run.cache - run.in_int8
+    weights = target.shape.weight_bytes(target.dtype, "int4")
+
+    def hint(short_of, lanes=1, run=run, target=target):
+        with pytest.raises(ModelError) as raised:
+            fit.check(target, run, lanes, run.total - short_of, "cpu")
+        return raised.value.hint
+
+    assert hint(1).startswith("with --kv int8 it takes about")
+    assert hint(saved + 1).startswith("with --load-in int4 it takes about")
+    assert hint(run.weights - weights + 1).startswith("with --kv int8 and --load-in int4 it takes about")
+    assert hint(saved + run.weights - weights + 1) == "try a smaller --budget, --max-new-tokens or model"
+    assert hint(1, lanes=4, run=packed).startswith("with --lanes 2 it takes")
+    card = replace(target, device="cuda")
+    assert "--load-in 4bit" in hint(saved + 1, target=card)
+
+
+def kv_of(settings, kv):
+    cache = settings.profile.cache.model_copy(update={"kv": kv})
+    return replace(settings, profile=settings.profile.model_copy(update={"cache": cache}))
+
+
 def test_a_run_that_the_plan_refuses_is_refused_by_generate_batch_and_bench(
     scope, tiny_folder, tmp_path, monkeypatch
 ):
