@@ -49,7 +49,7 @@ def bandwidth(device: torch.device) -> float:
     On a CPU with the threads in force, in about 0.5 s: PyTorch's product of a matrix and one row, and the
     native one, which is what a decode step does all the time. On a GPU a copy counts as reads and writes.
     """
-    if device.type == "cuda":
+    if device.type == "cuda":  # pragma: no cover  needs a card
         values = torch.ones(PROBE_BYTES, dtype=torch.uint8, device=device)
         target = torch.empty_like(values)
         return 2 * PROBE_BYTES / min(_copy_s(values, target) for _ in range(PASSES))
@@ -77,7 +77,7 @@ def _took_s(read: Callable[[], object]) -> float:
     return perf_counter() - began
 
 
-def _copy_s(values: torch.Tensor, target: torch.Tensor) -> float:
+def _copy_s(values: torch.Tensor, target: torch.Tensor) -> float:  # pragma: no cover
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     began.record()
     target.copy_(values)

@@ -220,7 +220,7 @@ class GraphStep:
             self._tell(f"warning: no CUDA graph can be made, going on without: {cause_of(error)}")
 
 
-class CudaRecorder:
+class CudaRecorder:  # pragma: no cover  needs a card
     """Records CUDA graphs into one pool of memory, which they share because they run one after the other.
 
     Nothing made while one is recorded outlives its replay: the next may write there. (An eviction recorded

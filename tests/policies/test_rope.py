@@ -14,8 +14,9 @@ from scope_cli.geometry import BEYOND, Context, context_of
 from scope_cli.models.architecture import geometry_of
 from scope_cli.models.model import open_model
 from scope_cli.models.shapes import shape_of
+from scope_cli.policies.rope import fix_length, unrotate
 from scope_cli.settings.load import LoadedProfile
-from tests.families import ours, prompt_of
+from tests.families import model_of, ours, prompt_of
 from tests.helpers.plain import profile_of
 from tests.helpers.tiny import tiny_tokenizer
 
@@ -230,3 +231,17 @@ def test_yarn_reads_a_prompt_of_the_length_it_is_meant_for(tmp_path, scope):
     assert scope("generate", "x" * 200, "-m", folder, "--raw", "--max-new-tokens", "5").code == 0
     result = scope("generate", "x" * 252, "-m", folder, "--raw", "--max-new-tokens", "5")
     assert (result.code, "context of 256" in result.stderr) == (2, True)
+
+
+def test_a_models_own_scaling_follows_the_length_and_comes_back():
+    """Phi-3.5-MoE has one for short texts and one for long ones."""
+    model = model_of("phimoe (longrope)")
+    parameters = model.config.rope_parameters
+    for length, scaling in ((512, 1.1), (513, 1.3), (8, 1.1)):
+        fix_length(model, length)
+        assert (parameters["short_mscale"], parameters["long_mscale"]) == (scaling, scaling)
+
+
+def test_keys_without_positions_are_as_they_were():
+    x = torch.randn(3, 8)
+    assert unrotate(x, torch.arange(3), None) is x

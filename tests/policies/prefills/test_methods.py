@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from scope_cli.policies import plugins
 from scope_cli.policies.prefills.base import choose, precise
+from scope_cli.policies.received import QUERY_BLOCK
 from tests.policies.prefills.helpers import PROMPT, WINDOW, prompt_of, prompt_positions, read, rows, views
 
 BUDGET = 20
@@ -62,6 +64,13 @@ def pooled(scores, kernel, how):
 def test_streaming_keeps_both_ends(family):
     expected = [*range(BUDGET - WINDOW), *range(PROMPT - WINDOW, PROMPT)]
     assert all(head == expected for layer in kept(family, "streaming") for head in layer)
+
+
+def test_h2o_computes_a_block_of_rows_at_a_time():
+    method, layer = plugins.build("prefills", "h2o", {}), SimpleNamespace(heads=6)
+    rows = QUERY_BLOCK  # of queries
+    assert method.observing(layer, 3, 1000) == 2 * 6 * 3 * 1000
+    assert method.observing(layer, 10 * rows, 1000) == 2 * 6 * rows * 1000
 
 
 @pytest.mark.parametrize("family", FAMILIES)
