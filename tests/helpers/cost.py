@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-SLOW_S = 0.4  # CPU seconds of all of a function's cases together
+SLOW_S = 0.2  # CPU seconds of all of a function's cases together
 SLOW = Path(__file__).parent.parent / "slow.txt"
 
 
