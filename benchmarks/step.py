@@ -4,6 +4,7 @@
     python benchmarks/step.py                    # the embedded model; one lane, eight; plain and int8 slots
     SCOPE_NATIVE=avx2 python benchmarks/step.py  # as a CPU without AVX-512 computes
     python benchmarks/step.py --lanes 1 --held 1000 --threads 1
+    python benchmarks/step.py --alone            # native steps one after the other, as a run takes them
     python benchmarks/step.py --model random:mistral-7b --load-in int4 --turns 10
 
 The cache holds so many tokens of a prompt in each lane, nothing is evicted, and the two steps take turns:
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--held", type=int, nargs="+", default=[1000, 5000], help="tokens, in each lane")
     parser.add_argument("--kv", nargs="+", choices=["plain", "int8"], default=["plain", "int8"])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--alone", action="store_true", help="no steps through the layers between them")
     parser.add_argument("--turns", type=int, default=40, help="steps of each kind; the first is not counted")
     args = parser.parse_args()
     asked = {"model.name": args.model, "model.load_in": args.load_in, "model.threads": args.threads}
@@ -60,11 +62,11 @@ def main() -> None:
     print("|--:|--:|---|--:|--:|--:|--:|")
     for lanes, held, kv in product(args.lanes, args.held, args.kv):
         if lanes * held <= 16_000:
-            compare(loaded, lanes, held, kv, args.turns)
+            compare(loaded, lanes, held, kv, args.turns, args.alone)
 
 
 @torch.no_grad()
-def compare(loaded: LoadedModel, lanes: int, held: int, kv: str, turns: int) -> None:
+def compare(loaded: LoadedModel, lanes: int, held: int, kv: str, turns: int, alone: bool) -> None:
     asked = {"decode.strategy": "full", "sampling.max_new_tokens": 2 * turns + ROOM, "cache.kv": kv}
     settings = load_profile("default", asked)
     ids = loaded.tokenizer(TEXT * (held // 10))["input_ids"][:held]
@@ -77,6 +79,8 @@ def compare(loaded: LoadedModel, lanes: int, held: int, kv: str, turns: int) -> 
         "native": new_step(loaded.model, cache, False, print, native=True),
         "layers": EagerStep(loaded.model, cache),
     }
+    if alone:
+        del steps["layers"]
     tokens = torch.tensor([[ids[-1]]] * lanes)
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(turns):
@@ -85,11 +89,12 @@ def compare(loaded: LoadedModel, lanes: int, held: int, kv: str, turns: int) -> 
             if turn:  # the first one makes itself ready
                 taken[name].append(1000 * elapsed_s)
     cells = [f"{statistics.median(times):.1f} ({min(times):.1f})" for times in taken.values()]
-    native, layers = (statistics.median(times) for times in taken.values())
+    native, *layers = (statistics.median(times) for times in taken.values())
+    cells += [f"{layers[0] / native:.1f}x"] if layers else ["-", "-"]
     reads = step_weight_bytes(loaded.model, lanes) + cache.reading().read_bytes
     share = reads / bandwidth(loaded.device) / (native / 1000)
     print(
-        f"| {lanes} | {held:,} | {kv} | {' | '.join(cells)} | {layers / native:.1f}x | {share:.0%} |",
+        f"| {lanes} | {held:,} | {kv} | {' | '.join(cells)} | {share:.0%} |",
         flush=True,
     )
 

@@ -30,8 +30,8 @@ def load(name: str = EMBEDDED, *, offline: bool = False, **settings: Any) -> Loa
     """
     tree = {"model": {"name": name, **settings}}
     opened = open_model(overlaid(tree, "the arguments of load").profile.model, offline)
-    weights = fit.Needs(opened.weight_bytes, opened.loading_bytes, cache=0, reading=0, writing=0)
-    fit.check(opened.target, weights, 1, free_bytes(opened.device), str(opened.device))
+    target = opened.target
+    fit.check(target, fit.of_weights(target), 1, free_bytes(opened.device), str(opened.device))
     return opened.load()
 
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from scope_cli.batch.groups import Demand, Group
+from scope_cli.engine.fit import of_weights, what_fits
 from scope_cli.errors import ModelError
 from scope_cli.units import as_bytes
 
@@ -64,12 +65,12 @@ class Memory:
 
 def check_weights(opened: "OpenedModel", free_bytes: int) -> None:
     """Raises ModelError where the weights alone do not fit, or not while they are read."""
-    needed = max(opened.weight_bytes, opened.loading_bytes)
-    if needed > free_bytes:
+    weights = of_weights(opened.target)
+    if weights.total > free_bytes:
         raise ModelError(
-            f"not enough memory: reading the weights of {opened.name} takes {as_bytes(needed)}, "
+            f"not enough memory: reading the weights of {opened.name} takes {as_bytes(weights.total)}, "
             f"{as_bytes(free_bytes)} are free",
-            "try --load-in 4bit, or a smaller model",
+            what_fits(opened.target, weights, 1, free_bytes),
         )
 
 

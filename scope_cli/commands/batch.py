@@ -78,7 +78,7 @@ def batch_command(
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006
 ) -> None:
-    """Write a text for each of many prompts, several at once; a job that can be stopped and continued.
+    """Write a text for each of many prompts, several at once; a job can be stopped and resumed.
 
     The same command again continues the job.
 

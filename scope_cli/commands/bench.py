@@ -106,7 +106,7 @@ def bench_command(
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006
 ) -> None:
-    """Measure profiles and peers in turn, each in a process of its own.
+    """Measure the speed of profiles and other programs in turn, each in a process of its own.
 
     Without contenders: the profiles default (slide) and full, and transformers' DynamicCache.
 

@@ -14,15 +14,15 @@ COMMANDS = {
     "Write": {
         "generate": "Write a long text, or several side by side.",
         "resume": "Continue a text that was interrupted: by Ctrl-C, a kill, a crash, a full disk.",
-        "batch": "Write a text for each of many prompts; a job that can be stopped and continued.",
+        "batch": "Write a text for each of many prompts, several at once; a job can be stopped and resumed.",
         "prompt": "Read a prompt once and keep its cache in a file.",
     },
     "See what there is": {
         "runs": "List the texts in a folder: finished or not, how long, with which settings.",
         "models": "List, fetch, describe and remove models.",
         "profiles": "List, show and check profiles, the YAML files of settings.",
-        "scorers": "List the scorers, which rank the generated tokens.",
-        "prefills": "List the prefill methods, which compress the prompt's cache, and their wrappers.",
+        "scorers": "List the scorers, which rank the generated tokens, and their options.",
+        "prefills": "List the prefill methods, which compress a prompt's cache, their wrappers and options.",
         "doctor": "Check this machine: what a run needs, what is missing, and what to do about it.",
     },
     "Measure": {
@@ -30,7 +30,7 @@ COMMANDS = {
         "evaluate": "Measure quality: profiles against the full cache, and against each other.",
         "tune": "Find the smallest budget that keeps your own text close to the full cache's.",
         "calibrate": "Record a model's typical queries for the scorer `tri`.",
-        "bench": "Measure the speed of profiles and other programs, in turn.",
+        "bench": "Measure the speed of profiles and other programs in turn, each in a process of its own.",
     },
 }
 HOMES = {"prefills": "scorers"}  # modules that have another name than their command

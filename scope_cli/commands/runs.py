@@ -38,7 +38,7 @@ def runs_command(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder with the texts.")] = Path(),
     json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
 ) -> None:
-    """List the texts that scope generate wrote to a folder: finished or not, how long, with which settings.
+    """List the texts in a folder: finished or not, how long, with which settings.
 
     scope runs texts/
     """

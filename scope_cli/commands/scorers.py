@@ -11,7 +11,7 @@ def scorers_command() -> None:
 
 
 def prefills_command() -> None:
-    """List the prefill methods, which compress the prompt's cache, their wrappers, and their options."""
+    """List the prefill methods, which compress a prompt's cache, their wrappers and options."""
     _print_plugins("prefills", "method")
     print()
     _print_plugins("wrappers", "wrapper")

@@ -50,7 +50,7 @@ def tune_command(
     offline: o.Offline = False,
     given: o.Given = {},  # noqa: B006
 ) -> None:
-    """Find the smallest budget at which your own text stays close to the full cache's, and write a profile.
+    """Find the smallest budget that keeps your own text close to the full cache's.
 
     scope tune --prompt-file report.txt --max-gap 0.02 -o mine.yaml
     """

@@ -72,6 +72,11 @@ def needs(target: Target, plans: Sequence[LanePlan], lanes: int, chunk: int) -> 
     )
 
 
+def of_weights(target: Target) -> Needs:
+    """What a model takes that does nothing yet."""
+    return Needs(target.weight_bytes, target.loading_bytes, cache=0, reading=0, writing=0)
+
+
 def check(target: Target, run: Needs, lanes: int, free: int, device: str) -> None:
     """Raises ModelError where a run needs more than is free on the device."""
     if run.total <= free:
@@ -94,7 +99,7 @@ def what_fits(target: Target, run: Needs, lanes: int, free: int) -> str:
             if needed.total <= free:
                 words = " and ".join(option for option, _, _ in some)
                 return f"with {words} it takes about {as_bytes(needed.total)}"
-    return "try a smaller --budget, --max-new-tokens or model"
+    return "try a smaller --budget, --max-new-tokens or model" if run.cache else "try a smaller model"
 
 
 def _changes(target: Target, run: Needs, lanes: int) -> Iterator[tuple[str, str, int]]:

@@ -13,12 +13,14 @@ from scope_cli.engine.plan import LanePlan
 from scope_cli.geometry import LayerGeometry
 from scope_cli.models.shapes import ModelShape
 from scope_cli.models.target import Target
+from scope_cli.native.layout import BLOCK, ROUNDED_BYTES
 
 INDEX_BYTES = 8  # an int64
 PROCESS_BYTES = 7 * 2**17
 """What was measured and not derived: by how much a warm process's own memory grows while it
 reads or writes, beside all tensors (events, text, half-used pages). On a GPU tensors alone are counted."""
 MASKS = 5  # bytes that a view's masks of a slot take
+TOKENS, STRIPE = 64, 128  # of a piece, and columns at once: prompt.cpp
 STAGE_BYTES = 2**19  # measured too: pages that a staged prompt leaves half used
 
 
@@ -94,8 +96,9 @@ def reading_bytes(target: Target, plan: LanePlan, tokens: int) -> int:
 def thread_bytes(shape: ModelShape, layer: LayerGeometry) -> int:
     """What a thread that reads a prompt has to itself: `Own` of prompt.cpp."""
     hidden, inner = shape.geometry.hidden, shape.intermediate
-    blocks = sum(-(-wide // 32) for wide in (max(hidden, layer.heads * layer.head_dim), inner))
-    return 64 * (blocks * 76 + 4 * hidden + 4 * 2 * 128) + 4 * hidden
+    kept, *others = (-(-wide // BLOCK) for wide in (hidden, max(hidden, layer.heads * layer.head_dim), inner))
+    rounded = kept * ROUNDED_BYTES[16] + sum(others) * ROUNDED_BYTES[8]
+    return TOKENS * (rounded + 4 * hidden + 4 * 2 * STRIPE) + 4 * hidden
 
 
 def settling_bytes(shape: ModelShape, plan: LanePlan, dtype_bytes: int) -> int:

@@ -3,6 +3,7 @@
 from enum import IntEnum
 
 GROUP, BLOCK = 8, 32  # rows that lie together, columns that share a scale
+ROUNDED_BYTES = {16: 76, 8: 44}  # of 32 activations that are rounded to so many bits
 
 
 class Kind(IntEnum):

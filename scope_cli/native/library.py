@@ -16,10 +16,9 @@ from torch import Tensor
 from scope_cli.errors import first_line
 from scope_cli.files import cache_folder
 from scope_cli.native.build import SWITCH, BuildError, library_file
-from scope_cli.native.layout import BLOCK, Kind, packed_shape
+from scope_cli.native.layout import BLOCK, ROUNDED_BYTES, Kind, packed_shape
 
 INSTRUCTIONS = ("plain", "avx2", "avx512")
-BLOCK_BYTES = {16: 76, 8: 44}  # of 32 activations that are rounded to so many bits, as products.h has them
 
 
 @cache
@@ -107,7 +106,7 @@ class Library:
     def round(self, x: Tensor, bits: int = 16) -> Tensor:
         """x: float32 [rows, columns] to uint8 [rows, blocks, bytes of a block]; bits: 16 or 8"""
         rows, columns = x.shape
-        blocks = torch.empty(rows, -(-columns // BLOCK), BLOCK_BYTES[bits], dtype=torch.uint8)
+        blocks = torch.empty(rows, -(-columns // BLOCK), ROUNDED_BYTES[bits], dtype=torch.uint8)
         rounds = self.functions.scope_round if bits == 16 else self.functions.scope_round_to_bytes
         rounds(x.data_ptr(), x.stride(0), rows, columns, blocks.data_ptr())
         return blocks

@@ -13,6 +13,7 @@ from scope_cli.cache.shape import CacheShape
 from scope_cli.engine.chunks import chunk_ends
 from scope_cli.errors import ModelError
 from scope_cli.geometry import Geometry, LayerGeometry
+from scope_cli.models.target import Target
 
 GEOMETRY = Geometry((LayerGeometry("full", 4, 2, 8),) * 2, context=8192, hidden=32, vocab=260)
 BYTES = 4
@@ -159,10 +160,13 @@ def test_lanes_that_were_asked_for_and_do_not_fit_are_refused_with_the_number_th
 
 @pytest.mark.parametrize(("weights", "loading"), [(2000, 0), (500, 2000)])
 def test_weights_are_refused_when_a_byte_is_missing(weights, loading):
-    opened = SimpleNamespace(name="tiny", weight_bytes=weights, loading_bytes=loading)
+    shape = SimpleNamespace(weight_bytes=lambda dtype, load_in: 100)
+    target = Target(shape, "cpu", "float32", stored_bytes=weights, loading_bytes=loading)
+    opened = SimpleNamespace(name="tiny", target=target)
     check_weights(opened, 2000)
-    with pytest.raises(ModelError, match=r"tiny takes 1\.95 KiB, 1\.95 KiB are free"):
+    with pytest.raises(ModelError, match=r"tiny takes 1\.95 KiB, 1\.95 KiB are free") as refused:
         check_weights(opened, 1999)
+    assert refused.value.hint.startswith("try a smaller model" if loading else "with --load-in int4 it takes")
 
 
 def test_what_was_not_measured_takes_nothing():

@@ -22,6 +22,11 @@ def test_no_value_is_named_by_pythons_type():
     assert all(word == "" or re.match(r"[A-Z]", word or "") for word in words), words
 
 
+def test_a_command_says_of_itself_what_the_first_page_says():
+    for command in cli.command().commands.values():
+        assert command.real.help.strip().split("\n\n")[0] == command.help
+
+
 def test_help_names_no_python_type_and_gives_examples_and_defaults(scope):
     top, generate = scope("--help").stdout, scope("generate", "--help").stdout
     assert not re.search(r"<\w+>|<list\[", top + generate)
