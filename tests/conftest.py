@@ -17,6 +17,9 @@ if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # before anybody imports the co
     kind = torch.backends.cpu.get_cpu_capability().lower().replace(" ", "-")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"scope-tests-compiled-{kind}")
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `make test &` in a script
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 from scope_cli import cli
 from tests.helpers.cost import SLOW, function_of
 from tests.helpers.lanes import models, named  # noqa: F401  fixtures, as the next

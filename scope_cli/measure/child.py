@@ -132,6 +132,7 @@ def serve(
     end_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    sys.stdout = sys.stderr  # a line at a time: who is killed has said what it said
 
     def tell(**line: Any) -> None:
         print(as_json(line), file=answers, flush=True)

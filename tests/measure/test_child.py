@@ -32,7 +32,8 @@ COMMAND = [sys.executable, "-c", ASKED]
 
 @pytest.fixture
 def child():
-    one = Child(COMMAND, os.environ)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    one = Child(COMMAND, buffered)
     yield one
     one.kill()
     one.close()
