@@ -1,14 +1,11 @@
 """A quantised GGUF file in, packed weights by itself, at a loss that is measured and said."""
 
 import pytest
-import torch
 
 from scope_cli.models.gguf.convert import open_gguf
-from scope_cli.models.model import open_model
-from scope_cli.models.packed import PackedLinear
-from scope_cli.settings.schema import ModelSettings
 from tests.models.gguf.cases import KINDS
 from tests.models.gguf.files import write
+from tests.models.gguf.losses import SETTINGS, loss_of, opened
 
 BOUND = 0.01  # of the weights' root mean square
 MIXTURES = {  # as llama.cpp's quantize names them
@@ -17,24 +14,6 @@ MIXTURES = {  # as llama.cpp's quantize names them
     "Q3_K_M": ("Q3_K", {"attn_v": "Q5_K", "ffn_down": "Q4_K"}),
 }
 FOUR_BITS = ("Q4_0", "Q4_1", "Q4_K")
-SETTINGS = {"hidden_size": 256, "intermediate_size": 512}
-
-
-def opened(tmp_path, kind, but=None, **settings):
-    file = write(tmp_path / "tiny.gguf", kind=kind, but=but, **SETTINGS).path
-    return open_model(ModelSettings(name=str(file), device="cpu", **settings))
-
-
-def loss_of(loaded, plain):
-    """What packing changed in the layers, matrix by matrix."""
-    changed = total = 0.0
-    for name, module in plain.model.model.layers.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            packed = loaded.model.model.layers.get_submodule(name)
-            assert isinstance(packed, PackedLinear)
-            changed += float((packed.weight - module.weight).double().square().sum())
-            total += float(module.weight.double().square().sum())
-    return (changed / total) ** 0.5
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("F16", "BF16")])
