@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from scope_cli.batch.groups import Demand, Group
-from scope_cli.engine.fit import of_weights, what_fits
+from scope_cli.engine.fit import Needs, cache_in_int8, of_weights, what_fits
 from scope_cli.errors import ModelError
+from scope_cli.models.target import Target
 from scope_cli.units import as_bytes
 
 if TYPE_CHECKING:
@@ -52,6 +53,17 @@ class Memory:
         """Everything that a group's run takes, without what the process had before."""
         return self.weight_bytes + group.cache_bytes + group.staging_bytes + self.workspace(group.lanes)
 
+    def needs(self, group: Group, target: Target) -> Needs:
+        """The same, as a run's account has it."""
+        return Needs(
+            weights=self.weight_bytes,
+            loading=target.loading_bytes,
+            cache=group.cache_bytes,
+            reading=group.staging_bytes + self.reading_bytes,
+            writing=group.staging_bytes + group.lanes * self.step_bytes,
+            in_int8=cache_in_int8([group.shape], target),
+        )
+
     def lanes_that_fit(self, group: Group) -> int:
         left = self.free_bytes - self.weight_bytes - group.staging_bytes
         if left < self.reading_bytes:
@@ -79,7 +91,7 @@ def even(lanes: int) -> int:
     return lanes if lanes <= EVENLY else lanes - lanes % EVENLY
 
 
-def choose_lanes(group: Group, lanes: int | None, memory: Memory) -> Group:
+def choose_lanes(group: Group, lanes: int | None, memory: Memory, target: Target) -> Group:
     """The group with `lanes`, or with as many as fit, evenly, where it is None; never more than it has rows.
 
     Raises ModelError where what was asked for, or a single lane, does not fit.
@@ -89,10 +101,11 @@ def choose_lanes(group: Group, lanes: int | None, memory: Memory) -> Group:
     if fit < 1 or (lanes is not None and fit < wanted):
         asked = wanted if lanes else 1
         needed = memory.planned(group.with_lanes(asked))
+        other = what_fits(target, memory.needs(group.with_lanes(asked), target), 1, memory.free_bytes)
         raise ModelError(
             f"not enough memory: {asked} lane{'s' * (asked > 1)} of {as_bytes(group.lane_bytes)} take "
             f"{as_bytes(needed)} with the weights ({as_bytes(memory.weight_bytes)}), "
             f"{as_bytes(memory.free_bytes)} are free",
-            f"--lanes {fit} fits" if fit else "try a smaller --budget or --max-new-tokens",
+            f"--lanes {fit} fits; {other}" if fit else other,
         )
     return group.with_lanes(wanted if lanes is not None else even(min(wanted, fit)))

@@ -316,7 +316,7 @@ def new_groups(
     formed = form_groups(planned.demands, opened.geometry, opened.dtype.itemsize, job.order, first)
     result = []
     for group, rows in formed:
-        group = choose_lanes(group, job.lanes, memory)
+        group = choose_lanes(group, job.lanes, memory, opened.target)
         if job.order == "longest" and even(group.lanes) == group.lanes:  # a text is the same in any row
             rows = alike_together(rows)
         steps = group.planned_tokens // group.lanes

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from scope_cli.cache.shape import CacheShape
 from scope_cli.engine.plan import LanePlan, shared_shape
 from scope_cli.engine.workspace import workspace
 from scope_cli.errors import ModelError
-from scope_cli.formats.base import SHORT, SlotFormat
+from scope_cli.formats.base import SHORT
 from scope_cli.models.target import Target
 from scope_cli.units import as_bytes
 
@@ -58,18 +59,24 @@ def needs(target: Target, plans: Sequence[LanePlan], lanes: int, chunk: int) -> 
         for plan, shape in zip(different, shapes, strict=True)
     ]
 
-    def cache_bytes(form: SlotFormat) -> int:
-        return max(replace(shape, form=form).cache_bytes(geometry, dtype_bytes) for shape in shapes)
-
-    packs = shape.form.packs or any(INT8.problem(layer.head_dim) for layer in geometry.layers)
     return Needs(
         weights=target.weight_bytes,
         loading=target.loading_bytes,
-        cache=cache_bytes(shape.form),
+        cache=max(shape.cache_bytes(geometry, dtype_bytes) for shape in shapes),
         reading=max(work.prefill for work in works),
         writing=max(work.decode for work in works),
-        in_int8=None if packs else cache_bytes(INT8),
+        in_int8=cache_in_int8(shapes, target),
     )
+
+
+def cache_in_int8(shapes: Sequence[CacheShape], target: Target) -> int | None:
+    """Bytes of the largest of these caches, had it int8 slots; None where slots are packed, or cannot be."""
+    geometry = target.shape.geometry
+    if any(shape.form.packs for shape in shapes) or any(
+        INT8.problem(one.head_dim) for one in geometry.layers
+    ):
+        return None
+    return max(replace(shape, form=INT8).cache_bytes(geometry, target.dtype_bytes) for shape in shapes)
 
 
 def of_weights(target: Target) -> Needs:

@@ -19,6 +19,14 @@ GEOMETRY = Geometry((LayerGeometry("full", 4, 2, 8),) * 2, context=8192, hidden=
 BYTES = 4
 
 
+# Nothing but the cache could be smaller.
+TARGET = Target(SimpleNamespace(geometry=GEOMETRY), "cpu", "float32", "int4")
+
+
+def chosen(group, lanes, memory, target=TARGET):
+    return choose_lanes(group, lanes, memory, target)
+
+
 def demand(number, prompt, evictable=100, alone=False):
     shape = CacheShape(1, (prompt, prompt), evictable, prompt + evictable)
     return Demand(number, prompt, shape, evictable, staging_bytes=prompt, alone=alone)
@@ -96,7 +104,7 @@ def test_a_prompt_that_needs_buffers_of_its_own_size_is_alone():
     groups = groups_of(demand(0, 100, alone=True), demand(1, 100, alone=True), demand(2, 100))
     assert [group.alone for group, _ in groups] == [True, True, False]
     memory = Memory(2**30, 0)
-    assert choose_lanes(groups[0][0], 8, memory).lanes == 1
+    assert chosen(groups[0][0], 8, memory).lanes == 1
 
 
 def test_padding_is_what_the_rectangle_has_and_its_rows_do_not_need():
@@ -131,9 +139,9 @@ def test_the_lanes_that_fit_are_the_most_that_do(free, weights, reading, step, s
 
 def test_auto_takes_what_fits_but_no_more_than_there_are_rows_and_no_crowd():
     memory = Memory(free_bytes=10_500, weight_bytes=2000)
-    assert choose_lanes(group_of(), None, memory).lanes == 8
-    assert choose_lanes(group_of(rows=3), None, memory).lanes == 3
-    assert choose_lanes(group_of(rows=300), None, Memory(2**40, 0)).lanes == MOST_LANES
+    assert chosen(group_of(), None, memory).lanes == 8
+    assert chosen(group_of(rows=3), None, memory).lanes == 3
+    assert chosen(group_of(rows=300), None, Memory(2**40, 0)).lanes == MOST_LANES
 
 
 @pytest.mark.parametrize(
@@ -142,20 +150,43 @@ def test_auto_takes_what_fits_but_no_more_than_there_are_rows_and_no_crowd():
 def test_auto_takes_no_number_with_which_a_row_shows_in_its_text(fit, rows, lanes):
     """Products of 5 to 7 or 9 to 11 rows may round by the row; a number that was asked for stays as it is."""
     memory = Memory(free_bytes=1000 * fit, weight_bytes=0)
-    assert choose_lanes(group_of(rows=rows), None, memory).lanes == lanes
+    assert chosen(group_of(rows=rows), None, memory).lanes == lanes
     asked = min(fit, rows)
-    assert choose_lanes(group_of(rows=rows), asked, memory).lanes == asked
+    assert chosen(group_of(rows=rows), asked, memory).lanes == asked
     assert [even(most) for most in range(1, 14)] == [1, 2, 3, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12]
 
 
 def test_lanes_that_were_asked_for_and_do_not_fit_are_refused_with_the_number_that_does():
     memory = Memory(free_bytes=10_500, weight_bytes=2000)
-    assert choose_lanes(group_of(), 8, memory).lanes == 8
+    assert chosen(group_of(), 8, memory).lanes == 8
     with pytest.raises(ModelError, match="9 lanes of 1000 B take") as refused:
-        choose_lanes(group_of(), 9, memory)
-    assert refused.value.hint == "--lanes 8 fits"
+        chosen(group_of(), 9, memory)
+    assert refused.value.hint == "--lanes 8 fits; try a smaller --budget, --max-new-tokens or model"
     with pytest.raises(ModelError, match="1 lane of"):
-        choose_lanes(group_of(), None, Memory(100, 2000))
+        chosen(group_of(), None, Memory(100, 2000))
+
+
+def test_lanes_that_do_not_fit_are_told_what_else_would():
+    """As a run of one text is told, from the same account to the byte."""
+    (group, _), *_ = groups_of(demand(0, 100))
+    shape = SimpleNamespace(geometry=GEOMETRY, weight_bytes=lambda dtype, load_in: 500)
+    target = Target(shape, "cpu", "float32")
+    group, memory = replace(group, rows=9), Memory(0, weight_bytes=10**6, reading_bytes=30, step_bytes=7)
+    run = memory.needs(group.with_lanes(9), target)
+    assert run.total == memory.planned(group.with_lanes(9))
+    saved = run.cache - run.in_int8
+    assert saved > group.lane_bytes + 7
+    for short_of, told in (
+        (1, "--lanes 8 fits; with --kv int8 it takes about"),
+        (saved, f"--lanes {9 - -(-saved // (group.lane_bytes + 7))} fits; with --kv int8 it takes about"),
+        (saved + 1, "fits; with --load-in int4 it takes about"),
+    ):
+        with pytest.raises(ModelError) as refused:
+            chosen(group, 9, replace(memory, free_bytes=run.total - short_of), target)
+        assert told in refused.value.hint
+    with pytest.raises(ModelError) as refused:
+        chosen(group, None, replace(memory, free_bytes=memory.planned(group.with_lanes(1)) - 1), target)
+    assert refused.value.hint.startswith("with --kv int8 it takes about")
 
 
 @pytest.mark.parametrize(("weights", "loading"), [(2000, 0), (500, 2000)])
