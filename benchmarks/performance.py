@@ -2,12 +2,13 @@
 
     python benchmarks/performance.py             # what has not been measured, then --write
     python benchmarks/performance.py flat lanes  # these parts, again
+    python benchmarks/performance.py --isa avx2  # the contests, everybody as on a CPU without AVX-512
     python benchmarks/performance.py --write     # the tables and the picture of what is there
     python benchmarks/performance.py --dry-run   # the commands
 
 Each part is one run of `scope bench`, in which the contenders take turns; its JSON lies in
-benchmarks/results/performance/. The peers get environments of their own (peers/setup.sh), once. Nothing else
-may run meanwhile.
+benchmarks/results/performance/, or in avx2/ there. The peers get environments of their own (peers/setup.sh),
+once. Nothing else may run meanwhile.
 """
 
 import argparse
@@ -53,6 +54,16 @@ PARTS: dict[str, str] = {
     "kvpress": "--rounds 3 --prompt-tokens 1000 --positions 2500 --dtype float32 "
     '--peer "kvpress={kvpress} --budget 512" '
     '--profile "scope=default decode.budget=512 cache.kv=plain" --baseline kvpress',
+}
+
+
+# With these we and PyTorch compute as on a CPU without AVX-512. The peers get a copy of their environment
+# that finds none (peers/as_avx2.py): no variable does that.
+AS_AVX2 = {
+    "SCOPE_NATIVE": "avx2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
 }
 
 
@@ -156,64 +167,73 @@ def main() -> None:
     )
     parser.add_argument("--write", action="store_true", help="write the page's tables, measure nothing")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    parser.add_argument("--isa", choices=["avx2"], help="the contests as a CPU without AVX-512 computes")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--more", default="", help="options added to every `scope bench`")
     args = parser.parse_args()
     if unknown := [part for part in args.parts if part not in PARTS]:
         parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
-    for part in [] if args.write else args.parts or PARTS:
-        if args.parts or args.dry_run or result_of(part) is None:
-            measure(part, f"--threads {args.threads} {args.more}", args.dry_run)
+    every = list(dict.fromkeys(contest.part for contest in CONTESTS)) if args.isa else PARTS
+    for part in [] if args.write else args.parts or every:
+        if args.parts or args.dry_run or result_of(part, args.isa) is None:
+            measure(part, args.isa, f"--threads {args.threads} {args.more}", args.dry_run)
     if not args.dry_run:
         PAGE.write_text(filled(PAGE.read_text()))
         draw()
 
 
-def measure(part: str, more: str, dry_run: bool) -> None:
+def measure(part: str, isa: str | None, more: str, dry_run: bool) -> None:
     """One run of `scope bench`; its file is there only when it is through."""
     command = re.sub(
         r"\{(\w+)\}",
-        lambda found: f"<{found[1]}>" if dry_run else peer(found[1]),
+        lambda found: f"<{found[1]}>" if dry_run else peer(found[1], isa),
         f"{COMMON} {PARTS[part]} {more}",
     )
-    unfinished = RESULTS / f"{part}.unfinished.json"
+    file = file_of(part, isa)
+    unfinished = file.with_suffix(".unfinished.json")
     argv = [*shlex.split(command), "--output", str(unfinished), "--force"]
     if dry_run:
         print(f"{part}: scope bench {shlex.join(argv)}")
         return
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     print(f"{part}: scope bench {shlex.join(argv)}", file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, "-m", "scope_cli", "bench", *argv])  # a failed peer is a row, and exit 1
+    environment = os.environ | (AS_AVX2 if isa else {})
+    # a failed peer is a row, and exit 1
+    subprocess.run([sys.executable, "-m", "scope_cli", "bench", *argv], env=environment)
     if unfinished.is_file():
         # where this copy of the project lies is nobody's business
         text = unfinished.read_text().replace(f"{HERE.parent}/", "").replace(str(Path.home()), "~")
-        (RESULTS / f"{part}.json").write_text(text)
+        file.write_text(text)
         unfinished.unlink()
 
 
-def peer(name: str) -> str:
+def peer(name: str, isa: str | None) -> str:
     """The command that starts it."""
     made = subprocess.run(
         [HERE / "peers" / "setup.sh", name],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        env={**os.environ, "PYTHON": sys.executable},
+        env={**os.environ, "PYTHON": sys.executable, "ISA": isa or ""},
     )
     return made.stdout.strip()
 
 
-def result_of(part: str) -> dict | None:
-    file = RESULTS / f"{part}.json"
+def file_of(part: str, isa: str | None = None) -> Path:
+    return (RESULTS / isa if isa else RESULTS) / f"{part}.json"
+
+
+def result_of(part: str, isa: str | None = None) -> dict | None:
+    file = file_of(part, isa)
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def contest_table() -> str:
+def contest_table(isa: str | None = None) -> str:
     """Milliseconds a step of everybody, and how often as fast as the best peer (as llama.cpp)."""
     heads = ["ms a step", "scope", *PEERS, "against the best (llama.cpp)", "goal"]
     lines = ["| " + " | ".join(heads) + " |", "|---" + "|--:" * (len(heads) - 1) + "|"]
     for contest in CONTESTS:
-        result, cells, found = result_of(contest.part), ["-"] * (len(PEERS) + 1), "-"
+        result, cells, found = result_of(contest.part, isa), ["-"] * (len(PEERS) + 1), "-"
         if result is not None:
             names = [contest.ours, *PEERS]
             took = {name: median(ms) for name in names if (ms := measured(result, name, contest.at))}
@@ -259,6 +279,7 @@ def filled(page: str) -> str:
     """The page with each table between its marks."""
     tables = {
         "contests": f"{contest_table()}\n\n{machines()}",
+        "contests as AVX2": contest_table("avx2"),
         "claims": claim_table(),
         "others": others_table(),
     }

@@ -88,6 +88,36 @@ def test_the_table_has_everybody_and_the_ratio_to_the_best_in_the_same_round(per
     assert "| 40.0 | - | - | 4.00x (2.00-4.00); (4.00x) |" in row, "nor is who died on the way"
 
 
+def test_the_contests_are_held_as_without_avx512_too(performance, tmp_path):
+    """Same parts, same rows, results of their own."""
+    result = run(sys.executable, BENCHMARKS / "performance.py", "--dry-run", "--isa", "avx2")
+    parts = {line.partition(":")[0] for line in result.stdout.splitlines()}
+    assert parts == {contest.part for contest in performance.CONTESTS}
+    assert all("/avx2/" in line for line in result.stdout.splitlines())
+    (tmp_path / "avx2").mkdir()
+    (tmp_path / "avx2" / "lanes.json").write_text(
+        json.dumps(result_of({"scope": {1300: [2.0]}, "OpenVINO": {1300: [3.0]}}))
+    )
+    row = "eight lanes, position 1,300"
+    assert "| 2.0 | - | 3.0 | - | 1.50x" in rows_of(performance.contest_table("avx2"))[row]
+    assert "| - | - | - | - | - |" in rows_of(performance.contest_table())[row]
+
+
+def test_a_copy_without_avx512_leaves_the_original_alone(tmp_path, monkeypatch):
+    """And bytes that look like the instruction and are none."""
+    script = load("peers/as_avx2")
+    monkeypatch.setattr(script, "offsets", lambda library: [5])
+    original, copy = tmp_path / "a.so", tmp_path / "copy.so"
+    original.write_bytes(b"..\x0f\x01\xd0\x0f\x01\xd0.")
+    copy.hardlink_to(original)
+    assert script.patch(copy) == 1
+    assert copy.read_bytes() == b"..\x0f\x01\xd0\xb0\x07\x90."
+    assert original.read_bytes() == b"..\x0f\x01\xd0\x0f\x01\xd0."
+    monkeypatch.setattr(script, "offsets", lambda library: [3])
+    with pytest.raises(AssertionError, match="no xgetbv at 0x3"):
+        script.patch(copy)
+
+
 def test_a_prompt_that_is_read_first_is_not_counted(performance):
     result = result_of({"scope": {1502: [1.0], 1503: [1.0]}}, reads=(9.0,))
     result["contenders"][0]["positions"][1]["read_s"] = [0.5]

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A peer's environment and its model: benchmarks/peers/setup.sh llamacpp|openvino|onnx|kvpress [FOLDER]
 # Prints, on stdout, the command for --peer. What is there already is not made again. PYTHON is one that has
-# scope; the peers get the embedded model's weights, which scope has fetched, each in its own form.
+# scope; the peers get the embedded model's weights, which scope has fetched, each in its own form. With ISA=avx2
+# the command is that of a copy that finds no AVX-512 (as_avx2.py; llama.cpp's wheel has none).
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 name="${1:-}"
@@ -32,6 +33,16 @@ into_model() {
     fi
 }
 
+# The folder whose Python is to run.
+to_run() {
+    if [ "${ISA:-}" = avx2 ]; then
+        "$scope_python" "$here/as_avx2.py" "$folder" >&2
+        echo "$folder-avx2"
+    else
+        echo "$folder"
+    fi
+}
+
 case "$name" in
 llamacpp)
     make_environment xllamacpp==2026.10.11549
@@ -46,7 +57,7 @@ openvino)
     "$folder/bin/python" -m pip uninstall --quiet --quiet --yes torchvision >&2
     into_model "$folder/bin/optimum-cli" export openvino --model "$(plain_folder)" \
         --task text-generation-with-past --weight-format int4 --group-size 32 --ratio 1.0 "$folder/unfinished"
-    echo "$folder/bin/python $here/openvino_paged.py --model $folder/model"
+    echo "$(to_run)/bin/python $here/openvino_paged.py --model $folder/model"
     ;;
 onnx)
     make_environment "$torch" onnxruntime==1.31.1 onnxruntime-genai==0.18.0 onnx==1.23.2 onnx-ir==1.1.0 \
@@ -54,7 +65,7 @@ onnx)
     into_model "$folder/bin/python" -m onnxruntime_genai.models.builder -m "$(plain_folder)" \
         -o "$folder/unfinished" -p int4 -e cpu -c "$folder/cache" \
         --extra_options int4_accuracy_level=4 int4_block_size=32
-    echo "$folder/bin/python $here/onnx_genai.py --model $folder/model"
+    echo "$(to_run)/bin/python $here/onnx_genai.py --model $folder/model"
     ;;
 kvpress)
     make_environment "$torch" kvpress==0.5.5
