@@ -64,6 +64,7 @@ def main() -> None:
                 times.append(1000 * (time.process_time() - began))
                 own.append(1000 * (time.process_time() - stepped))
     whole, evicting = map(statistics.median, taken)
+    print(f"prompt {args.prompt:,}, budget {args.budget:,}, slots {args.kv}, scorer {args.scorer}; CPU ms:")
     print(f"{evicting:.1f} ms with an eviction at every token, {whole:.1f} without: {evicting / whole:.2f}x")
     without, alone = map(statistics.median, ends)
     print(f"{alone:.1f} ms for an eviction alone, {without:.1f} for a step's end without one")

@@ -13,6 +13,7 @@ medians to float32's is given. Bytes: of the loaded weights, and of those that a
 import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def measure(name, tokens, rounds, threads) -> dict:
             "reading": compare(expected[1], whole(models[form], ids)),
         }
         forms[form] = numbers
-        print(form, numbers, flush=True)
+        print(form, numbers, file=sys.stderr, flush=True)
     for lanes in LANES:
         took = {form: [] for form in models}
         for turn in range(rounds + 1):

@@ -150,6 +150,34 @@ def test_the_page_has_the_tables_of_what_was_measured():
     assert performance.filled(page) == page, "python benchmarks/performance.py --write"
 
 
+def test_a_command_in_the_page_is_run_and_its_figures_put_below_it(tmp_path, monkeypatch):
+    fill = load("fill")
+    page = tmp_path / "page.md"
+    block = "<!-- fill: {} -->\nas it was\n<!-- end -->\n"
+    page.write_text("before\n" + block.format("echo '| a |'") + block.format("echo words") + "after\n")
+    monkeypatch.setattr(fill, "PAGE", page)
+    monkeypatch.setattr(sys, "argv", ["fill.py", "words"])
+    fill.main()
+    before, table, words = page.read_text().split("<!-- fill")
+    assert table.endswith("as it was\n<!-- end -->\n"), "the other command was not run"
+    assert words.startswith(": echo words -->\n\n    echo words\n\n    words\n\nMeasured on: ")
+    assert before == "before\n" and words.endswith(".\n<!-- end -->\nafter\n")
+    monkeypatch.setattr(sys, "argv", ["fill.py", "a |"])
+    fill.main()
+    assert "echo '| a |'\n\n| a |\n\nMeasured on" in page.read_text()
+    measured = page.read_text()
+    monkeypatch.setattr(fill, "run", lambda command: "7 ms")
+    fill.main()
+    assert page.read_text() == measured.replace("\n| a |\n", "\n    7 ms\n"), "put in the same place again"
+
+
+def test_the_commands_in_the_page_of_performance_are_scripts():
+    fill = load("fill")
+    commands = [command for _, command, _ in fill.BLOCK.findall(fill.PAGE.read_text())]
+    scripts = {word for command in commands for word in command.split() if word.endswith(".py")}
+    assert len(commands) == len(set(commands)) >= 8 and all((ROOT / script).is_file() for script in scripts)
+
+
 @pytest.mark.parametrize("script", ["gpu.sh", "peers/setup.sh"])
 def test_the_shell_scripts_are_shell(script):
     assert run("bash", "-n", BENCHMARKS / script).returncode == 0
