@@ -23,7 +23,7 @@ void scope_product(const Weight* weight, const float* values, int64_t stride, in
     const int64_t blocks = blocks_of(columns);
     const std::unique_ptr<Block[]> rounded(new Block[rows * blocks]);
     const Rows x = {rows, rounded.get(), values, stride};
-    const int own = std::max(4, groups / (threads * PIECES_OF_A_THREAD) & ~3);  // groups of a piece: whole panels
+    const int own = std::max(4, groups / (threads * PIECES_OF_A_THREAD) & ~3);  // groups of a piece: whole registers
 
     Turn turn(threads);
     turn.team.run([&](int) {

@@ -12,25 +12,38 @@ namespace {
 
 using Whole = __m512i;
 using Floats = __m512;
-constexpr int ROWS = 16, TILE = 8;  // as many as the registers hold
+constexpr int ROWS = 16;
 
 inline Whole all(int x) { return _mm512_set1_epi32(x); }
 inline Floats all(float x) { return _mm512_set1_ps(x); }
-inline Whole load(const uint8_t* at) { return _mm512_load_si512((const __m512i*)at); }
-inline Floats load(const float* at) { return _mm512_load_ps(at); }
 inline Floats floats(Whole x, const void*) { return _mm512_cvtepi32_ps(x); }
 inline Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-inline __m512i dot(__m512i sum, __m512i a, __m512i b) { return _mm512_dpwssd_epi32(sum, a, b); }
-inline __m256i dot(__m256i sum, __m256i a, __m256i b) { return _mm256_dpwssd_epi32(sum, a, b); }
+inline Whole sum(Whole a, Whole b, const void*) { return _mm512_add_epi32(a, b); }
+inline Whole all_16(int x) { return _mm512_set1_epi16(x); }
+inline Whole both(Whole a, Whole b) { return _mm512_and_si512(a, b); }
+template <int bits>
+inline Whole right(Whole x) {
+    return _mm512_srli_epi16(x, bits);
+}
+
+// Of one group in the lower half, of that which lies `apart` in the upper one.
+inline Whole load_codes(const uint8_t* at, int64_t apart) {
+    const __m256i low = _mm256_loadu_si256((const __m256i*)at), high = _mm256_loadu_si256((const __m256i*)(at + apart));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+inline Floats halves(const uint8_t* at, int64_t apart) {
+    const __m128i low = _mm_loadu_si128((const __m128i*)at), high = _mm_loadu_si128((const __m128i*)(at + apart));
+    return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1));
+}
 
 constexpr bool SUMS_OF_16_BITS = false;
-inline Whole dot(Whole sum, Whole codes, Whole numbers, const Block*) { return dot(sum, codes, numbers); }
+inline Whole dot(Whole sum, Whole codes, Whole numbers, const Block*) { return _mm512_dpwssd_epi32(sum, codes, numbers); }
 inline Whole dot(Whole sum, Whole codes, Whole numbers, const ByteBlock*) { return _mm512_dpbusd_epi32(sum, codes, numbers); }
 
-inline __mmask16 places(int count) { return (__mmask16)(count >= 16 ? 0xffff : count > 0 ? (1 << count) - 1 : 0); }
-inline Floats load_some(const float* at, int count) { return _mm512_maskz_loadu_ps(places(count), at); }
-inline void store_some(float* at, Floats x, int count) { _mm512_mask_storeu_ps(at, places(count), x); }
+inline void store_some(float* at, Floats x, int count) {
+    _mm512_mask_storeu_ps(at, (__mmask16)(count >= 16 ? 0xffff : (1 << count) - 1), x);
+}
 
 }  // namespace
 }  // namespace scope

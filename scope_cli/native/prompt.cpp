@@ -12,8 +12,8 @@ using namespace scope;
 
 namespace {
 
-constexpr int TOKENS = 64;   // of a piece: a block of weights is widened once for them
-constexpr int STRIPE = 128;  // columns between the MLP's halves that are computed at once: whole blocks, whole panels
+constexpr int TOKENS = 64;   // of a piece: its activations stay in the second cache
+constexpr int STRIPE = 128;  // columns between the MLP's halves that are computed at once: whole blocks
 constexpr int HEAD_PIECE = 64;  // groups of rows
 
 // What a thread has to itself: a piece's tokens on their way.

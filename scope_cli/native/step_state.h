@@ -13,7 +13,7 @@
 namespace scope {
 
 constexpr int PIECES_PER_THREAD = 4;
-constexpr int WHOLE_BLOCK = BLOCK / GROUP;  // groups of rows that are a block of the next product's columns, or a panel
+constexpr int WHOLE_BLOCK = BLOCK / GROUP;  // groups of rows that are a block of the next product's columns
 
 inline int up_to(int number, int multiple) { return (number + multiple - 1) / multiple * multiple; }
 
