@@ -9,8 +9,10 @@ SANITIZERS = $(shell g++ -print-file-name=libasan.so 2>/dev/null) $(shell g++ -p
 
 TRANSFORMERS := 5.19.0 5.24.0
 SEAM := tests/models tests/test_same_tokens.py
+TORCH := torch==2.9.1
+MEETS_TORCH := tests/test_same_tokens.py tests/cache tests/engine tests/models tests/native
 
-.PHONY: run test test-fast test-avx2 test-sanitized test-versions test-long check coverage slow format docs docs-site wheel clean
+.PHONY: run test test-fast test-avx2 test-sanitized test-versions test-torch test-long check coverage slow format docs docs-site wheel clean
 
 run: .venv/installed  ## set everything up and write a text that is longer than its budget of 128 tokens
 	$(BIN)/scope generate --prompt-file examples/prompts/bread.txt --budget 128 --seed 8
@@ -42,6 +44,10 @@ test-versions: .venv/installed  ## what meets transformers, with both ends of th
 			--target build/transformers/$$version transformers==$$version && \
 		PYTHONPATH=build/transformers/$$version $(PYTEST) -p no:cacheprovider $(SEAM) || exit 1; \
 	done
+
+test-torch: .venv/installed  ## what meets PyTorch, with the oldest that pyproject.toml allows; TORCH=torch: the newest. GBs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target build/torch/$(TORCH) $(TORCH)
+	PYTHONPATH=build/torch/$(TORCH) $(PYTEST) -p no:cacheprovider -m "not slow and not long and not gpu" $(MEETS_TORCH)
 
 test-long: .venv/installed  ## what takes minutes: thousands of tokens of the embedded model
 	$(BIN)/pytest -q -m "long and not gpu"

@@ -1,12 +1,14 @@
 """One model on one card: milliseconds a token and memory, against transformers' caches, in one process.
 
     python benchmarks/gpu.py random:llama-3.1-8b     # measures what is not there yet, in about eight minutes
+    python benchmarks/gpu.py random:llama-3.1-8b --kvpress "$(benchmarks/peers/setup.sh kvpress)"
     python benchmarks/gpu.py --table                 # what was measured, as markdown
     python benchmarks/gpu.py --plot docs/images/gpu.png
 
 The weights are read, or drawn (`random:`), once, and every contender uses them. A contender reads a prompt,
 is fed what is known up to a position and writes some bursts of 64 tokens there; the first warms up. Who
-forgets nothing reads everything up to the position as its prompt, which leaves the same cache. A row is
+forgets nothing reads everything up to the position as its prompt, which leaves the same cache. kvpress wants
+an older transformers: a process of its own has it, and weights of its own, so it is measured alone. A row is
 written as soon as it is measured, to benchmarks/results/gpu/MODEL.jsonl, and is not measured again.
 """
 
@@ -60,7 +62,9 @@ CONTENDERS = [
     ours("slide 2048, no graphs", "default", (1, 8), decode__budget=2048, model__compile="off"),
     Contender("StaticCache", None),
     Contender("QuantizedCache", None),
+    Contender("kvpress 2048", None, keeps_all=False),
 ]
+APART = "kvpress 2048"  # in a process of its own, with --kvpress
 PEERS = {"DynamicCache": "dynamic", "StaticCache": "static", "QuantizedCache": "quantized"}
 
 DRAWN = {  # contender: label, colour, marker, dashes; told apart in grey as well
@@ -83,6 +87,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", help="names of contenders", default=[one.name for one in CONTENDERS]
     )
+    parser.add_argument("--kvpress", help="its command: measure it, and nobody else")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
@@ -113,12 +118,14 @@ def measure(model: str, args: argparse.Namespace, until: float) -> None:
         (one, lanes)
         for one in CONTENDERS
         for lanes in one.lanes
-        if one.name in args.only and lanes in args.lanes
+        if one.name in args.only and lanes in args.lanes and (one.name == APART) == bool(args.kvpress)
     ]
     todo.sort(key=lambda pair: pair[1])
     gives = bandwidth(device)
     settings = load_profile("full", {"model.name": model, "model.device": args.device})
-    loaded = open_model(settings.profile.model).load()
+    loaded: Any = open_model(settings.profile.model)
+    if not args.kvpress:
+        loaded = loaded.load()
     print(f"{model} on {card}, {gives / 1e9:.0f} GB/s", file=sys.stderr, flush=True)
     longest = 0.0  # seconds of a contender so far
     for one, lanes in todo:
@@ -148,25 +155,19 @@ def measured(
     """A row for each position; a row that says why where one cannot be measured."""
     import torch
 
-    from scope_cli.measure.bench.engine import ScopeEngine
-    from scope_cli.measure.bench.peers import TransformersPeer
     from scope_cli.measure.bench.protocol import Job
-    from scope_cli.models.attention import ATTENTION
 
-    model = {"model.name": loaded.name, "model.device": args.device}
-    contender: Any
-    if one.profile is None:
-        loaded.model.set_attn_implementation("sdpa")
-        contender = TransformersPeer(PEERS[one.name], model, loaded)
-    else:
-        loaded.model.set_attn_implementation(ATTENTION)
-        contender = ScopeEngine(one.profile, model | dict(one.overrides), loaded)
+    contender = taking_part(one, loaded, args)
+    opened = getattr(loaded, "opened", loaded)
     cuda = torch.device(args.device).type == "cuda"
     # those that forget begin again for each position too: on a GPU the loop is a step ahead of what it told
     for position in positions:
         start = position - BURST * (args.rounds + 1)
         prompt = start if one.keeps_all else min(args.prompt, position // 2)
-        job = Job(loaded.name, "", prompt, position + SPARE, lanes, device=args.device)
+        job = Job(
+            loaded.name, str(opened.folder.path), prompt, position + SPARE, lanes, device=args.device,
+            dtype=str(opened.dtype).removeprefix("torch."),
+        )  # fmt: skip
         row: dict[str, Any] = {"position": position}
         try:
             weights = contender.load(job).weight_bytes
@@ -197,15 +198,37 @@ def measured(
                 "reading_peak_bytes": reading_peak,
                 "writing_peak_bytes": torch.cuda.max_memory_allocated() if cuda else 0,
             }
+            if one.name == APART:
+                row["writing_peak_bytes"] = weights + contender.told["peak_bytes"] if cuda else 0
         except Exception as error:  # a contender that cannot is a row that says why
             row["failed"] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         contender.run = contender.cache = contender.tokens = None
+        if one.name == APART:
+            contender.close()
         gc.collect()
         if cuda:
             torch.cuda.empty_cache()
         yield row
         if "failed" in row:
             return
+
+
+def taking_part(one: Contender, loaded: Any, args: argparse.Namespace) -> Any:
+    """Who does the work of a contender."""
+    from scope_cli.measure.bench.engine import ScopeEngine
+    from scope_cli.measure.bench.peers import TransformersPeer
+    from scope_cli.models.attention import ATTENTION
+
+    model = {"model.name": loaded.name, "model.device": args.device}
+    if one.name == APART:
+        from apart import Apart  # beside this file
+
+        return Apart(f"{args.kvpress} --budget 2048")
+    if one.profile is None:
+        loaded.model.set_attn_implementation("sdpa")
+        return TransformersPeer(PEERS[one.name], model, loaded)
+    loaded.model.set_attn_implementation(ATTENTION)
+    return ScopeEngine(one.profile, model | dict(one.overrides), loaded)
 
 
 def read(file: Path) -> list[dict[str, Any]]:

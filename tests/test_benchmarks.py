@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from scope_cli.measure.bench.protocol import Job
 from tests.helpers.pages import parse
 from tests.helpers.scripts import BENCHMARKS, ROOT, load
 
@@ -188,11 +189,50 @@ def test_the_gpu_script_tests_measures_and_draws():
     assert (result.returncode, result.stderr) == (0, "")
     first, *models, last = result.stdout.splitlines()
     assert first.startswith("py -m pytest -q -m gpu tests/test_gpu.py ")
+    *models, kvpress = models
     assert [shlex.split(line)[2] for line in models] == [f"random:{name}" for name in ON_A_CARD]
+    assert kvpress.startswith("py benchmarks/gpu.py random:llama-3.1-8b --kvpress KVPRESS --device cuda:0 ")
     assert all("--lanes 1 8 --positions 8192" in line for line in models)
     assert last.startswith("py benchmarks/gpu.py --table ") and last.endswith("--plot docs/images/gpu.png")
     alone = run(BENCHMARKS / "gpu.sh", "--dry-run", "random:tiny", PYTHON="py").stdout.splitlines()
     assert [shlex.split(line)[2] for line in alone] == ["random:tiny", "--table"], "a part by itself"
+
+
+PEER = """
+from types import SimpleNamespace
+from scope_cli.measure.bench.protocol import Account, Loaded, serve
+
+class Peer:
+    device = SimpleNamespace(type="cpu")
+    def load(self, job):
+        self.at = 0
+        return Loaded(f"{job.lanes} lanes of {job.folder}", exact=False, versions={}, weight_bytes=7)
+    def read(self, ids):
+        self.at = len(ids[0])
+        return [self.at] * len(ids)
+    def advance(self, ids):
+        raise RuntimeError("no further")
+    def step(self, count):
+        self.at += count
+        return 0.5, [list(range(count))]
+    def account(self):
+        return Account(held_bytes=self.at)
+
+serve(Peer())
+"""
+
+
+def test_a_peer_on_the_card_is_a_process_of_its_own(tmp_path):
+    (tmp_path / "peer.py").write_text(PEER)
+    peer = load("apart").Apart(f"{sys.executable} {tmp_path}/peer.py --budget 9")
+    loaded = peer.load(Job("m", "there", 4, 99, lanes=2))
+    assert (loaded.policy, loaded.weight_bytes) == ("2 lanes of there", 7)
+    assert peer.read([[1, 2, 3, 4], [5, 6, 7, 8]]) == [4, 4]
+    assert peer.step(3) == (0.5, [[0, 1, 2]]) and peer.account().held_bytes == 7
+    assert peer.told["peak_bytes"] >= 0
+    with pytest.raises(RuntimeError, match="no further"):
+        peer.advance([[1]])
+    peer.close()
 
 
 def test_the_gpu_table_divides_what_was_measured():

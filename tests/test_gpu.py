@@ -174,12 +174,13 @@ def test_prompts_that_need_other_sizes_follow_one_another(models, wrap):
     agree(graphs, oracle)
 
 
-def test_what_the_compiler_makes_is_captured_too(models):
-    chosen = settings_of(**GREEDY)
+@pytest.mark.parametrize("interval", [1, 5])
+def test_what_the_compiler_makes_is_captured_too(models, interval):
+    chosen = settings_of(**GREEDY, **{"decode.interval": interval})
     works = [work_of(models["llama"], chosen, seed, 20, 80, temperature=0.0) for seed in range(2)]
     card, told = on_the_card(models["llama"]), []
-    graphs, _, _ = written(card, chosen, works, 2, True, told)
-    assert not told
+    graphs, _, job = written(card, chosen, works, 2, True, told)
+    assert not told and job.step._evictions
     agree(graphs, written(card, chosen, works, 2)[0])
 
 

@@ -11,12 +11,13 @@ names others.
 import argparse
 from contextlib import ExitStack
 from importlib.metadata import version
+from pathlib import Path
 from time import perf_counter
 
 import kvpress
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from scope_cli.measure.bench.protocol import Account, Ids, Job, Loaded, serve
 
@@ -34,9 +35,13 @@ class Kvpress:
         if job.load_in:
             raise RuntimeError("kvpress is run with plain weights")
         self.job = job
-        self.model = AutoModelForCausalLM.from_pretrained(
-            job.folder, dtype=getattr(torch, job.dtype), attn_implementation="sdpa", local_files_only=True
-        ).to(self.device)
+        made = {"dtype": getattr(torch, job.dtype), "attn_implementation": "sdpa"}
+        if any(Path(job.folder).glob("*.safetensors")):
+            self.model = AutoModelForCausalLM.from_pretrained(job.folder, local_files_only=True, **made)
+        else:  # a configuration alone, of a model with random weights: drawn on the device
+            with self.device:
+                self.model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(job.folder), **made)
+        self.model.to(self.device)
         self.model.eval().requires_grad_(False)
         for tensor in self.model.parameters():  # mapped files are read when they are used
             tensor.reshape(-1)[::512].sum()
@@ -56,7 +61,8 @@ class Kvpress:
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(kind if self.job.device == "auto" else self.job.device)
 
     @torch.no_grad()
     def read(self, ids: Ids) -> list[int]:

@@ -95,7 +95,8 @@ def reads_packed(loaded: LoadedModel) -> bool:
     """Whether a step reads int8 slots as they are: the native one, and Triton's attention."""
     if loaded.device.type == "cpu":
         return (loaded.why_not_native or why_not()) is None
-    return loaded.device.type == "cuda" and attention.KERNEL is not None
+    widths = {layer.head_dim for layer in loaded.geometry.layers}
+    return loaded.device.type == "cuda" and all(attention.kernel_takes(loaded.dtype, wide) for wide in widths)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ATTENTION = "scope"
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+KERNEL_ROW_BYTES = 512  # of a head: with more the kernel asks for shared memory that not every card has
 
 
 def attend(
@@ -92,10 +93,17 @@ def attend_step(layer: "SlotLayer", query: Tensor, key: Tensor, value: Tensor) -
 
 def attend_slots(query: Tensor, layer: "SlotLayer") -> Tensor:
     """One turned query of each head over a prefix of the slots; query: [lanes, kv_heads, group, head_dim]."""
-    if query.is_cuda and KERNEL is not None and query.dtype in KERNEL_DTYPES and layer.store.keys_in_kernel:
+    if query.is_cuda and kernel_takes(query.dtype, query.shape[-1]) and layer.store.keys_in_kernel:
+        assert KERNEL is not None
         return KERNEL(query, layer)
     keys, values, bias = layer.seen()
     return F.scaled_dot_product_attention(query, keys, values, bias, scale=layer.scale)
+
+
+def kernel_takes(dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether there is a kernel, and it reads heads of this width."""
+    row_bytes = head_dim * dtype.itemsize
+    return KERNEL is not None and dtype in KERNEL_DTYPES and row_bytes <= KERNEL_ROW_BYTES
 
 
 def triton_kernel() -> Callable[..., Tensor] | None:

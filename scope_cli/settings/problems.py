@@ -44,6 +44,8 @@ def in_words(error: dict[str, Any], known: list[str]) -> str:
         return f"there is no {value!r}{nearest}"
     if kind == "string_pattern_mismatch":
         meant = "; did you mean cuda?" if str(value).lower() in ("gpu", "nvidia", "cuda:") else ""
+        if "," in str(value):
+            return f"is {value!r}; a run has one device; --load-in 4bit fits a larger model into it"
         return f"is {value!r}; a device is auto, cpu, mps, cuda or cuda:N{meant}"
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return f"is {value!r}; it must be a mapping of keys"

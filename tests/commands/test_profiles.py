@@ -99,6 +99,7 @@ def test_a_profile_in_the_working_folder_comes_before_a_shipped_one(scope, tmp_p
         ({"sampling": {"temperature": -1}}, "sampling.temperature", "is -1"),
         ({"sampling": {"stop": [""]}}, "sampling.stop", ""),
         ({"model": {"device": "gpu"}}, "model.device", "a device is"),
+        ({"model": {"device": "cuda:0,cuda:1"}}, "model.device", "a run has one device"),
         ({"prefill": {"method": "ful"}}, "prefill.method", "did you mean full?"),
     ],
 )

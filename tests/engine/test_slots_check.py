@@ -163,6 +163,16 @@ def test_which_steps_read_int8_slots(tmp_path, monkeypatch):
         assert slots_check.reads_packed(there) == reads
 
 
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "taken"),
+    [("bfloat16", 256, True), ("float32", 128, True), ("float32", 256, False), ("float64", 64, False)],
+)
+def test_the_kernel_takes_heads_that_fit_every_cards_shared_memory(monkeypatch, dtype, head_dim, taken):
+    """tests/models/test_kernel_compiles.py: what it takes compiles for all of them."""
+    monkeypatch.setattr(slots_check.attention, "KERNEL", print)
+    assert slots_check.attention.kernel_takes(getattr(torch, dtype), head_dim) == taken
+
+
 def test_plain_slots_that_do_not_fit_are_told_before_anything_is_written(tmp_path, kl, monkeypatch):
     kl[0]["passage"] = 1.0
     loaded = loaded_tiny(tmp_path)

@@ -9,7 +9,6 @@ from torch._dynamo.utils import counters
 
 from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run import Run
-from scope_cli.engine.step import EagerStep, GraphStep
 from scope_cli.machine import setup
 from scope_cli.machine.gauge import PeakMeter
 from scope_cli.models.attention import attention_of, decoder_layers
@@ -199,22 +198,6 @@ def test_a_step_in_which_nobody_writes_or_evicts_changes_nothing(models, family,
         job.cache.forget(LaneFacts.of(torch.zeros(5, LANES, 1, 1, dtype=torch.int64)), 5)
     for name, tensor in job.cache.tensors().items():
         assert torch.equal(tensor, before[name]), name
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("interval", [1, 5])
-def test_captured_steps_and_evictions_give_the_plain_text(models, interval):
-    plain = models["llama"]
-    opened = replace(plain.opened, device=torch.device("cuda", 0))
-    loaded = replace(plain, model=plain.model.to("cuda"), opened=opened)
-    chosen = settings_of(**{"decode.interval": interval, "sampling.temperature": 0.0})
-    works = [work_of(loaded, chosen, seed, 10, 200, temperature=0.0) for seed in range(3)]
-    texts = []
-    for compiled in (False, True):
-        job = job_of(loaded, chosen, works, compiled)
-        assert isinstance(job.step, GraphStep if compiled else EagerStep)
-        texts.append({number: [token for token, _ in text] for number, text in texts_of(job, works).items()})
-    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3-scaled"])

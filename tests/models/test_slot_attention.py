@@ -2,10 +2,13 @@
 
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 
 pytest.importorskip("triton")
+
+import triton
 
 from scope_cli.formats.base import SHORT
 from scope_cli.models.slot_attention import BLOCK, PackedSlots, attend_layer, attend_slots, shared_out
@@ -13,6 +16,15 @@ from tests.cache.test_cache import loaded_tiny
 from tests.cache.test_packed_slots import cache_with, stepped
 
 CUDA = torch.cuda.is_available()
+
+
+def release(package):
+    return tuple(int(part) for part in package.__version__.split(".")[:2])
+
+
+if not CUDA and release(triton) < (3, 8) and release(numpy) >= (2, 4):
+    reason = f"Triton {triton.__version__} interprets nothing with numpy {numpy.__version__}"
+    pytest.skip(reason, allow_module_level=True)
 DEVICE = torch.device("cuda", 0) if CUDA else torch.device("cpu")
 pytestmark = [pytest.mark.gpu] if CUDA else []
 DTYPES = [torch.float32, torch.bfloat16, torch.float16] if CUDA else [torch.float32]

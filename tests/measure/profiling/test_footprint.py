@@ -7,6 +7,7 @@ from scope_cli.engine.run import generate, new_work
 from scope_cli.errors import UsageError
 from scope_cli.events import Token
 from scope_cli.measure.profiling import footprint as f
+from scope_cli.models.random_weights import CONFIGS
 from scope_cli.models.shapes import ModelShape, shape_of
 from tests.helpers.caches import loaded_tiny
 from tests.helpers.configs import GEMMA3_27B, LLAMA_8B, LLAMA_70B, QWEN3_8B
@@ -71,6 +72,64 @@ def test_gemma3_27b_by_hand():
     full = 10 * (3520 * per_slot + 16 * 513 * 4 + 32 * 128 * 2)
     assert made.cache_bytes == full + 52 * 1024 * per_slot + 5 * 8
     assert made.full_end_bytes == 4999 * 10 * 16 * 128 * 4 + 52 * 1024 * 16 * 128 * 4
+
+
+# One slot of a KV head. plain: 2 bytes for each number of key and value; int8: one, and a float16 scale for
+# each of both; K8V4: that key, and half a byte for each number of the value, with 4 bytes (scale, minimum)
+# for 32 of them.
+#   head_dim 128: 512, 2 * (128 + 2) = 260, 130 + 64 + 4 * 4 = 210
+#   head_dim 256: 1,024, 2 * (256 + 2) = 516, 258 + 128 + 8 * 4 = 418
+# A token takes layers * 8 KV heads * that: Llama and Mistral 32 * 8 = 256 times, Qwen3 36 * 8 = 288 times,
+# Gemma 3 in its 8 full layers 64 times; its 40 windows hold 1,024 tokens of the prompt, 327,680 slots.
+ON_A_CARD = {  # weights; by format a prompt of 4,096 tokens, and 2,048 tokens of the output
+    "llama-3.1-8b": (
+        16_060_522_496,
+        {
+            "plain": (536_870_912, 268_435_456),
+            "int8": (272_629_760, 136_314_880),
+            "k8v4": (220_200_960, 110_100_480),
+        },
+    ),
+    "qwen3-8b": (
+        16_381_470_720,
+        {
+            "plain": (603_979_776, 301_989_888),
+            "int8": (306_708_480, 153_354_240),
+            "k8v4": (247_726_080, 123_863_040),
+        },
+    ),
+    "mistral-7b": (
+        14_496_047_104,
+        {
+            "plain": (536_870_912, 268_435_456),
+            "int8": (272_629_760, 136_314_880),
+            "k8v4": (220_200_960, 110_100_480),
+        },
+    ),
+    "gemma-3-12b": (
+        23_532_068_352,
+        {
+            "plain": (268_435_456 + 335_544_320, 134_217_728),
+            "int8": (135_266_304 + 169_082_880, 67_633_152),
+            "k8v4": (109_576_192 + 136_970_240, 54_788_096),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ON_A_CARD)
+@pytest.mark.parametrize("kv", ["plain", "int8", "k8v4"])
+def test_the_models_of_the_card_by_hand(name, kv):
+    """What is planned without a card, in bfloat16: weights, and keys and values of prompt and output."""
+    weights, by_format = ON_A_CARD[name]
+    prompt, output = by_format[kv]
+    chosen = settings(
+        model__name=f"random:{name}", decode__budget=2048, sampling__max_new_tokens=8000, cache__kv=kv
+    )
+    target = f.Target(shape_of(CONFIGS[name]), "cuda", "bfloat16")
+    held = f.held_by_token(chosen, target, 4096, 1)
+    assert target.weight_bytes == weights
+    assert (held[0], max(held) - held[0]) == (prompt, output)
 
 
 CASES = {
