@@ -5,6 +5,7 @@
     SCOPE_NATIVE=avx2 python benchmarks/step.py  # as a CPU without AVX-512 computes
     python benchmarks/step.py --lanes 1 --held 1000 --threads 1
     python benchmarks/step.py --alone            # native steps one after the other, as a run takes them
+    python benchmarks/step.py --alone --busy 2   # beside two other processes at full load
     python benchmarks/step.py --model random:mistral-7b --load-in int4 --turns 10
 
 The cache holds so many tokens of a prompt in each lane, nothing is evicted, and the two steps take turns:
@@ -16,7 +17,11 @@ else may run meanwhile.
 import argparse
 import os
 import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 
 from scope_cli.machine.setup import wait_briefly
@@ -51,6 +56,7 @@ def main() -> None:
     parser.add_argument("--kv", nargs="+", choices=["plain", "int8"], default=["plain", "int8"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--alone", action="store_true", help="no steps through the layers between them")
+    parser.add_argument("--busy", type=int, default=0, help="other processes at full load meanwhile")
     parser.add_argument("--turns", type=int, default=40, help="steps of each kind; the first is not counted")
     args = parser.parse_args()
     asked = {"model.name": args.model, "model.load_in": args.load_in, "model.threads": args.threads}
@@ -60,9 +66,22 @@ def main() -> None:
     print(f"{args.model}; {processor()}; {args.threads} threads; weights {form}; instructions: {chosen}\n")
     print("| lanes | held by each | slots | native, ms | layers, ms | ratio | share of the bandwidth |")
     print("|--:|--:|---|--:|--:|--:|--:|")
-    for lanes, held, kv in product(args.lanes, args.held, args.kv):
-        if lanes * held <= 16_000:
-            compare(loaded, lanes, held, kv, args.turns, args.alone)
+    with others(args.busy):
+        for lanes, held, kv in product(args.lanes, args.held, args.kv):
+            if lanes * held <= 16_000:
+                compare(loaded, lanes, held, kv, args.turns, args.alone)
+
+
+@contextmanager
+def others(count: int) -> Iterator[None]:
+    """So many processes that do nothing but take their share of the cores."""
+    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 @torch.no_grad()

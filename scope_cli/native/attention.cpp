@@ -61,23 +61,20 @@ void scope_attend(const scope_slots* layer, const scope_slots* exact, int lanes,
     for (Room& room : rooms) room.fit(*layer);
     auto logits_of = [&](size_t head) { return probabilities ? probabilities + head * group * layer->slots : nullptr; };
     Turn turn(threads);
-    Team& team = turn.team;
-    team.run([&](int thread) {
-        team.share((int)heads * runs.count, [&](int at) {
-            const size_t head = at / runs.count;
-            const int from = runs.begin(at % runs.count), to = runs.end(at % runs.count);
-            const float* asked = &rows[head * group * wide];
-            float* out = &parts[head * pieces * part];
-            if (from < packed)
-                attention().pieces(*layer, head, from, std::min(to, packed), {asked, cap, logits_of(head)}, out + from * part,
-                                   rooms[thread]);
-            if (const int first = std::max(from, packed); first < to)
-                attention().pieces(*exact, head, first - packed, to - packed, {asked, cap, nullptr}, out + first * part,
-                                   rooms[thread]);
-        });
-        team.share((int)heads, [&](int head) {
-            attention().merge(*layer, &parts[head * pieces * part], pieces, sinks ? sinks + head % layer->kv_heads * group : nullptr,
-                              out + (size_t)head * group * layer->head_dim, logits_of(head));
-        });
+    turn.team.share((int)heads * runs.count, [&](int at, int thread) {
+        const size_t head = at / runs.count;
+        const int from = runs.begin(at % runs.count), to = runs.end(at % runs.count);
+        const float* asked = &rows[head * group * wide];
+        float* out = &parts[head * pieces * part];
+        if (from < packed)
+            attention().pieces(*layer, head, from, std::min(to, packed), {asked, cap, logits_of(head)}, out + from * part,
+                               rooms[thread]);
+        if (const int first = std::max(from, packed); first < to)
+            attention().pieces(*exact, head, first - packed, to - packed, {asked, cap, nullptr}, out + first * part,
+                               rooms[thread]);
+    });
+    turn.team.share((int)heads, [&](int head, int) {
+        attention().merge(*layer, &parts[head * pieces * part], pieces, sinks ? sinks + head % layer->kv_heads * group : nullptr,
+                          out + (size_t)head * group * layer->head_dim, logits_of(head));
     });
 }

@@ -26,19 +26,17 @@ void scope_product(const Weight* weight, const float* values, int64_t stride, in
     const int own = std::max(4, groups / (threads * PIECES_OF_A_THREAD) & ~3);  // groups of a piece: whole registers
 
     Turn turn(threads);
-    turn.team.run([&](int) {
-        turn.team.share(pieces_of(rows, ROWS_AT_ONCE), [&](int piece) {
-            const int64_t first = (int64_t)piece * ROWS_AT_ONCE;
-            const int count = std::min<int64_t>(ROWS_AT_ONCE, rows - first);
-            scope_round(values + first * stride, stride, count, columns, &rounded[first * blocks]);
-        });
-        turn.team.share(pieces_of(groups, own), [&](int piece) {
-            const int first = piece * own, last = std::min(first + own, groups);
-            scope_multiply(weight, &x, out, out_stride, first, last);
-            if (!bias) return;
-            const int end = std::min(last * GROUP, weight->rows);
-            for (int64_t n = 0; n < rows; n++)
-                for (int i = first * GROUP; i < end; i++) out[n * out_stride + i] += bias[i];
-        });
+    turn.team.share(pieces_of(rows, ROWS_AT_ONCE), [&](int piece, int) {
+        const int64_t first = (int64_t)piece * ROWS_AT_ONCE;
+        const int count = std::min<int64_t>(ROWS_AT_ONCE, rows - first);
+        scope_round(values + first * stride, stride, count, columns, &rounded[first * blocks]);
+    });
+    turn.team.share(pieces_of(groups, own), [&](int piece, int) {
+        const int first = piece * own, last = std::min(first + own, groups);
+        scope_multiply(weight, &x, out, out_stride, first, last);
+        if (!bias) return;
+        const int end = std::min(last * GROUP, weight->rows);
+        for (int64_t n = 0; n < rows; n++)
+            for (int i = first * GROUP; i < end; i++) out[n * out_stride + i] += bias[i];
     });
 }

@@ -64,10 +64,8 @@ struct scope_prompt {
         Turn turn(threads);
         const int rounds = (tokens + TOKENS * threads - 1) / (TOKENS * threads), pieces = rounds * threads;
         const int each = (tokens + pieces - 1) / pieces;  // as many for every thread
-        turn.team.run([&](int thread) {
-            turn.team.share((tokens + each - 1) / each, [&](int at) {
-                piece(at * each, std::min(each, tokens - at * each), own[thread]);
-            });
+        turn.team.share((tokens + each - 1) / each, [&](int at, int thread) {
+            piece(at * each, std::min(each, tokens - at * each), own[thread]);
         });
     }
 
@@ -173,15 +171,13 @@ struct scope_prompt {
         std::vector<Block> blocks(blocks_of(model.hidden));
         Turn turn(threads);
         const int groups = groups_of(model.head.weight.rows);
-        turn.team.run([&](int) {
-            turn.team.share(1, [&](int) {
-                norm(model, model.last_norm, &stream[(size_t)(tokens - 1) * model.hidden], normed.data());
-                scope_round(normed.data(), model.hidden, 1, model.hidden, blocks.data());
-            });
-            const Rows x = {1, blocks.data(), normed.data(), model.hidden};
-            turn.team.share((groups + HEAD_PIECE - 1) / HEAD_PIECE, [&](int at) {
-                multiply_head(model, x, out, at * HEAD_PIECE, std::min((at + 1) * HEAD_PIECE, groups));
-            });
+        turn.team.share(1, [&](int, int) {
+            norm(model, model.last_norm, &stream[(size_t)(tokens - 1) * model.hidden], normed.data());
+            scope_round(normed.data(), model.hidden, 1, model.hidden, blocks.data());
+        });
+        const Rows x = {1, blocks.data(), normed.data(), model.hidden};
+        turn.team.share((groups + HEAD_PIECE - 1) / HEAD_PIECE, [&](int at, int) {
+            multiply_head(model, x, out, at * HEAD_PIECE, std::min((at + 1) * HEAD_PIECE, groups));
         });
     }
 };

@@ -18,10 +18,8 @@ static const Reading& reading() {
 void scope_read(const scope_chunk* chunk, int32_t threads) {
     const int each = std::max(1, ROWS / chunk->group), pieces = (chunk->tokens + each - 1) / each;
     Turn turn(threads);
-    turn.team.run([&](int) {
-        turn.team.share(pieces * chunk->kv_heads, [&](int at) {
-            const int first = (pieces - 1 - at / chunk->kv_heads) * each;  // the last ones see most
-            reading().attend(*chunk, at % chunk->kv_heads, first, std::min(first + each, chunk->tokens));
-        });
+    turn.team.share(pieces * chunk->kv_heads, [&](int at, int) {
+        const int first = (pieces - 1 - at / chunk->kv_heads) * each;  // the last ones see most
+        reading().attend(*chunk, at % chunk->kv_heads, first, std::min(first + each, chunk->tokens));
     });
 }

@@ -5,13 +5,13 @@
 #include "step_state.h"
 #include "vectors.h"
 
-constexpr int HEAD_PIECE = 64;  // groups of rows, at most: who was interrupted holds up no more
+static int keys_wide_of(const scope_slots& slots) { return slots.kv_heads * slots.head_dim; }
 
-scope_step::scope_step(const scope_model& model) : model(model), inside(model.lanes, model.layers[0].gate.weight.rows) {
-    const scope_slots& slots = model.layers[0].slots;
-    const size_t heads = slots.kv_heads;
-    keys_wide = slots.kv_heads * slots.head_dim;
-    heads_wide = keys_wide * slots.group;
+scope_step::scope_step(const scope_model& model)
+    : model(model), heads_wide(keys_wide_of(model.layers[0].slots) * model.layers[0].slots.group),
+      keys_wide(keys_wide_of(model.layers[0].slots)), normed(model.lanes, model.hidden), attended(model.lanes, heads_wide),
+      inside(model.lanes, model.layers[0].gate.weight.rows) {
+    const size_t heads = model.layers[0].slots.kv_heads;
     rounds = has_codes(model.head.weight.kind);
     for (int i = 0; i < model.layer_count; i++) {
         const scope_layer& one = model.layers[i];
@@ -21,7 +21,7 @@ scope_step::scope_step(const scope_model& model) : model(model), inside(model.la
     for (int i = 0; i < model.rotation_count; i++) turn_room = std::max(turn_room, model.rotations[i].half);
     const size_t lanes = model.lanes;
     projected.resize(lanes * (heads_wide + 2 * keys_wide));
-    attended.resize(lanes * heads_wide);
+    stream.resize(lanes * model.hidden);
     changed.resize(lanes * model.hidden);
     up.resize(lanes * inside.columns);
     turns.resize(lanes * model.rotation_count * 2 * turn_room);
@@ -40,7 +40,7 @@ void scope_step::prepare(int threads) {
     }
     if (told.size() < asked) told.resize(asked);
     if (parts.size() < most) parts.resize(most);
-    while ((int)own.size() < threads) own.emplace_back(model.lanes, model.hidden, heads_wide);
+    if ((int)own.size() < threads) own.resize(threads);
     for (Own& one : own) {
         for (int i = 0; i < model.layer_count; i++) one.room.fit(model.layers[i].slots);
         one.query.resize(query);
@@ -48,94 +48,122 @@ void scope_step::prepare(int threads) {
     }
 }
 
-void scope_step::run(int thread, const float* embedded, float* logits) {
-    Own& mine = own[thread];
-    for (int n = 0; n < rows; n++)
-        memcpy(&mine.stream[(size_t)n * model.hidden], embedded + (size_t)lane_of[n] * model.hidden, model.hidden * sizeof(float));
-    find_turns();
-    take_slots();
-    for (int i = 0; i < model.layer_count; i++) layer(i, mine);
-    take_up(mine, model.layers[model.layer_count - 1].after_mlp, model.last_norm);
-    head(mine, logits);
+// A phase's number says what it is: the first one makes ready, then come the parts of each layer, then the head.
+int scope_step::begin(int phase) {
+    const int number = (phase - 1) / PARTS;
+    if (phase == 0) return rows * (model.rotation_count + model.layer_count);
+    if (number < model.layer_count) return begin_part(number, Part((phase - 1) % PARTS));
+    if (phase > 1 + model.layer_count * PARTS) return 0;
+    take_up(model.layers[model.layer_count - 1].after_mlp, model.last_norm);
+    return head_cut().count();
 }
 
-// Cosines and sines of every row's position.
-void scope_step::find_turns() {
-    team->share(rows * model.rotation_count, [&](int at) {
-        const int row = at / model.rotation_count, which = at % model.rotation_count;
-        float* cosines = turns_of(row, which);
-        scope::find_turns(model.rotations[which], positions[lane_of[row]], cosines, cosines + turn_room);
-    });
-}
-
-void scope_step::layer(int number, Own& mine) {
+// What has to be done before any piece of the part, and how many pieces it has.
+int scope_step::begin_part(int number, Part part) {
     const scope_layer& layer = model.layers[number];
-    take_up(mine, number ? model.layers[number - 1].after_mlp : nullptr, layer.before_attention);  // at first zeros
-    project(layer, mine);
-    attend(layer, mine);
-    take_up(mine, layer.after_attention, layer.before_mlp);
-    mix(layer, mine);
+    switch (part) {
+        case PROJECT:
+            take_up(number ? model.layers[number - 1].after_mlp : nullptr, layer.before_attention);  // at first zeros
+            return projections(layer).count();
+        case ATTEND:
+            attention_began = std::chrono::steady_clock::now();
+            return rows * layer.slots.kv_heads * runs(layer).count;
+        case OUTPUT:
+            attention_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - attention_began).count();
+            if (rounds) attended.round(rows);
+            return cut(layer.output).count();
+        case WIDEN:
+            take_up(layer.after_attention, layer.before_mlp);
+            return cut(layer.gate).count();
+        default:
+            return cut(layer.down).count();
+    }
+}
+
+void scope_step::piece(int phase, int at, int thread) {
+    const int number = (phase - 1) / PARTS;
+    if (phase == 0) return make_ready(at);
+    if (number >= model.layer_count) {
+        const Cut head = head_cut();
+        return multiply_head(model, normed.rows(rows), logits, head.first(at), head.last(at));
+    }
+    const scope_layer& layer = model.layers[number];
+    switch ((phase - 1) % PARTS) {
+        case PROJECT: return project(layer, at);
+        case ATTEND: return attend(layer, at, own[thread]);
+        case OUTPUT: return change(cut(layer.output), attended, at);
+        case WIDEN: return widen(layer, at);
+        case NARROW: return change(cut(layer.down), inside, at);
+    }
+}
+
+// The weights of the next product; attention, which reads none, comes before its output.
+Stretch scope_step::ahead(int phase, int thread) {
+    const auto first = [&](const Cut& cut) { return cut.from(team->first_of(thread, cut.count())); };
+    const int number = phase / PARTS;
+    if (number > model.layer_count || (number == model.layer_count && phase % PARTS)) return {};
+    if (number == model.layer_count) return first(head_cut());
+    const scope_layer& layer = model.layers[number];
+    switch (phase % PARTS) {
+        case PROJECT: {
+            const Projections all = projections(layer);
+            return all.with(team->first_of(thread, all.count()), [](const Cut& cut, int piece) { return cut.from(piece); });
+        }
+        case ATTEND:
+        case OUTPUT: return first(cut(layer.output));
+        case WIDEN: return first(cut(layer.gate));
+        default: return first(cut(layer.down));
+    }
+}
+
+// Cosines and sines of every row's position, then the slots of every layer.
+void scope_step::make_ready(int at) {
+    const int turned = rows * model.rotation_count;
+    if (at >= turned) return take_slots(at - turned);
+    const int row = at / model.rotation_count, which = at % model.rotation_count;
+    float* cosines = turns_of(row, which);
+    find_turns(model.rotations[which], positions[lane_of[row]], cosines, cosines + turn_room);
 }
 
 // The stream takes up what changed; its norm is the next product's input.
-void scope_step::take_up(Own& mine, const float* after, const float* before) {
+void scope_step::take_up(const float* after, const float* before) {
     const int hidden = model.hidden;
     for (int n = 0; n < rows; n++) {
-        float *x = &mine.stream[(size_t)n * hidden], *out = mine.normed.row(n);
+        float *x = &stream[(size_t)n * hidden], *out = normed.row(n);
         memcpy(out, &changed[(size_t)n * hidden], hidden * sizeof(float));
         scope::take_up(model, after, out, x);
         norm(model, before, x, out);
     }
-    if (rounds) mine.normed.round(rows);
+    if (rounds) normed.round(rows);
 }
 
 // Queries, keys and values of all rows.
-void scope_step::project(const scope_layer& layer, Own& mine) {
-    const scope_linear* linears[] = {&layer.query, &layer.key, &layer.value};
-    int groups[3], all = 0, from[3] = {};
-    for (int i = 0; i < 3; i++) all += groups[i] = groups_of(linears[i]->weight.rows);
-    from[1] = linears[0]->weight.rows;
-    from[2] = from[1] + linears[1]->weight.rows;
-    const int stride = heads_wide + 2 * keys_wide, each = at_once(all);
-    int pieces[3], count = 0;
-    for (int i = 0; i < 3; i++) count += pieces[i] = (groups[i] + each - 1) / each;
-    const Rows x = mine.normed.rows(rows);
-    team->share(count, [&](int at) {
-        int i = 0;
-        while (at >= pieces[i]) at -= pieces[i++];
-        multiply(*linears[i], x, projected.data() + from[i], stride, at * each, std::min((at + 1) * each, groups[i]));
+void scope_step::project(const scope_layer& layer, int at) {
+    projections(layer).with(at, [&](const Cut& cut, int piece) {
+        float* out = projected.data();
+        if (&cut.linear != &layer.query) out += heads_wide;
+        if (&cut.linear == &layer.value) out += keys_wide;
+        multiply(cut.linear, normed.rows(rows), out, heads_wide + 2 * keys_wide, cut.first(piece), cut.last(piece));
     });
 }
 
-// The layer's MLP. A piece of the first half is whole blocks of the second half's columns, which it rounds.
-void scope_step::mix(const scope_layer& layer, Own& mine) {
-    const Rows x = mine.normed.rows(rows);
-    const int wide = inside.columns, blocks = blocks_of(wide);
-    int groups = groups_of(wide), each = at_once(groups);
-    team->share((groups + each - 1) / each, [&](int at) {
-        const int first = at * each, last = std::min(first + each, groups);
-        const int begin = first * GROUP, count = std::min(last * GROUP, wide) - begin;
-        multiply(layer.gate, x, inside.values.data(), wide, first, last);
-        multiply(layer.up, x, up.data(), wide, first, last);
-        for (int n = 0; n < rows; n++) {
-            vectors().activate(layer.activation, inside.row(n) + begin, &up[(size_t)n * wide + begin], count);
-            if (rounds) scope_round(inside.row(n) + begin, wide, 1, count, &inside.blocks[(size_t)n * blocks + begin / BLOCK]);
-        }
-    });
-    const Rows y = inside.rows(rows);
-    groups = groups_of(layer.down.weight.rows);
-    each = at_once(groups);
-    team->share((groups + each - 1) / each, [&](int at) {
-        multiply(layer.down, y, changed.data(), model.hidden, at * each, std::min((at + 1) * each, groups));
-    });
+// The first half of the MLP. A piece is whole blocks of the second half's columns, which it rounds.
+void scope_step::widen(const scope_layer& layer, int at) {
+    const Rows x = normed.rows(rows);
+    const Cut gate = cut(layer.gate);
+    const int wide = inside.columns, first = gate.first(at), last = gate.last(at);
+    const int begin = first * GROUP, count = std::min(last * GROUP, wide) - begin;
+    multiply(layer.gate, x, inside.values.data(), wide, first, last);
+    multiply(layer.up, x, up.data(), wide, first, last);
+    for (int n = 0; n < rows; n++) {
+        vectors().activate(layer.activation, inside.row(n) + begin, &up[(size_t)n * wide + begin], count);
+        if (rounds) scope_round(inside.row(n) + begin, wide, 1, count, &inside.blocks[(size_t)n * blocks_of(wide) + begin / BLOCK]);
+    }
 }
 
-void scope_step::head(Own& mine, float* logits) {
-    const Rows x = mine.normed.rows(rows);
-    const int groups = groups_of(model.head.weight.rows), each = std::min(at_once(groups), HEAD_PIECE);
-    team->share((groups + each - 1) / each, [&](int at) {
-        multiply_head(model, x, logits, at * each, std::min((at + 1) * each, groups));
-    });
+// What the stream will take up.
+void scope_step::change(const Cut& cut, const Input& x, int at) {
+    multiply(cut.linear, x.rows(rows), changed.data(), model.hidden, cut.first(at), cut.last(at));
 }
 
 scope_step* scope_step_new(const scope_model* model) { return new scope_step(*model); }
@@ -151,9 +179,13 @@ void scope_step_run(scope_step* step, const float* embedded, const int64_t* runn
     if (!step->rows) return;
     step->positions = positions;
     step->held = held;
+    step->logits = logits;
+    const size_t hidden = step->model.hidden;
+    for (int n = 0; n < step->rows; n++)
+        memcpy(&step->stream[n * hidden], embedded + step->lane_of[n] * hidden, hidden * sizeof(float));
     std::fill(step->changed.begin(), step->changed.end(), 0.0f);
     step->prepare(threads);
     Turn turn(threads);
     step->team = &turn.team;
-    turn.team.run([&](int thread) { step->run(thread, embedded, logits); });
+    turn.team.run(*step);
 }

@@ -1,5 +1,4 @@
 // A step's attention: the token into its slots, then the queries over all of them.
-#include <chrono>
 #include <cstring>
 
 #include "step_state.h"
@@ -18,25 +17,23 @@ void show(const scope_slots& slots, size_t at, bool visible) {
 
 // All that is written beside keys and values, before anything is read: who attends to one piece of a head's slots
 // finds in the others what stays there. A token's packed self is not seen as long as it is among the exact ones.
-void scope_step::take_slots() {
-    team->share(rows * model.layer_count, [&](int at) {
-        const int row = at / model.layer_count, lane = lane_of[row];
-        const scope_layer& layer = model.layers[at % model.layer_count];
-        const scope_slots &slots = layer.slots, &exact = layer.exact;
-        for (int head = 0; head < slots.kv_heads; head++) {
-            const size_t held_head = (size_t)lane * slots.kv_heads + head, first = held_head * slots.slots;
-            const size_t taken = first + slot_of(layer, row, head);
-            layer.positions[taken] = (int32_t)positions[lane];
-            for (int i = 0; i < layer.memo_count; i++) layer.memos[i][taken] = 0;
-            if (exact.slots) {
-                const size_t place = held_head * exact.slots + positions[lane] % exact.slots;
-                if (seen(exact, place)) show(slots, first + layer.exact_slots[place], true);
-                show(exact, place, true);
-                layer.exact_slots[place] = (int32_t)(taken - first);
-            }
-            show(slots, taken, !exact.slots);
+void scope_step::take_slots(int at) {
+    const int row = at / model.layer_count, lane = lane_of[row];
+    const scope_layer& layer = model.layers[at % model.layer_count];
+    const scope_slots &slots = layer.slots, &exact = layer.exact;
+    for (int head = 0; head < slots.kv_heads; head++) {
+        const size_t held_head = (size_t)lane * slots.kv_heads + head, first = held_head * slots.slots;
+        const size_t taken = first + slot_of(layer, row, head);
+        layer.positions[taken] = (int32_t)positions[lane];
+        for (int i = 0; i < layer.memo_count; i++) layer.memos[i][taken] = 0;
+        if (exact.slots) {
+            const size_t place = held_head * exact.slots + positions[lane] % exact.slots;
+            if (seen(exact, place)) show(slots, first + layer.exact_slots[place], true);
+            show(exact, place, true);
+            layer.exact_slots[place] = (int32_t)(taken - first);
         }
-    });
+        show(slots, taken, !exact.slots);
+    }
 }
 
 long scope_step::slot_of(const scope_layer& layer, int row, int head) const {
@@ -45,27 +42,15 @@ long scope_step::slot_of(const scope_layer& layer, int row, int head) const {
     return layer.vacant[((size_t)lane * layer.slots.kv_heads + head) * layer.evictable + held[lane]];
 }
 
-void scope_step::attend(const scope_layer& layer, Own& mine) {
-    const scope_slots& slots = layer.slots;
-    const Runs runs(all_pieces(layer), rows * slots.kv_heads, team->threads);
-    const auto began = std::chrono::steady_clock::now();
-    team->share(rows * slots.kv_heads * runs.count, [&](int at) {
-        const int one = at / runs.count, row = one / slots.kv_heads, head = one % slots.kv_heads;
-        const int from = runs.begin(at % runs.count), to = runs.end(at % runs.count);
-        attend_pieces(layer, row, head, from, to, mine);
-        auto& done = pieces_done[one];
-        if (done.fetch_add(to - from, std::memory_order_acq_rel) + to - from == runs.pieces) {
-            done.store(0, std::memory_order_relaxed);
-            finish_head(layer, row, head);
-        }
-    });
-    if (&mine == &own[0]) attention_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-    if (rounds) scope_round(attended.data(), heads_wide, rows, heads_wide, mine.attended.data());
-    const Rows x = {rows, mine.attended.data(), attended.data(), heads_wide};
-    const int groups = groups_of(layer.output.weight.rows), each = at_once(groups);
-    team->share((groups + each - 1) / each, [&](int at) {
-        multiply(layer.output, x, changed.data(), model.hidden, at * each, std::min((at + 1) * each, groups));
-    });
+void scope_step::attend(const scope_layer& layer, int at, Own& mine) {
+    const Runs runs = this->runs(layer);
+    const int one = at / runs.count, row = one / layer.slots.kv_heads, head = one % layer.slots.kv_heads;
+    const int from = runs.begin(at % runs.count), to = runs.end(at % runs.count);
+    attend_pieces(layer, row, head, from, to, mine);
+    auto& done = pieces_done[one];
+    if (done.fetch_add(to - from, std::memory_order_acq_rel) + to - from < runs.pieces) return;
+    done.store(0, std::memory_order_relaxed);
+    finish_head(layer, row, head);
 }
 
 Turns scope_step::turns_by(const scope_layer& layer, int row) {
@@ -147,7 +132,7 @@ void scope_step::finish_head(const scope_layer& layer, int row, int head) {
     const scope_slots& slots = layer.slots;
     const int group = slots.group, head_dim = slots.head_dim;
     const size_t at = (size_t)row * slots.kv_heads + head, held_head = (size_t)lane_of[row] * slots.kv_heads + head;
-    float* out = &attended[(size_t)row * heads_wide + (size_t)head * group * head_dim];
+    float* out = attended.row(row) + (size_t)head * group * head_dim;
     const int pieces = all_pieces(layer);
     float* rows = layer.attention ? &told[held_head * group * slots.slots] : nullptr;
     attention().merge(slots, &parts[at * pieces * group * part_floats(slots)], pieces,

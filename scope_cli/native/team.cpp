@@ -38,50 +38,83 @@ static void wait_while(std::atomic<uint32_t>& place, uint32_t seen) {
     place.wait(seen, std::memory_order_acquire);
 }
 
-Team::Team(int threads) : threads(threads), others(new Threads) {
+// Into the nearer caches, as long as `place` is still `seen`.
+static void fetch_while(std::atomic<uint32_t>& place, uint32_t seen, Stretch next) {
+    for (size_t i = 0; i < next.bytes && place.load(std::memory_order_relaxed) == seen; i += 256)
+        for (size_t line = i; line < i + 256; line += 64) __builtin_prefetch(next.at + line, 0, 2);
+}
+
+Team::Team(int threads) : threads(threads), others(new Threads), own(new Own[threads]) {
     for (int thread = 1; thread < threads; thread++) others->all.emplace_back([this, thread] { member(thread); });
 }
 
 Team::~Team() {
     ends = true;
-    started.fetch_add(1, std::memory_order_release);
-    started.notify_all();
+    begun.fetch_add(1, std::memory_order_release);
+    begun.notify_all();
     for (auto& thread : others->all) thread.join();
     delete others;
 }
 
 void Team::member(int thread) {
     const Flushed flushed;
-    for (uint32_t seen = 0;; seen++) {
-        wait_while(started, seen);
+    for (;;) {
+        const uint32_t seen = begun.load(std::memory_order_acquire);
         if (ends) return;
-        work(with, thread);
-        meet(phase.load(std::memory_order_relaxed));
+        help(thread, seen);
+        wait_while(begun, seen);
     }
 }
 
-void Team::run_raw(Raw new_work, void* new_with) {
+void Team::run(Work& new_work) {
     const Flushed flushed;
-    work = new_work;
-    with = new_with;
-    if (threads > 1) {
-        started.fetch_add(1, std::memory_order_release);
-        started.notify_all();
+    work = &new_work;
+    phase = -1;
+    over.store(false, std::memory_order_relaxed);
+    begin_next();
+    for (;;) {
+        const uint32_t seen = begun.load(std::memory_order_acquire);
+        help(0, seen);
+        if (over.load(std::memory_order_acquire)) return;
+        wait_while(begun, seen);
     }
-    work(with, 0);
-    meet(phase.load(std::memory_order_relaxed));
 }
 
-// The last one to come opens the next phase, `now` + 1.
-void Team::meet(uint32_t now) {
-    if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
-        next.store(0, std::memory_order_relaxed);
-        arrived.store(0, std::memory_order_relaxed);
-        phase.store(now + 1, std::memory_order_release);
-        if (threads > 1) phase.notify_all();
-        return;
+// Does pieces until there are none. Only who has a piece may look at the work: the phase cannot end without it.
+void Team::help(int thread, uint32_t seen) {
+    Stretch next;
+    for (int i = 0; i < threads;) {
+        auto& pieces = own[(thread + i) % threads].pieces;
+        const auto none = [](uint64_t some) { return (uint32_t)some >= some >> 32; };
+        uint64_t some = pieces.load(std::memory_order_relaxed);
+        if (none(some) || none(some = pieces.fetch_add(1, std::memory_order_acquire))) {
+            i++;
+            continue;
+        }
+        const int at = (int)(uint32_t)some;
+        work->piece(phase, at, thread);
+        if (i == 0) next = work->ahead(phase, thread);
+        if (left.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+            begin_next();
+            i = 0;
+        }
     }
-    wait_while(phase, now);
+    fetch_while(begun, seen, next);
+}
+
+// The last stretch is not empty, so the phase does not end before all are laid out.
+void Team::begin_next() {
+    if (const int pieces = work->begin(++phase)) {
+        left.store(pieces, std::memory_order_relaxed);
+        for (int thread = 0; thread < threads; thread++) {
+            const uint64_t first = first_of(thread, pieces), end = first_of(thread + 1, pieces);
+            own[thread].pieces.store(end << 32 | first, std::memory_order_release);
+        }
+    } else {
+        over.store(true, std::memory_order_release);
+    }
+    begun.fetch_add(1, std::memory_order_release);
+    if (threads > 1) begun.notify_all();
 }
 
 struct Turn::Owner {
