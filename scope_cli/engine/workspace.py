@@ -21,6 +21,7 @@ PROCESS_BYTES = 7 * 2**17
 reads or writes, beside all tensors (events, text, half-used pages). On a GPU tensors alone are counted."""
 MASKS = 5  # bytes that a view's masks of a slot take
 TOKENS, STRIPE = 64, 128  # of a piece, and columns at once: prompt.cpp
+TILE = 64  # tokens: KEYS of reading.h
 STAGE_BYTES = 2**19  # measured too: pages that a staged prompt leaves half used
 
 
@@ -69,8 +70,9 @@ def reading_bytes(target: Target, plan: LanePlan, tokens: int) -> int:
     where the prompt is staged, one layer of it unpacked; a prompt that is not is unpacked into the cache's
     own space.
 
-    In C++ only the stream, the turns, and the layer's queries, keys and values are alive all the time; beside
-    them turned queries, the output and the output turned back. What else there is every thread has its own.
+    In C++ only the stream, the turns, the layer's queries, keys and values and tiles of all keys and values
+    are alive all the time; beside them turned queries, the output and the output turned back. What else there
+    is every thread has its own.
     """
     shape, dtype_bytes, prompt, form = target.shape, target.dtype_bytes, plan.prompt_tokens, plan.shape.form
     layer = max(shape.geometry.layers, key=lambda one: one.heads * one.head_dim)
@@ -80,10 +82,11 @@ def reading_bytes(target: Target, plan: LanePlan, tokens: int) -> int:
     if target.reads_native:
         stream, wide = hidden + tokens * layer.head_dim + queries + 2 * keys, 0
         attention, own = queries + turned, target.threads * thread_bytes(shape, layer)
+        own += tile_bytes(layer, prompt)
     else:
         stream, own = 3 * hidden + 2 * tokens * layer.head_dim, 0
         attention = 4 * queries + 4 * keys + (queries + 2 * keys if form.packs else 0)
-    mask = 0 if target.attends_native else tokens * prompt * (1 + dtype_bytes)
+    mask = 0 if target.reads_native else tokens * prompt * (1 + dtype_bytes)
     unpacked = prompt * layer.slot_bytes(dtype_bytes) if form.packs and plan.prompt.staged else 0
     observing = unpacked
     if plan.prompt.staged:
@@ -99,6 +102,12 @@ def thread_bytes(shape: ModelShape, layer: LayerGeometry) -> int:
     kept, *others = (-(-wide // BLOCK) for wide in (hidden, max(hidden, layer.heads * layer.head_dim), inner))
     rounded = kept * ROUNDED_BYTES[16] + sum(others) * ROUNDED_BYTES[8]
     return TOKENS * (rounded + 4 * hidden + 4 * 2 * STRIPE) + 4 * hidden
+
+
+def tile_bytes(layer: LayerGeometry, prompt: int) -> int:
+    """The keys and values of one layer as attention multiplies them: `Tiles` of reading.h."""
+    tiles = layer.kv_heads * -(-prompt // TILE)
+    return tiles * 4 * (TILE * (-(-layer.head_dim // 16) * 16 + 2) + 16)
 
 
 def settling_bytes(shape: ModelShape, plan: LanePlan, dtype_bytes: int) -> int:

@@ -16,7 +16,7 @@ from scope_cli.cache.layers import Causal, Chunk, LayerAttention
 from scope_cli.errors import ModelError
 from scope_cli.geometry import Geometry
 from scope_cli.models.lean import AttentionInterface, PreTrainedModel
-from scope_cli.native.reading import attend_chunk, reads
+from scope_cli.native.reading import ChunkAttention
 from scope_cli.policies.received import received
 
 if TYPE_CHECKING:
@@ -60,15 +60,23 @@ def attend(
 
 
 def read_chunk(
-    layer: "SlotLayer | StagedLayer", chunk: Chunk, query: Tensor, key: Tensor, value: Tensor
+    layer: "SlotLayer | StagedLayer",
+    chunk: Chunk,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention: ChunkAttention | None = None,
 ) -> Tensor:
-    """A prompt's chunk: store it, attend, remember the queries; returns [1, heads, tokens, head_dim]."""
+    """A prompt's chunk: store it, attend, remember the queries; returns [1, heads, tokens, head_dim].
+
+    attention: C++'s, where it may be rounded
+    """
     store = layer.store
     assert store is not None, "the prompt has been settled"
     keys, values, visible = layer.read(chunk, key, value)
     asked = store.turned_queries(query)
-    if isinstance(visible, Causal) and reads(asked):
-        out = attend_chunk(asked, keys, values, layer.scale, visible.window)
+    if isinstance(visible, Causal) and attention is not None:
+        out = attention(asked, keys, values, layer.scale, visible.window)
     else:
         mask = visible.mask(asked.device) if isinstance(visible, Causal) else visible
         out = F.scaled_dot_product_attention(

@@ -20,6 +20,7 @@ from scope_cli.models.decoders import NotInTable
 from scope_cli.models.native_tables import PRODUCTS, DecoderTables
 from scope_cli.native.layout import Kind
 from scope_cli.native.library import Library
+from scope_cli.native.reading import ChunkAttention
 from scope_cli.native.tables import address
 
 Reader = Callable[[Tensor, Tensor, ScopeCache | Staging], Tensor]  # ids, positions, who holds them: logits
@@ -44,7 +45,7 @@ class NativePrompt:
     """One forward of a decoder that `decoders.py` knows. Raises NotInTable for another one."""
 
     def __init__(self, model: Any, cache: ScopeCache, library: Library) -> None:
-        self._functions = functions_of(library)
+        self._functions, self._attention = functions_of(library), ChunkAttention(library)
         self._tables = tables = DecoderTables(model, cache)
         parts = tables.decoder.layers
         linears = [getattr(layer, name).linear for layer in parts for name in PRODUCTS]
@@ -76,10 +77,11 @@ class NativePrompt:
         for number, layer in enumerate(held.layers):
             projected = torch.empty(1, tokens, sum(self._heads), self._head_dim)  # somebody may keep it
             functions.scope_prompt_project(self._made, number, address(projected), threads)
-            parts = projected.transpose(1, 2).split(self._heads, 1)
-            attended = read_chunk(layer, held.chunk, *parts).transpose(1, 2).contiguous()
+            query, key, value = projected.transpose(1, 2).split(self._heads, 1)
+            attended = read_chunk(layer, held.chunk, query, key, value, self._attention)
+            attended = attended.transpose(1, 2).contiguous()
             functions.scope_prompt_mix(self._made, number, address(attended), threads)
-            del projected, parts, attended  # before the next layer's are made
+            del projected, query, key, value, attended  # before the next layer's are made
         logits = torch.empty(1, self._tables.decoder.head.last)
         functions.scope_prompt_logits(self._made, address(logits), threads)
         return logits

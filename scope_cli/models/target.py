@@ -38,14 +38,11 @@ class Target:
         return self.device == "cpu" and expected(cache_folder())
 
     @property
-    def attends_native(self) -> bool:
-        """Whether a prompt's attention is C++'s (native/reading.py)."""
-        return self.has_native and self.dtype == "float32"
-
-    @property
     def reads_native(self) -> bool:
-        """And all else that a prompt goes through (models/native_prompt.py)."""
-        return self.attends_native and self.load_in in BITS and self.shape.family in ROWS
+        """Whether a prompt's layers are C++'s (models/native_prompt.py)."""
+        return (
+            self.has_native and self.dtype == "float32" and self.load_in in BITS and self.shape.family in ROWS
+        )
 
     @property
     def steps_native(self) -> bool:

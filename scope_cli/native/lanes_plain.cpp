@@ -6,7 +6,7 @@
 namespace scope {
 
 const Attention attention_plain = {plain::pieces, plain::merge};
-const Reading reading_plain = {plain::attend};
+const Reading reading_plain = {plain::round_tile, plain::attend};
 const Vectors vectors_plain = {plain::root,   plain::scale, plain::add,  plain::activate, plain::cap,
                                plain::rotate, plain::turn,  plain::store, plain::multiply};
 

@@ -1,8 +1,14 @@
 // Attention of a prompt's chunk: each of its tokens over all tokens up to its own, or a window of them.
 //
-// A KV head's keys are taken in tiles of 64, from the first one on. So a token gets the same bits beside any others, from
-// any number of threads, and in any chunk, if the keys begin with the prompt.
+// Everything is multiplied in whole numbers, in less than half of the time that floats take: queries and keys of 13 and 14 bits,
+// since some models' keys have a few very large channels, values of 8, each row with a scale of its own, and 8 bits of the weights
+// that a query gives the 64 tokens of a tile, times the values' scales, with one scale for them all. What is added up over
+// tiles are floats.
+//
+// Tiles are counted from a KV head's first key on. So a token gets the same bits beside any others, from any number of
+// threads, and in any chunk, if the keys begin with the prompt.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 extern "C" {
@@ -17,8 +23,10 @@ struct scope_chunk {
     int32_t tokens, seen;  // the chunk's are the last of those that are seen
     int32_t window;        // tokens that a query sees, its own included
     float scale;           // of logits
+    float* tiles;          // scope_read_tiles floats, which nobody else uses meanwhile
 };
 
+int64_t scope_read_tiles(const scope_chunk* chunk);
 void scope_read(const scope_chunk* chunk, int32_t threads);
 }
 
@@ -27,7 +35,32 @@ namespace scope {
 constexpr int KEYS = 64;   // of a tile
 constexpr int ROWS = 192;  // queries of a KV head that share a tile, about
 
+inline int wide_of(const scope_chunk& chunk) { return (chunk.head_dim + 15) / 16 * 16; }  // filled up with zeros
+
+// Some tokens' keys and values in whole numbers, as the instructions take them (whole.h).
+struct Tile {
+    float *key_scales, *value_scales;  // [KEYS]
+    float* one;                        // no number, where a value is none
+    int16_t* keys;                     // [wide / 2, KEYS, 2]
+    uint8_t* values;                   // [KEYS / TOGETHER, wide, TOGETHER]
+};
+
+// All tiles of a chunk.
+struct Tiles {
+    const scope_chunk& chunk;
+
+    int count() const { return (chunk.seen + KEYS - 1) / KEYS; }  // of a KV head
+    size_t numbers() const { return (size_t)wide_of(chunk) * KEYS; }
+    size_t floats() const { return 2 * KEYS + 16 + numbers(); }  // of a tile; a number has two bytes at most
+    Tile at(int kv_head, int tile) const {
+        float* own = chunk.tiles + ((size_t)kv_head * count() + tile) * floats();
+        int16_t* keys = (int16_t*)(own + 2 * KEYS + 16);
+        return {own, own + KEYS, own + 2 * KEYS, keys, (uint8_t*)(keys + numbers())};
+    }
+};
+
 struct Reading {
+    void (*round)(const scope_chunk& chunk, int kv_head, int tile);
     // Tokens `first` to before `last` of a chunk, for one KV head.
     void (*attend)(const scope_chunk& chunk, int kv_head, int first, int last);
 };

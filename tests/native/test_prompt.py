@@ -8,13 +8,14 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from scope_cli.cache.cache import ScopeCache
+from scope_cli.models import attention
 from scope_cli.models.attention import ATTENTION
 from scope_cli.models.decoders import NotInTable
 from scope_cli.models.native_prompt import NativePrompt, reader_of
 from scope_cli.native.layout import Kind
 from tests.families import random_model
 from tests.helpers.packed_linear import pack_linears
-from tests.helpers.rounding import rounded
+from tests.helpers.rounding import as_attended, rounded
 from tests.native.test_step import FAMILIES, Run, distance, model_for, prompt_of
 
 PROMPT = prompt_of(150, 5)
@@ -26,8 +27,12 @@ def packed_model(row: str, kind: Kind = Kind.INT4) -> Any:
     return model
 
 
-def rounds_to_bytes(model: Any) -> None:
-    """What transformers' layers multiply, but for keys and values, is rounded as a prompt's is."""
+def rounds_to_bytes(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What transformers' layers and attention multiply is rounded as a prompt's is."""
+    exact = attention.F.scaled_dot_product_attention
+
+    def round_rows(query: Tensor, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return exact(*(part.float() for part in as_attended(query, keys, values)), *args, **kwargs)
 
     def round_given(_module: Any, given: tuple[Tensor]) -> Tensor:
         return rounded(given[0], 8).float()
@@ -35,6 +40,7 @@ def rounds_to_bytes(model: Any) -> None:
     for name, module in model.named_modules():
         if name.endswith(("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj")):
             module.register_forward_pre_hook(round_given)
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", round_rows)
 
 
 @torch.no_grad()
@@ -53,15 +59,15 @@ def read(model: Any, library: Any, chunks: tuple[int, ...] = (150,)) -> tuple[Te
 
 
 @pytest.mark.parametrize("row", FAMILIES)
-def test_a_prompt_gives_what_transformers_layers_give(native, row):
+def test_a_prompt_gives_what_transformers_layers_give(native, row, monkeypatch):
     model = packed_model(row)
     logits, ours = read(model, native.library, (70, 80))
-    rounds_to_bytes(model)
+    rounds_to_bytes(model, monkeypatch)
     expected, theirs = read(model, None, (70, 80))
-    apart = 0.1 if row.startswith("phi3") else 0.03  # a hair decides to which side a number is rounded
+    apart = 0.1 if row.startswith("phi3") else 0.05  # a hair decides to which side a number is rounded
     assert distance(logits, expected) < apart
     for (name, got), held in zip(ours.tensors().items(), theirs.tensors().values(), strict=True):
-        same = torch.equal(got, held) or (got.is_floating_point() and distance(got, held) < 0.03)
+        same = torch.equal(got, held) or (got.is_floating_point() and distance(got, held) < apart)
         assert same, name
 
 
@@ -83,16 +89,16 @@ def test_a_token_has_the_same_bits_in_any_chunk_and_on_any_cpu(native, row):
                 assert all(map(torch.equal, all_of(chunks, instructions, threads), expected))
 
 
-def test_sizes_that_fill_no_block_are_right(native):
+def test_sizes_that_fill_no_block_are_right(native, monkeypatch):
     sizes = {"hidden_size": 72, "intermediate_size": 300, "head_dim": 24, "vocab_size": 301}
     heads = {"num_attention_heads": 3, "num_key_value_heads": 1, "num_hidden_layers": 2}
     model = random_model(LlamaConfig(**sizes, **heads))
     model.set_attn_implementation(ATTENTION)
     pack_linears(model, Kind.INT4)
     logits, _ = read(model, native.library)
-    rounds_to_bytes(model)
+    rounds_to_bytes(model, monkeypatch)
     expected, _ = read(model, None)
-    assert distance(logits, expected) < 0.03
+    assert distance(logits, expected) < 0.05
 
 
 def test_who_is_read_by_transformers(native):
