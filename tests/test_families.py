@@ -11,7 +11,7 @@ RIGHT = [
 REFUSED = {
     "diffllama": "calls attention 2 times",
     "nemotron": "do not hand on",
-    "moshi": "layer 0 attends to something else",
+    "moshi": "layer 0 attends to something else|do not hand on to attention",  # the latter in 5.19
     "paligemma": "layer 0 attends to something else",
     "falcon": "compute their attention by themselves",
     "mamba": "no attention",
