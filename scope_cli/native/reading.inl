@@ -11,12 +11,17 @@ namespace scope {
 namespace SCOPE_LANES {
 namespace {
 
+constexpr int ROWS_AT_ONCE = 6;
 #if defined(SCOPE_AVX512)
 constexpr int SIDE_BY_SIDE = 4;  // vectors of a product's columns, as many as the registers hold
 #else
 constexpr int SIDE_BY_SIDE = 1;
 #endif
-constexpr int ROWS_AT_ONCE = 6;
+#if defined(SCOPE_AVX512) || defined(SCOPE_AVX2)
+constexpr int UNROLLED = ROWS_AT_ONCE * SIDE_BY_SIDE;
+#else
+constexpr int UNROLLED = 1;  // nothing would stay in registers, and with sanitizers a compiler would take minutes
+#endif
 constexpr float MOST_QUERY = 4095, MOST_VALUE = 127, MOST_WEIGHT = 255;
 inline float most_key(int wide) { return (float)std::min(8191, 0x7fffffff / (int)MOST_QUERY / wide); }  // 32 bits hold the sum
 constexpr float UNSEEN = -1e30f;  // a logit
@@ -72,16 +77,16 @@ template <int R, int C, class A, class B, class Use>
 inline void multiply_tile(const A* a, long a_stride, const B* b, long b_stride, int count, const Use& use) {
     constexpr int EACH = TOGETHER<A>;
     W sums[R * C];
-#pragma GCC unroll 24
+#pragma GCC unroll UNROLLED
     for (int i = 0; i < R * C; i++) sums[i] = all_of(0);
     for (int k = 0; k < count / EACH; k++) {
         W row[C];
 #pragma GCC unroll 4
         for (int c = 0; c < C; c++) row[c] = load_whole(b + (k * b_stride + c * WIDTH) * EACH);
-#pragma GCC unroll 24
+#pragma GCC unroll UNROLLED
         for (int i = 0; i < R * C; i++) sums[i] = dot<A>(sums[i], all_at(a + i / C * a_stride + k * EACH), row[i % C]);
     }
-#pragma GCC unroll 24
+#pragma GCC unroll UNROLLED
     for (int i = 0; i < R * C; i++) use(i / C, i % C * WIDTH, floats(sums[i]));
 }
 
