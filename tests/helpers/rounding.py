@@ -27,3 +27,30 @@ def as_attended(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Te
     wide = -(-query.shape[-1] // 16) * 16
     most_key = min(8191, (2**31 - 1) // 4095 // wide)
     return rounded_rows(query, 4095), rounded_rows(keys, most_key), rounded_rows(values, 127)
+
+
+def attended(query: Tensor, keys: Tensor, values: Tensor, sees: Tensor, scale: float) -> Tensor:
+    """softmax(scale * query @ keys^T) @ values of rounded numbers, float64; weights are rounded, too.
+
+    query: float32 [..., heads, tokens, head_dim]; keys, values: float32 [..., kv_heads, seen, head_dim]
+    sees: bool [tokens, seen]
+    In a tile of 64 tokens a query's weights, times what one of a value's numbers stands for, are whole numbers
+    up to 255. What they are divided by in the end are the weights as they were.
+    """
+    steps = values.abs().amax(-1, keepdim=True).double() / 127
+    query, keys, values = as_attended(query, keys, values)
+    numbers = (values / steps).nan_to_num(0)
+    group = query.shape[-3] // keys.shape[-3]
+    keys, numbers, steps = (part.repeat_interleave(group, -3) for part in (keys, numbers, steps))
+    logits = (scale * query @ keys.mT).masked_fill(~sees, -torch.inf)
+    missing = -logits.shape[-1] % 64
+    tiles = torch.nn.functional.pad(logits, (0, missing), value=-torch.inf).unflatten(-1, (-1, 64))
+    own = torch.nn.functional.pad(steps.mT, (0, missing)).unflatten(-1, (-1, 64))
+    largest = tiles.amax(-1, keepdim=True)
+    weights = (tiles - largest).exp().nan_to_num(0)  # a tile of which nothing is seen
+    scaled = weights * own
+    heaviest = scaled.amax(-1, keepdim=True)
+    shares = (scaled * (255 / heaviest)).nan_to_num(0).round() * (heaviest / 255)
+    in_all = (largest - largest.amax(-2, keepdim=True)).exp()
+    shares, total = shares * in_all, (weights * in_all).sum((-2, -1))
+    return shares.flatten(-2)[..., : logits.shape[-1]] @ numbers / total.unsqueeze(-1)
