@@ -28,7 +28,7 @@ class ChunkAttention:
     def __init__(self, library: Library) -> None:
         self._functions = library.functions
         self._functions.scope_read_tiles.restype = ctypes.c_int64
-        self._tiles = torch.empty(0)  # of all layers, one after the other
+        self.tiles = torch.empty(0)  # of all layers, one after the other
 
     def __call__(
         self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None
@@ -50,8 +50,9 @@ class ChunkAttention:
         table.window = table.seen if window is None else window
         table.scale = scale
         needed = self._functions.scope_read_tiles(ctypes.byref(table))
-        if needed > self._tiles.numel():
-            self._tiles = torch.empty(needed)
-        table.tiles = self._tiles.data_ptr()
+        if needed > self.tiles.numel():
+            self.tiles = torch.empty(0)  # not both at once
+            self.tiles = torch.empty(needed)
+        table.tiles = self.tiles.data_ptr()
         self._functions.scope_read(ctypes.byref(table), ctypes.c_int32(torch.get_num_threads()))
         return out.transpose(1, 2)

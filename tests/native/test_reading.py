@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 
 from scope_cli.cache.layers import Causal
+from scope_cli.engine.workspace import tile_bytes
+from scope_cli.geometry import LayerGeometry
 from scope_cli.native.reading import ChunkAttention
 from tests.helpers.rounding import as_attended, attended, rounded_rows
 
@@ -68,6 +70,16 @@ def test_a_token_gets_the_same_bits_in_every_chunk(native):
     for first, last in ((0, 7), (7, 64), (64, 199), (199, 200)):
         part = attend(query[:, :, first:last], keys[:, :, :last], values[:, :, :last], 0.2, None)
         assert torch.equal(part, whole[:, :, first:last])
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "head_dim", "seen"), [(3, 64, 1), (2, 80, 64), (1, 20, 65), (8, 256, 700)]
+)
+def test_the_plan_counts_the_room_that_is_taken(native, kv_heads, head_dim, seen):
+    attend = ChunkAttention(native.library)
+    attend(*made((kv_heads, 1, head_dim, 1, seen, None)), 0.2, None)
+    layer = LayerGeometry("full", kv_heads, kv_heads, head_dim)
+    assert attend.tiles.nbytes == tile_bytes(layer, seen)
 
 
 def test_a_query_of_zeros_sees_what_is_seen_alone(native):
