@@ -4,7 +4,7 @@ import shlex
 from dataclasses import asdict
 from typing import Any
 
-from scope_cli.machine.setup import as_the_user_has_it
+from scope_cli.measure.bench.contest import ask, started
 from scope_cli.measure.bench.protocol import Account, Ids, Job, Loaded
 from scope_cli.measure.child import Child
 
@@ -15,17 +15,17 @@ class Apart:
     """`told` is the process's newest answer; "peak_bytes" in it are beside the weights."""
 
     def __init__(self, command: str) -> None:
-        self.command, self.child = shlex.split(command), None
+        self.command = shlex.split(command)
+        self.child: Child | None = None
         self.told: dict[str, Any] = {}
 
     def load(self, job: Job) -> Loaded:
-        self.child = Child(self.command, {**as_the_user_has_it(), "HF_HUB_OFFLINE": "1"}, TIMEOUT_S)
+        self.child = started(self.command, TIMEOUT_S)
         return Loaded(**self.ask("load", job=asdict(job)))
 
     def ask(self, op: str, **request: Any) -> dict[str, Any]:
-        self.told = self.child.ask({"op": op, **request})
-        if "error" in self.told:
-            raise RuntimeError(self.told["error"])
+        assert self.child is not None, "nothing was loaded"
+        self.told = ask(self.child, op, **request)
         return self.told
 
     def read(self, ids: Ids) -> list[int]:

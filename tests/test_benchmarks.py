@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from scope_cli.measure.bench.protocol import Job
+from scope_cli.measure.child import NoAnswer
 from tests.helpers.pages import parse
 from tests.helpers.scripts import BENCHMARKS, ROOT, load
 
@@ -230,7 +231,7 @@ def test_a_peer_on_the_card_is_a_process_of_its_own(tmp_path):
     assert peer.read([[1, 2, 3, 4], [5, 6, 7, 8]]) == [4, 4]
     assert peer.step(3) == (0.5, [[0, 1, 2]]) and peer.account().held_bytes == 7
     assert peer.told["peak_bytes"] >= 0
-    with pytest.raises(RuntimeError, match="no further"):
+    with pytest.raises(NoAnswer, match="no further"):
         peer.advance([[1]])
     peer.close()
 

@@ -5,7 +5,7 @@ noise; a ratio is taken within a round. The value of a burst is its mean, becaus
 cost; that of a position is the median of its bursts.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -88,8 +88,7 @@ class Seat:
         self.lanes = spec.lanes or course.job.lanes
 
     def open(self) -> None:
-        env = {**as_the_user_has_it(), "HF_HUB_OFFLINE": "1"}
-        self.process = Child(self.spec.command, env, self.course.timeout_s, in_turn=True)
+        self.process = started(self.spec.command, self.course.timeout_s, in_turn=True)
         loaded = self.ask("load", job=asdict(replace(self.course.job, lanes=self.lanes)))
         row = self.row
         row.policy, row.exact, row.lanes = loaded["policy"], loaded["exact"], self.lanes
@@ -97,10 +96,7 @@ class Seat:
 
     def ask(self, op: str, **request: Any) -> dict[str, Any]:
         assert self.process is not None, "it was not opened"
-        answer = self.process.ask({"op": op, **request})
-        if "error" in answer:
-            raise NoAnswer(answer["error"].partition("\n")[0])
-        return answer
+        return ask(self.process, op, **request)
 
     def go_to(self, position: int) -> Measured:
         """Be where the bursts begin that end at `position`."""
@@ -135,6 +131,19 @@ class Seat:
         if self.process is not None:
             self.process.close()
             self.process = None
+
+
+def started(command: Sequence[str], timeout_s: float, in_turn: bool = False) -> Child:
+    """A contender's process."""
+    return Child(command, {**as_the_user_has_it(), "HF_HUB_OFFLINE": "1"}, timeout_s, in_turn=in_turn)
+
+
+def ask(process: Child, op: str, **request: Any) -> dict[str, Any]:
+    """protocol.py's question and answer. Raises NoAnswer, also where the contender says that it cannot."""
+    answer = process.ask({"op": op, **request})
+    if "error" in answer:
+        raise NoAnswer(answer["error"].partition("\n")[0])
+    return answer
 
 
 def rotated(prompt: tuple[int, ...], lanes: int) -> Ids:
