@@ -19,6 +19,7 @@ import statistics
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from scope_cli.machine.setup import wait_briefly
 
@@ -58,7 +59,7 @@ def main() -> None:
             began = time.process_time()
             taken[form].append(read(loaded, ids))
             spent[form].append(time.process_time() - began)
-        products.append(product_rate())
+        products.append(product_rate(loaded.model.config))
     print(f"| weights | tokens/s, {len(ids):,} tokens | of the best chunks | CPU s | of the products' rate |")
     print("|---|--:|--:|--:|--:|")
     for form, loaded in models.items():
@@ -85,15 +86,16 @@ def multiply_adds(loaded: LoadedModel, tokens: int) -> int:
     return shape.num_hidden_layers * (matrices * tokens + attention)
 
 
-def product_rate(rows: int = 512, turns: int = 200) -> float:
+def product_rate(config: Any, rows: int = 512, turns: int = 200) -> float:
     """Multiply-adds a second of PyTorch's product of float32 rows with a matrix of the model's MLP."""
-    left, right = torch.rand(rows, 576), torch.rand(1536, 576)
+    hidden, inner = config.hidden_size, config.intermediate_size
+    left, right = torch.rand(rows, hidden), torch.rand(inner, hidden)
     for _ in range(20):
         torch.nn.functional.linear(left, right)
     began = time.perf_counter()
     for _ in range(turns):
         torch.nn.functional.linear(left, right)
-    return rows * 576 * 1536 * turns / (time.perf_counter() - began)
+    return rows * hidden * inner * turns / (time.perf_counter() - began)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The C++ files of this folder in, a library in the cache folder out: built once, in a few seconds.
+"""The C++ files of this folder in, a library in the cache folder out: built once, in some seconds.
 
 By the machine's own compiler, else by the one in the `ziglang` package; a library that a wheel brings beside
 these files needs neither. A file's name says which instructions it is compiled for: `_avx2`, `_avx512`.
