@@ -34,7 +34,7 @@ test-avx2: .venv/installed  ## the tests that compute, as a CPU without AVX-512 
 test-sanitized: .venv/installed  ## the native step's tests with a library that finds its own faults: g++'s sanitizers
 	@if [ ! -f "$(firstword $(SANITIZERS))" ]; then echo "no sanitizers: g++ has none here" >&2; else \
 		LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		CXX="g++ -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined" SCOPE_CACHE=build/sanitized \
+		CXX="g++ -g1 -fno-var-tracking -fsanitize=address,undefined -fno-sanitize-recover=undefined" SCOPE_CACHE=build/sanitized \
 		$(PYTEST) -p no:cacheprovider -m "not real_model and not slow and not once" \
 		--ignore tests/native/test_build.py tests/native; fi
 

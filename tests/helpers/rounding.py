@@ -34,8 +34,8 @@ def attended(query: Tensor, keys: Tensor, values: Tensor, sees: Tensor, scale: f
 
     query: float32 [..., heads, tokens, head_dim]; keys, values: float32 [..., kv_heads, seen, head_dim]
     sees: bool [tokens, seen]
-    In a tile of 64 tokens a query's weights, times what one of a value's numbers stands for, are whole numbers
-    up to 255. What they are divided by in the end are the weights as they were.
+    A query's weights in a tile of 64 tokens, times what one of a value's numbers stands for, are whole
+    numbers up to 255. What they are divided by in the end are the weights as they were.
     """
     steps = values.abs().amax(-1, keepdim=True).double() / 127
     query, keys, values = as_attended(query, keys, values)
