@@ -12,7 +12,7 @@ SEAM := tests/models tests/test_same_tokens.py
 TORCH := torch==2.9.1
 MEETS_TORCH := tests/test_same_tokens.py tests/cache tests/engine tests/models tests/native
 
-.PHONY: run test test-fast test-avx2 test-sanitized test-versions test-torch test-long check coverage slow format docs docs-site wheel clean
+.PHONY: run test test-fast test-avx2 test-sanitized test-targets test-versions test-torch test-long check coverage slow format docs docs-site wheel clean
 
 run: .venv/installed  ## set everything up and write a text that is longer than its budget of 128 tokens
 	$(BIN)/scope generate --prompt-file examples/prompts/bread.txt --budget 128 --seed 8
@@ -37,6 +37,10 @@ test-sanitized: .venv/installed  ## the native step's tests with a library that 
 		CXX="g++ -g1 -fno-var-tracking -fsanitize=address,undefined -fno-sanitize-recover=undefined" SCOPE_CACHE=build/sanitized \
 		$(PYTEST) -p no:cacheprovider -m "not real_model and not slow and not once" \
 		--ignore tests/native/test_build.py tests/native; fi
+
+test-targets: .venv/installed  ## the native library compiles for ARM, macOS and Windows; nothing of it runs. 400 MB
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target build/zig ziglang
+	PYTHONPATH=build/zig $(PYTEST) -p no:cacheprovider tests/native/test_targets.py
 
 test-versions: .venv/installed  ## what meets transformers, with both ends of the range that pyproject.toml allows
 	for version in $(TRANSFORMERS); do \

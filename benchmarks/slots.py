@@ -19,9 +19,9 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from statistics import mean
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -29,7 +29,6 @@ from quality import SAMPLING, STORIES, asked_model, encoded, model
 
 from scope_cli.console.tables import Table, as_markdown
 from scope_cli.engine.facts import versions
-from scope_cli.formats.int4 import Int4
 from scope_cli.machine.description import machine
 from scope_cli.measure.evaluate.fidelity import KnownText, Reference, measure
 from scope_cli.measure.evaluate.loops import repetition
@@ -57,7 +56,11 @@ SLOTS = {  # name -> keys, values, exact tokens
     "int8, exact 64": ("int8", "int8", 64),
     "k8v4, one group": ("int8", "int4_whole", 64),  # a scale and a minimum for all 64 numbers of a head
 }
-sys.modules["scope_cli.formats.int4_whole"] = SimpleNamespace(FORMAT=Int4(group=64))  # type: ignore[assignment]
+# A second copy of the format, with groups as wide as a head.
+INT4 = find_spec("scope_cli.formats.int4")
+sys.modules["scope_cli.formats.int4_whole"] = whole = module_from_spec(INT4)
+INT4.loader.exec_module(whole)
+whole.GROUP = 64
 POLICIES: dict[str, dict[str, object]] = {
     "full": {"decode.strategy": "full"},
     "slide 256": {"decode.strategy": "slide", "decode.budget": 256},

@@ -11,7 +11,7 @@ from scope_cli.formats.base import SMALLEST_SCALE, Format, Part
 if TYPE_CHECKING:
     from torch import Tensor
 
-GROUP = 32
+GROUP = 32  # the kernels read no other
 LARGEST = 15
 
 
@@ -19,21 +19,19 @@ LARGEST = 15
 class Int4(Format):
     """Byte j holds the numbers j, in its low half, and j + head_dim / 2; keys and values are turned."""
 
-    group: int = GROUP  # the kernels read no other
-
     def problem(self, head_dim: int) -> str | None:
-        if head_dim % self.group:
-            return f"4 bits come in groups of {self.group}; this model's heads are {head_dim} wide"
+        if head_dim % GROUP:
+            return f"4 bits come in groups of {GROUP}; this model's heads are {head_dim} wide"
         return None
 
     def parts(self, head_dim: int) -> tuple[Part, ...]:
-        groups = Part("groups", (2, head_dim // self.group), "float16")  # scales, minima
+        groups = Part("groups", (2, head_dim // GROUP), "float16")  # scales, minima
         return (Part("", (head_dim // 2,), "uint8"), groups)
 
     def pack(self, x: Tensor) -> tuple[Tensor, ...]:
         import torch
 
-        grouped = x.float().unflatten(-1, (-1, self.group))
+        grouped = x.float().unflatten(-1, (-1, GROUP))
         least = grouped.amin(-1).half()
         above = grouped - least.unsqueeze(-1)
         scales = (above.amax(-1) / LARGEST).clamp_(min=SMALLEST_SCALE).half()
@@ -47,7 +45,7 @@ class Int4(Format):
         low.copy_(numbers & 15)
         high.copy_(numbers >> 4)
         scales, least = groups.unsqueeze(-1).unbind(-3)  # [..., groups, 1]
-        out.unflatten(-1, (-1, self.group)).mul_(scales).add_(least)
+        out.unflatten(-1, (-1, GROUP)).mul_(scales).add_(least)
         return out
 
 

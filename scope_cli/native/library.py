@@ -16,7 +16,7 @@ from torch import Tensor
 from scope_cli.errors import first_line
 from scope_cli.files import cache_folder
 from scope_cli.native.build import SWITCH, BuildError, library_file
-from scope_cli.native.layout import BLOCK, ROUNDED_BYTES, Kind, packed_shape
+from scope_cli.native.layout import Kind, packed_shape
 
 INSTRUCTIONS = ("plain", "avx2", "avx512")
 
@@ -56,16 +56,6 @@ class Weight(ctypes.Structure):
     ]
 
 
-class Rows(ctypes.Structure):
-    _fields_ = [
-        ("rows", c_int32),
-        ("blocks", c_void_p),
-        ("values", c_void_p),
-        ("stride", c_int64),
-        ("bytes", c_void_p),
-    ]
-
-
 def weight_of(packed: Tensor, kind: Kind, rows: int, columns: int) -> Weight:
     """packed: uint8 [groups, blocks, bytes of a block], which the caller keeps"""
     assert packed.is_contiguous() and packed.shape == packed_shape(kind, rows, columns)
@@ -78,18 +68,11 @@ class Library:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.functions = functions = ctypes.CDLL(str(file))
-        for function in (functions.scope_round, functions.scope_round_to_bytes):
-            function.argtypes, function.restype = [c_void_p, c_int64, c_int32, c_int32, c_void_p], None
-        functions.scope_multiply.argtypes = [
-            POINTER(Weight), POINTER(Rows), c_void_p, c_int64, c_int32, c_int32,
-        ]  # fmt: skip
         functions.scope_unpack.argtypes = [POINTER(Weight), c_void_p, c_int64, c_void_p]
         functions.scope_product.argtypes = [
             POINTER(Weight), c_void_p, c_int64, c_int32, c_void_p, c_void_p, c_int64, c_int32,
         ]  # fmt: skip
-        functions.scope_product.restype = None
-        for function in (functions.scope_multiply, functions.scope_unpack):
-            function.restype = None
+        functions.scope_product.restype = functions.scope_unpack.restype = None
         functions.scope_use_instructions.argtypes = [c_int32]
         functions.scope_use_instructions.restype = c_int32
         functions.scope_instructions.restype = c_int32
@@ -102,28 +85,6 @@ class Library:
         """Returns those in use from now on: these, or fewer where this CPU does not have them."""
         at = INSTRUCTIONS.index(instructions)
         return INSTRUCTIONS[self.functions.scope_use_instructions(at)]
-
-    def round(self, x: Tensor, bits: int = 16) -> Tensor:
-        """x: float32 [rows, columns] to uint8 [rows, blocks, bytes of a block]; bits: 16 or 8"""
-        rows, columns = x.shape
-        blocks = torch.empty(rows, -(-columns // BLOCK), ROUNDED_BYTES[bits], dtype=torch.uint8)
-        rounds = self.functions.scope_round if bits == 16 else self.functions.scope_round_to_bytes
-        rounds(x.data_ptr(), x.stride(0), rows, columns, blocks.data_ptr())
-        return blocks
-
-    def multiply(
-        self,
-        weight: Weight,
-        x: Tensor,
-        blocks: Tensor,
-        out: Tensor,
-        groups: tuple[int, int],
-        bits: int = 16,
-    ) -> None:
-        """Rows of a range of groups of the weight; out: float32 [rows of x, rows of the weight]"""
-        given = Rows(x.shape[0], None, x.data_ptr(), x.stride(0))
-        setattr(given, "blocks" if bits == 16 else "bytes", blocks.data_ptr())
-        self.functions.scope_multiply(weight, given, out.data_ptr(), out.stride(0), *groups)
 
     def product(self, weight: Weight, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x: float32 [rows, columns] to float32 [rows, rows of the weight]"""

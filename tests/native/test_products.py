@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scope_cli.native.layout import Kind
 from scope_cli.native.library import INSTRUCTIONS, library, weight_of
 from scope_cli.native.weights import pack, unpack
+from tests.helpers.products import some_products
 from tests.helpers.rounding import rounded
 
 native = library()
@@ -30,10 +31,7 @@ def matrix(rows, columns, seed=0):
 def product(packed, kind, shape, x, groups=None, instructions=BEST, bits=16):
     """[rows of x, rows of the weight]; numbers outside `groups` stay not a number"""
     assert native.use(instructions) == instructions
-    weight = weight_of(packed, kind, *shape)
-    out = torch.full((len(x), shape[0]), torch.nan)
-    native.multiply(weight, x, native.round(x, bits), out, groups or (0, -(-shape[0] // 8)), bits)
-    return out
+    return some_products(native, packed, kind, shape, x, groups, bits)
 
 
 @pytest.mark.parametrize("kind", Kind)
