@@ -4,7 +4,7 @@ Lanes run side by side, one row of the cache each. A finished lane's row takes t
 a chunk at a time between two steps. The step itself is whoever is called: plain, compiled, or a CUDA graph.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ from torch import Tensor
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.engine.loops import LoopWatch
 from scope_cli.engine.rollback import Rollback
-from scope_cli.engine.sampling import AS_SET, Asked, Sampler, pick_all
+from scope_cli.engine.sampling import AS_SET, Asked, Picked, Sampler, pick_all
 from scope_cli.engine.text import TextStream
 from scope_cli.errors import ScopeError
 from scope_cli.events import Event, Failed, FinishReason, Loop, PromptProgress, Token
@@ -51,6 +51,7 @@ class Lane:
     watch: LoopWatch = field(default_factory=LoopWatch)
     started: float = field(default_factory=perf_counter)  # seconds on the clock
     ids: Tensor = field(init=False)  # [1, prompt_tokens + max_new_tokens], filled from the left
+    newest: Tensor | int = field(init=False)  # of them
     back: Rollback | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,9 +104,10 @@ class Lane:
         change = self.back.change(self.written) if self.back else AS_SET
         return self.sampler.ask(self.logits, self.ids[:, : self.so_far], change)
 
-    def take(self, picked: Tensor) -> None:
-        """What was picked, on the device: its id is the first number."""
-        self.ids[:, self.so_far] = picked[0].long()
+    def take(self, picked: Tensor | tuple[int, float]) -> None:
+        """What was picked, wherever it is: its id is the first number."""
+        self.newest = picked[0]
+        self.ids[0, self.so_far] = self.newest
         self.written += 1
 
     def receive(self, token_id: int, logprob: float) -> str:
@@ -229,7 +231,7 @@ def decode(
                 yield from give_up(lane, error)
         if not running:
             continue
-        picked = pick_all(asked)  # [running, 2], on the device
+        picked = pick_all(asked)
         for lane, one in zip(running, picked, strict=True):
             lane.take(one)
         if ahead:
@@ -265,9 +267,9 @@ def decode(
             step_on(step, cache, [lane for lane in lanes if lane is not None], ids)
 
 
-def received(picked: Tensor) -> list[list[float]]:
+def received(picked: Picked) -> Sequence[Sequence[float]]:
     """Each lane's id and log-probability on the host: the one time that it waits for the device."""
-    told: list[list[float]] = picked.tolist()
+    told: Sequence[Sequence[float]] = picked.tolist() if isinstance(picked, Tensor) else picked
     return told
 
 
@@ -276,7 +278,7 @@ def step_on(step: Callable[[Tensor], Tensor], cache: ScopeCache, lanes: list[Lan
     if not lanes:
         return
     for lane in lanes:
-        ids[lane.row] = lane.ids[0, lane.so_far - 1]
+        ids[lane.row, 0] = lane.newest
     logits = step(ids)
     cache.end_step()
     for lane in lanes:

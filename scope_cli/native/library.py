@@ -73,6 +73,7 @@ class Library:
             POINTER(Weight), c_void_p, c_int64, c_int32, c_void_p, c_void_p, c_int64, c_int32,
         ]  # fmt: skip
         functions.scope_product.restype = functions.scope_unpack.restype = None
+        functions.scope_pick_one.argtypes, functions.scope_pick_one.restype = [c_void_p], c_int64
         functions.scope_use_instructions.argtypes = [c_int32]
         functions.scope_use_instructions.restype = c_int32
         functions.scope_instructions.restype = c_int32

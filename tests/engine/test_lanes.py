@@ -221,7 +221,7 @@ def test_a_lane_that_cannot_be_sampled_leaves_the_others_alone(models, monkeypat
     ask = Sampler.ask
 
     def broken(self, logits, ids, change):
-        if ids.shape[1] == 11 + 4 and self._generator.initial_seed() == 1:
+        if ids.shape[1] == 11 + 4 and self._draws.generator.initial_seed() == 1:
             raise RuntimeError("no probabilities")
         return ask(self, logits, ids, change)
 
@@ -240,7 +240,7 @@ def failing_first(monkeypatch, seed):
     ask = Sampler.ask
 
     def broken(self, logits, ids, change):
-        if self._generator.initial_seed() == seed:
+        if self._draws.generator.initial_seed() == seed:
             raise RuntimeError("no probabilities")
         return ask(self, logits, ids, change)
 

@@ -3,13 +3,20 @@
 import pytest
 import torch
 
-from scope_cli.engine.sampling import Asked, Change, Cut, Sampler, pick_all
+from scope_cli.engine import sampling
+from scope_cli.engine.sampling import DRAWS, Asked, Change, Cut, Draws, Sampler, pick_all
 from scope_cli.settings.schema import SamplingSettings
 from tests.helpers.picking import pick
 
 LOGITS = torch.tensor([[2.0, 1.5, 1.0, 0.5, 0.0, -1.0, -3.0]])
 PROMPT = torch.tensor([[0, 1]])
 EOS = (0, 3)
+
+
+@pytest.fixture(params=["C++", "PyTorch"], autouse=True)
+def both_ways(request, monkeypatch):
+    if request.param == "PyTorch":
+        monkeypatch.setattr(sampling, "library", lambda: None)
 
 
 def sampler(prompt_tokens: int = 2, seed: int | None = None, **settings) -> Sampler:
@@ -109,7 +116,7 @@ def test_the_logprob_is_the_models_own_whatever_was_filtered(dtype):
     logits = LOGITS.to(dtype)
     lane = sampler(temperature=0.5, top_k=2, repetition_penalty=1.3, ignore_eos=True)
     token_id, logprob = pick(lane, logits, torch.tensor([[0, 1, 2]]))
-    assert logprob == float(torch.log_softmax(logits.float(), -1)[0, token_id])
+    assert logprob == pytest.approx(float(torch.log_softmax(logits.float(), -1)[0, token_id]), abs=1e-6)
 
 
 def test_picking_leaves_the_logits_as_they_were():
@@ -189,13 +196,33 @@ def test_lanes_that_are_picked_together_get_what_each_gets_alone(lanes, alike):
             changes = [Change((5,), 0.4) if turn == 3 and lane % 2 else Change() for lane in range(lanes)]
             asked = list(zip(logits, [PROMPT] * lanes, changes, strict=True))
             together = pick_all([one.ask(*of) for one, of in zip(beside, asked, strict=True)])
-            expected = torch.tensor([pick(one, *of) for one, of in zip(alone, asked, strict=True)])
-            torch.testing.assert_close(together, expected.double(), rtol=0, atol=0, equal_nan=True)
+            told = [[float(number) for number in one] for one in together]
+            expected = [pick(one, *of) for one, of in zip(alone, asked, strict=True)]
+            torch.testing.assert_close(
+                torch.tensor(told, dtype=torch.float64),
+                torch.tensor(expected, dtype=torch.float64),
+                rtol=0,
+                atol=0,
+                equal_nan=True,
+            )
 
 
 def test_what_was_picked_before_is_told_as_the_model_finds_it():
     known = Asked(LOGITS, LOGITS, known=torch.tensor([[4]]))
     fresh = sampler(temperature=0.0).ask(LOGITS, PROMPT)
-    rows = pick_all([fresh, known]).tolist()
-    assert [int(token_id) for token_id, _ in rows] == [0, 4]
-    assert rows[1][1] == float(LOGITS.log_softmax(-1)[0, 4])
+    rows = [(int(token_id), float(logprob)) for token_id, logprob in pick_all([fresh, known])]
+    assert [token_id for token_id, _ in rows] == [0, 4]
+    assert rows[1][1] == pytest.approx(float(LOGITS.log_softmax(-1)[0, 4]), abs=1e-6)
+
+
+def test_numbers_drawn_at_once_are_those_that_come_one_by_one():
+    """Also behind a state that was taken between two of them."""
+    one_by_one = torch.Generator().manual_seed(3)
+    expected = [float(torch.rand(1, dtype=torch.float64, generator=one_by_one)) for _ in range(3 * DRAWS)]
+    draws = Draws("cpu", 3)
+    drawn = [draws.next() for _ in range(DRAWS + 7)]
+    restored = Draws("cpu", 4)
+    restored.next()
+    restored.restore(draws.state())
+    assert drawn + [restored.next() for _ in range(2 * DRAWS - 7)] == expected
+    assert [draws.next() for _ in range(DRAWS)] == expected[len(drawn) :][:DRAWS]

@@ -6,5 +6,5 @@ from scope_cli.engine.sampling import AS_SET, Change, Sampler, pick_all
 
 
 def pick(sampler: Sampler, logits: Tensor, ids: Tensor, change: Change = AS_SET) -> tuple[int, float]:
-    token_id, logprob = pick_all([sampler.ask(logits, ids, change)])[0].tolist()
-    return int(token_id), logprob
+    ((token_id, logprob),) = pick_all([sampler.ask(logits, ids, change)])
+    return int(token_id), float(logprob)
