@@ -32,7 +32,7 @@ void scope_read(const scope_chunk* chunk, int32_t threads);
 
 namespace scope {
 
-constexpr int KEYS = 64;   // of a tile
+constexpr int KEYS = 64;   // of a tile: as many as a uint64_t has bits
 constexpr int ROWS = 192;  // queries of a KV head that share a tile, about
 
 inline int wide_of(const scope_chunk& chunk) { return (chunk.head_dim + 15) / 16 * 16; }  // filled up with zeros
@@ -40,7 +40,7 @@ inline int wide_of(const scope_chunk& chunk) { return (chunk.head_dim + 15) / 16
 // Some tokens' keys and values in whole numbers, as the instructions take them (whole.h).
 struct Tile {
     float *key_scales, *value_scales;  // [KEYS]
-    float* one;                        // no number, where a value is none
+    uint64_t* none;                    // a bit for each token: whether its value is no number
     int16_t* keys;                     // [wide / 2, KEYS, 2]
     uint8_t* values;                   // [KEYS / TOGETHER, wide, TOGETHER]
 };
@@ -55,7 +55,7 @@ struct Tiles {
     Tile at(int kv_head, int tile) const {
         float* own = chunk.tiles + ((size_t)kv_head * count() + tile) * floats();
         int16_t* keys = (int16_t*)(own + 2 * KEYS + 16);
-        return {own, own + KEYS, own + 2 * KEYS, keys, (uint8_t*)(keys + numbers())};
+        return {own, own + KEYS, (uint64_t*)(own + 2 * KEYS), keys, (uint8_t*)(keys + numbers())};
     }
 };
 

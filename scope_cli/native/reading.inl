@@ -11,7 +11,8 @@ namespace scope {
 namespace SCOPE_LANES {
 namespace {
 
-constexpr int ROWS_AT_ONCE = 6;
+constexpr int ROWS_AT_ONCE = 6;  // of a product
+constexpr int BATCH = 48;        // that go through a tile together
 #if defined(SCOPE_AVX512)
 constexpr int SIDE_BY_SIDE = 4;  // vectors of a product's columns, as many as the registers hold
 #else
@@ -26,6 +27,21 @@ constexpr float MOST_QUERY = 4095, MOST_VALUE = 127, MOST_WEIGHT = 255;
 inline float most_key(int wide) { return (float)std::min(8191, 0x7fffffff / (int)MOST_QUERY / wide); }  // 32 bits hold the sum
 constexpr float UNSEEN = -1e30f;  // a logit
 
+// Zeros that begin where a line of the cache does.
+struct Aligned {
+    std::vector<float> room;
+    float* at;
+
+    explicit Aligned(size_t count) : room(count + WIDTH), at((float*)(((uintptr_t)room.data() + 63) & ~(uintptr_t)63)) {}
+};
+
+// work(n, number) for `count` rows: `most` of them at once, then half as many, then the half of those.
+template <int most, class Work>
+inline void in_tiles(int count, const Work& work, int n = 0) {
+    for (; count - n >= most; n += most) work(n, std::integral_constant<int, most>());
+    if constexpr (most > 1) in_tiles<most / 2>(count, work, n);
+}
+
 // 2 to the x, within 3e-6 of it, for x from -126 to 126; below that 2^-126.
 inline V power(V x) {
     const V bounded = most(all(-126.0f), x), n = whole(bounded), r = sub(bounded, n);
@@ -38,15 +54,15 @@ inline V power(V x) {
 
 // Rows of a head, rounded, with zeros behind them.
 struct Rounder {
-    const int count;
+    const int count, wide;
     std::vector<float> padded;
-    std::vector<int16_t> numbers;  // [wide]
 
-    Rounder(int count, int wide) : count(count), padded(wide), numbers(wide) {}
+    Rounder(int count, int wide) : count(count), wide(wide), padded(wide) {}
 
-    float operator()(const float* row, float most) {  // returns the scale
+    float operator()(const float* row, float most, int16_t* out) {  // [wide]; returns the scale
+        if (count == wide) return round_row(row, wide, most, out);
         std::copy(row, row + count, padded.begin());
-        return round_row(padded.data(), (int)padded.size(), most, numbers.data());
+        return round_row(padded.data(), wide, most, out);
     }
 };
 
@@ -56,19 +72,31 @@ void round_tile(const scope_chunk& chunk, int head, int number) {
     constexpr int EACH = TOGETHER<Signed>;
     const int begin = number * KEYS;
     const int wide = wide_of(chunk), count = std::min(KEYS, chunk.seen - begin);
-    Signed* values = (Signed*)tile.values;
     Rounder round(chunk.head_dim, wide);
-    memset(tile.values, 0, (size_t)wide * KEYS * sizeof(Signed));
+    std::vector<int16_t> rounded((size_t)KEYS * wide);
     std::fill(tile.key_scales, tile.key_scales + KEYS, 0.0f);
     std::fill(tile.value_scales, tile.value_scales + KEYS, 0.0f);
-    *tile.one = 1;
     for (int k = 0; k < count; k++) {
-        tile.key_scales[k] = round(chunk.keys + head * chunk.key_head + (begin + k) * chunk.key_token, most_key(wide));
-        for (int i = 0; i < wide; i++) tile.keys[(i / 2 * KEYS + k) * 2 + i % 2] = round.numbers[i];
-        tile.value_scales[k] = round(chunk.values + head * chunk.value_head + (begin + k) * chunk.value_token, MOST_VALUE);
-        Signed* value = values + (k / (EACH * WIDTH) * WIDTH + k % WIDTH) * wide * EACH + k / WIDTH % EACH;
-        for (int i = 0; i < wide; i++) value[i * EACH] = (Signed)round.numbers[i];
-        if (tile.value_scales[k] != tile.value_scales[k]) *tile.one = tile.value_scales[k];
+        const float* key = chunk.keys + head * chunk.key_head + (begin + k) * chunk.key_token;
+        tile.key_scales[k] = round(key, most_key(wide), &rounded[(size_t)k * wide]);
+    }
+    for (int i = 0; i < wide; i += 2)
+        for (int k = 0; k < KEYS; k++)
+            memcpy(tile.keys + i * KEYS + 2 * k, &rounded[(size_t)k * wide + i], 2 * sizeof(int16_t));
+    *tile.none = 0;
+    for (int k = 0; k < count; k++) {
+        const float* value = chunk.values + head * chunk.value_head + (begin + k) * chunk.value_token;
+        const float scale = round(value, MOST_VALUE, &rounded[(size_t)k * wide]);
+        if (scale == scale)
+            tile.value_scales[k] = scale;
+        else
+            *tile.none |= (uint64_t)1 << k;
+    }
+    for (int row = 0; row < KEYS / EACH; row++) {
+        const int16_t* from = &rounded[(size_t)(row / WIDTH * WIDTH * EACH + row % WIDTH) * wide];
+        Signed* to = (Signed*)tile.values + (size_t)row * wide * EACH;
+        for (int i = 0; i < wide; i++)
+            for (int e = 0; e < EACH; e++) to[i * EACH + e] = (Signed)from[e * WIDTH * wide + i];
     }
 }
 
@@ -106,52 +134,71 @@ struct Gathered {
     const int first, tokens, rows, wide;  // row: (token - first) * group + query
     std::vector<int16_t> queries;         // [rows, wide]
     std::vector<float> scales;            // [rows], of logits: binary ones
-    std::vector<float> values, total;     // [rows, wide]; [rows, WIDTH], of the weights
+    Aligned values, total;                // [rows, wide]; [rows, WIDTH], of the weights
     std::vector<float> largest;           // [rows], of the logits
 
     Gathered(const scope_chunk& chunk, int head, int first, int last)
         : chunk(chunk), first(first), tokens(last - first), rows(tokens * chunk.group), wide(wide_of(chunk)),
-          queries((size_t)rows * wide), scales(rows), values((size_t)rows * wide),
-          total((size_t)rows * WIDTH), largest(rows, UNSEEN) {
+          queries((size_t)rows * wide), scales(rows), values((size_t)rows * wide), total((size_t)rows * WIDTH),
+          largest(rows + BATCH, UNSEEN) {
         constexpr float LOG2_E = 1.44269504f;
         Rounder round(chunk.head_dim, wide);
         for (int row = 0; row < rows; row++) {
             const float* query = chunk.query + (head * chunk.group + row % chunk.group) * chunk.query_head +
                                  (first + row / chunk.group) * chunk.query_token;
-            scales[row] = chunk.scale * LOG2_E * round(query, MOST_QUERY);
-            std::copy(round.numbers.begin(), round.numbers.end(), &queries[(size_t)row * wide]);
+            scales[row] = chunk.scale * LOG2_E * round(query, MOST_QUERY, &queries[(size_t)row * wide]);
         }
     }
 
     int newest_of(int row) const { return chunk.seen - chunk.tokens + first + row / chunk.group; }
 
-    // A tile by R rows. What they have gathered shrinks to the new largest logit; weights of the tile are 1 for its own
-    // largest, and are rounded after they have met the values' scales.
-    template <int R>
-    void gather(int row, int begin, const Tile& tile) {
-        float logits[R][KEYS], here[WIDTH] = {}, heaviest[WIDTH] = {}, shrink[WIDTH], share[WIDTH], steps[WIDTH];
-        Unsigned weights[R][KEYS];
-        multiply_tiles<R>(&queries[(size_t)row * wide], wide, tile.keys, KEYS, wide, [&](int r, int k, V sums) {
-            store(&logits[r][k], mul(mul(sums, all(scales[row + r])), load(tile.key_scales + k)));
+    // The tokens of a tile that a row sees: bits.
+    uint64_t seen_of(int row, int begin) const {
+        const auto up_to = [](int last) { return last < 0 ? 0 : ~(uint64_t)0 >> std::max(0, KEYS - 1 - last); };
+        const int newest = newest_of(row) - begin;
+        return up_to(newest) & ~up_to(newest - chunk.window);
+    }
+
+    // A tile by `count` rows, of which some may see nothing of it. What they have gathered shrinks to the new largest
+    // logit; weights of the tile are 1 for its own largest, and are rounded after they have met the values' scales. Each
+    // thing is done for all rows: while one waits for the last of its sums, another goes on.
+    void gather(int row, int count, int begin, const Tile& tile) {
+        alignas(64) float logits[BATCH][KEYS], here[BATCH] = {}, heaviest[BATCH] = {};
+        alignas(64) float shrink[BATCH], share[BATCH], steps[BATCH];
+        alignas(64) Unsigned weights[BATCH][KEYS];
+        in_tiles<ROWS_AT_ONCE>(count, [&](int from, auto some) {
+            const int16_t* asked = &queries[(size_t)(row + from) * wide];
+            multiply_tiles<some.value>(asked, wide, tile.keys, KEYS, wide, [&](int r, int k, V sums) {
+                store(&logits[from + r][k], mul(mul(sums, all(scales[row + from + r])), load(tile.key_scales + k)));
+            });
         });
-        for (int r = 0; r < R; r++) here[r] = hide_and_find_largest(row + r, begin, logits[r]);
-        const V before = load_some(&largest[row], R), now = load(here), both = most(before, now);
-        const V part = power_or_none(sub(now, both));
-        store_some(&largest[row], both, R);
-        store(shrink, power_or_none(sub(before, both)));
-        store(share, part);
-        for (int r = 0; r < R; r++) {
+        for (int r = 0; r < count; r++) here[r] = hide_and_find_largest(row + r, begin, logits[r]);
+        for (int r = 0; r < count; r += WIDTH) {
+            const V before = load(&largest[row + r]), now = load(here + r), both = most(before, now);
+            store(&largest[row + r], both);
+            store(shrink + r, power_or_none(sub(before, both)));
+            store(share + r, power_or_none(sub(now, both)));
+        }
+        for (int r = 0; r < count; r++) {
             const V sum = weigh(logits[r], here[r], tile.value_scales, heaviest[r]);
-            float* at = &total[(size_t)(row + r) * WIDTH];
+            float* at = &total.at[(size_t)(row + r) * WIDTH];
             store(at, fma(sum, all(share[r]), mul(load(at), all(shrink[r]))));
         }
-        const V heavy = load(heaviest);
-        store(steps, zero_below(heavy, TINY, divide(all(MOST_WEIGHT), heavy)));
-        store(share, mul(mul(part, heavy), all(*tile.one / MOST_WEIGHT)));
-        for (int r = 0; r < R; r++) round_weights(logits[r], steps[r], weights[r]);
-        multiply_tiles<R>(weights[0], KEYS, (const Signed*)tile.values, wide, KEYS, [&](int r, int i, V sums) {
-            float* at = &values[(size_t)(row + r) * wide + i];
-            store(at, fma(sums, all(share[r]), mul(load(at), all(shrink[r]))));
+        for (int r = 0; r < count; r += WIDTH) {
+            const V heavy = load(heaviest + r);
+            store(steps + r, zero_below(heavy, TINY, divide(all(MOST_WEIGHT), heavy)));
+            store(share + r, mul(mul(load(share + r), heavy), all(1 / MOST_WEIGHT)));
+        }
+        if (*tile.none)
+            for (int r = 0; r < count; r++)
+                if (*tile.none & seen_of(row + r, begin)) share[r] = std::numeric_limits<float>::quiet_NaN();
+        for (int r = 0; r < count; r++) round_weights(logits[r], steps[r], weights[r]);
+        in_tiles<ROWS_AT_ONCE>(count, [&](int from, auto some) {
+            const Signed* given = (const Signed*)tile.values;
+            multiply_tiles<some.value>(weights[from], KEYS, given, wide, KEYS, [&](int r, int i, V sums) {
+                float* at = &values.at[(size_t)(row + from + r) * wide + i];
+                store(at, fma(sums, all(share[from + r]), mul(load(at), all(shrink[from + r]))));
+            });
         });
     }
 
@@ -188,26 +235,23 @@ struct Gathered {
             store_whole(rounded + k, join(some));
         }
     }
-
-    template <int R>
-    void gather_rows(int row, int begin, const Tile& tile) {
-        for (; row + R <= rows; row += R)
-            if (newest_of(row + R - 1) >= begin) gather<R>(row, begin, tile);
-        if constexpr (R > 1) gather_rows<R / 2>(row, begin, tile);
-    }
 };
 
 void attend(const scope_chunk& chunk, int head, int first, int last) {
     Gathered some(chunk, head, first, last);
     const int oldest = some.newest_of(0) - chunk.window + 1, newest = some.newest_of(some.rows - 1);
     for (int begin = std::max(0, oldest) / KEYS * KEYS; begin <= newest; begin += KEYS)
-        some.gather_rows<ROWS_AT_ONCE>(0, begin, Tiles{chunk}.at(head, begin / KEYS));
+        for (int row = 0; row < some.rows; row += BATCH) {
+            const int count = std::min(BATCH, some.rows - row);
+            if (some.newest_of(row + count - 1) < begin) continue;
+            some.gather(row, count, begin, Tiles{chunk}.at(head, begin / KEYS));
+        }
     for (int row = 0; row < some.rows; row++) {
         float* out = chunk.out + ((first + row / chunk.group) * (long)chunk.kv_heads * chunk.group +
                                   head * chunk.group + row % chunk.group) * chunk.head_dim;
-        const V share = all(1.0f / sum(load(&some.total[(size_t)row * WIDTH])));
+        const V share = all(1.0f / sum(load(&some.total.at[(size_t)row * WIDTH])));
         for (int i = 0; i < chunk.head_dim; i += WIDTH)
-            store_some(out + i, mul(load(&some.values[(size_t)row * some.wide + i]), share), chunk.head_dim - i);
+            store_some(out + i, mul(load(&some.values.at[(size_t)row * some.wide + i]), share), chunk.head_dim - i);
     }
 }
 
