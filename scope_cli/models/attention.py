@@ -65,25 +65,28 @@ def read_chunk(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    asked: int | None = None,
     attention: ChunkAttention | None = None,
 ) -> Tensor:
-    """A prompt's chunk: store it, attend, remember the queries; returns [1, heads, tokens, head_dim].
+    """A prompt's chunk: store it, attend, remember the queries; returns [1, heads, asked, head_dim].
 
+    asked: the last tokens whose attention is wanted; None: all
     attention: C++'s, where it may be rounded
     """
     store = layer.store
     assert store is not None, "the prompt has been settled"
     keys, values, visible = layer.read(chunk, key, value)
-    asked = store.turned_queries(query)
+    turned = store.turned_queries(query)
+    first = 0 if asked is None else query.shape[2] - asked
     if isinstance(visible, Causal) and attention is not None:
-        out = attention(asked, keys, values, layer.scale, visible.window)
+        out = attention(turned[:, :, first:], keys, values, layer.scale, visible.window)
     else:
-        mask = visible.mask(asked.device) if isinstance(visible, Causal) else visible
+        mask = visible.mask(turned.device) if isinstance(visible, Causal) else visible
         out = F.scaled_dot_product_attention(
-            asked, keys, values, mask, is_causal=mask is None, scale=layer.scale, enable_gqa=True
-        )
+            turned, keys, values, mask, is_causal=mask is None, scale=layer.scale, enable_gqa=True
+        )[:, :, first:]
     if layer.counts_received and not chunk.known_output:
-        layer.add_received(received(asked[0], keys[0], chunk.start, layer.scale))
+        layer.add_received(received(turned[0], keys[0], chunk.start, layer.scale))
     layer.remember(query, chunk)
     return store.turned_back(out)
 

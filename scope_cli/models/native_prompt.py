@@ -75,12 +75,13 @@ class NativePrompt:
         del embedded  # C++ has its own
         assert held.chunk is not None, "no chunk was started"
         for number, layer in enumerate(held.layers):
+            asked = tokens if number + 1 < len(held.layers) else 1  # the last one gives only the logits
             projected = torch.empty(1, tokens, sum(self._heads), self._head_dim)  # somebody may keep it
             functions.scope_prompt_project(self._made, number, address(projected), threads)
             query, key, value = projected.transpose(1, 2).split(self._heads, 1)
-            attended = read_chunk(layer, held.chunk, query, key, value, self._attention)
+            attended = read_chunk(layer, held.chunk, query, key, value, asked, self._attention)
             attended = attended.transpose(1, 2).contiguous()
-            functions.scope_prompt_mix(self._made, number, address(attended), threads)
+            functions.scope_prompt_mix(self._made, number, address(attended), asked, threads)
             del projected, query, key, value, attended  # before the next layer's are made
         logits = torch.empty(1, self._tables.decoder.head.last)
         functions.scope_prompt_logits(self._made, address(logits), threads)
@@ -93,7 +94,7 @@ def functions_of(library: Library) -> Any:
     functions.scope_prompt_free.restype, functions.scope_prompt_free.argtypes = None, [pointer]
     functions.scope_prompt_begin.argtypes = [pointer, pointer, pointer, number, number]
     functions.scope_prompt_project.argtypes = [pointer, number, pointer, number]
-    functions.scope_prompt_mix.argtypes = [pointer, number, pointer, number]
+    functions.scope_prompt_mix.argtypes = [pointer, number, pointer, number, number]
     functions.scope_prompt_logits.argtypes = [pointer, pointer, number]
     for name in ("begin", "project", "mix", "logits"):
         getattr(functions, f"scope_prompt_{name}").restype = None

@@ -57,15 +57,15 @@ struct scope_prompt {
         return &turns[((size_t)token * model.rotation_count + rotation) * 2 * turn_room];
     }
 
-    // piece(first token, how many, what the thread has to itself)
+    // piece(first token, how many, what the thread has to itself), for the last `asked` tokens
     template <class Piece>
-    void share(int threads, const Piece& piece) {
+    void share(int asked, int threads, const Piece& piece) {
         while ((int)own.size() < threads) own.push_back(new_own());
         Turn turn(threads);
-        const int rounds = (tokens + TOKENS * threads - 1) / (TOKENS * threads), pieces = rounds * threads;
-        const int each = (tokens + pieces - 1) / pieces;  // as many for every thread
-        turn.team.share((tokens + each - 1) / each, [&](int at, int thread) {
-            piece(at * each, std::min(each, tokens - at * each), own[thread]);
+        const int rounds = (asked + TOKENS * threads - 1) / (TOKENS * threads), pieces = rounds * threads;
+        const int each = (asked + pieces - 1) / pieces;  // as many for every thread
+        turn.team.share((asked + each - 1) / each, [&](int at, int thread) {
+            piece(tokens - asked + at * each, std::min(each, asked - at * each), own[thread]);
         });
     }
 
@@ -91,7 +91,7 @@ struct scope_prompt {
     void begin(const float* embedded, const int64_t* positions, int threads) {
         stream.assign(embedded, embedded + (size_t)tokens * model.hidden);
         turns.resize((size_t)tokens * model.rotation_count * 2 * turn_room);
-        share(threads, [&](int first, int count, Own&) {
+        share(tokens, threads, [&](int first, int count, Own&) {
             for (int token = first; token < first + count; token++)
                 for (int i = 0; i < model.rotation_count; i++)
                     find_turns(model.rotations[i], positions[token], turns_of(token, i), turns_of(token, i) + turn_room);
@@ -100,7 +100,7 @@ struct scope_prompt {
 
     void project(const scope_layer& layer, float* out, int threads) {
         const int stride = heads_wide + 2 * keys_wide;
-        share(threads, [&](int first, int count, Own& mine) {
+        share(tokens, threads, [&](int first, int count, Own& mine) {
             for (int n = 0; n < count; n++) {
                 const float* row = norm_and_round(layer.before_attention, first + n, n, mine);
                 scope_round(row, model.hidden, 1, model.hidden, &mine.kept[(size_t)n * blocks_of(model.hidden)]);
@@ -135,14 +135,15 @@ struct scope_prompt {
         }
     }
 
-    void mix(const scope_layer& layer, const float* attended, int threads) {
+    void mix(const scope_layer& layer, const float* attended, int asked, int threads) {
         const int hidden = model.hidden;
-        share(threads, [&](int first, int count, Own& mine) {
+        share(asked, threads, [&](int first, int count, Own& mine) {
             const auto take = [&](const float* after) {
                 for (int n = 0; n < count; n++)
                     take_up(model, after, &mine.changed[(size_t)n * hidden], &stream[(size_t)(first + n) * hidden]);
             };
-            scope_round_to_bytes(attended + (size_t)first * heads_wide, heads_wide, count, heads_wide, mine.into.data());
+            const float* rows = attended + (size_t)(first - tokens + asked) * heads_wide;
+            scope_round_to_bytes(rows, heads_wide, count, heads_wide, mine.into.data());
             const Rows x = {count, nullptr, nullptr, 0, mine.into.data()};
             const Rows inside = {count, nullptr, nullptr, 0, mine.inside.data()};
             multiply_all(layer.output, x, mine.changed.data(), hidden);
@@ -195,8 +196,9 @@ void scope_prompt_project(scope_prompt* prompt, int32_t layer, float* out, int32
     prompt->project(prompt->model.layers[layer], out, threads);
 }
 
-void scope_prompt_mix(scope_prompt* prompt, int32_t layer, const float* attended, int32_t threads) {
-    prompt->mix(prompt->model.layers[layer], attended, threads);
+void scope_prompt_mix(scope_prompt* prompt, int32_t layer, const float* attended, int32_t asked,
+                      int32_t threads) {
+    prompt->mix(prompt->model.layers[layer], attended, asked, threads);
 }
 
 void scope_prompt_logits(scope_prompt* prompt, float* logits, int32_t threads) { prompt->logits(logits, threads); }

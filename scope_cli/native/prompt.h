@@ -22,8 +22,9 @@ void scope_prompt_begin(scope_prompt* prompt, const float* embedded, const int64
 // Into attention: each token's queries, keys and values, normed and turned; out: [tokens, heads + 2 * kv_heads, head_dim]
 void scope_prompt_project(scope_prompt* prompt, int32_t layer, float* out, int32_t threads);
 
-// Out of attention, and through the rest of the layer. attended: [tokens, heads, head_dim]
-void scope_prompt_mix(scope_prompt* prompt, int32_t layer, const float* attended, int32_t threads);
+// Out of attention, and through the rest of the layer: the last `asked` tokens; behind the last layer nothing is wanted
+// of the others. attended: [asked, heads, head_dim]
+void scope_prompt_mix(scope_prompt* prompt, int32_t layer, const float* attended, int32_t asked, int32_t threads);
 
 // Of the last token. logits: [vocabulary]
 void scope_prompt_logits(scope_prompt* prompt, float* logits, int32_t threads);
