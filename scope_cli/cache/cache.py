@@ -17,7 +17,7 @@ from scope_cli.cache.layers import Chunk, LayerAttention
 from scope_cli.cache.policy_slots import FREE
 from scope_cli.cache.readings import Readings
 from scope_cli.cache.shape import CacheShape
-from scope_cli.cache.store import put
+from scope_cli.cache.store import by_numbers, put
 from scope_cli.events import Audit, Reading
 from scope_cli.geometry import Geometry
 from scope_cli.policies.policy import Policy
@@ -59,6 +59,9 @@ class ScopeCache(Buffers):
         self.running = torch.zeros(shape.lanes, dtype=torch.int64, device=device)  # 1 where a step counts
         self.seeds = torch.zeros(shape.lanes, dtype=torch.int64, device=device)
         self.query_positions = torch.full((shape.lanes, shape.ring), FREE, dtype=torch.int64, device=device)
+        self._numbers = [
+            by_numbers(one) for one in (self.running, self.next_position, self.held, self.query_positions)
+        ]
         self.lanes: list[LaneCount | None] = [None] * shape.lanes
         self.chunk: Chunk | None = None  # the part of a prompt that is being read; None while decoding
         self.evict: Callable[[LaneFacts, int], None] = self.forget  # a step may put a faster one here
@@ -241,10 +244,7 @@ class ScopeCache(Buffers):
             self.watched(self._end_step)
 
     def _end_step(self) -> None:
-        ring = self.query_positions.shape[1]
-        now = self.next_position
-        put(self.query_positions, (self.rows[:, 0], now % ring), now, self.runs)
-        self.held += self.running
+        self._advance()
         excess = [0] * len(self.lanes)
         for lane, count in enumerate(self.lanes):
             if count is not None and count.active:
@@ -255,8 +255,24 @@ class ScopeCache(Buffers):
         wrote = [count is not None and count.active for count in self.lanes]
         self._observe_and_evict(excess, wrote)
         self.told = False
-        self.next_position += self.running
         self.set_read_slots()
+
+    def _advance(self) -> None:
+        """Each lane that runs has a token more, and remembers its query."""
+        ring = self.shape.ring
+        if self.device.type != "cpu":
+            now = self.next_position
+            put(self.query_positions, (self.rows[:, 0], now % ring), now, self.runs)
+            self.held += self.running
+            self.next_position += self.running
+            return
+        running, next_position, held, query_positions = self._numbers
+        for lane, runs in enumerate(running):
+            if runs:
+                now = next_position[lane]
+                query_positions[lane, now % ring] = now
+                held[lane] += 1
+                next_position[lane] = now + 1
 
     def finish(self, lane: int) -> None:
         """A finished lane still rides along in the steps, and writes nothing."""

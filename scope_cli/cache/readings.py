@@ -7,7 +7,7 @@ from functools import cached_property
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from scope_cli.cache.lanes import LaneCount
+from scope_cli.cache.lanes import TOTALS, LaneCount
 from scope_cli.cache.layers import SlotLayer
 from scope_cli.cache.policy_slots import INF
 from scope_cli.cache.window_layer import WindowLayer
@@ -90,10 +90,10 @@ class Readings:
                 kept_prompt += prompt
                 kept_generated += count.held - prompt
         allocated, slot_bytes, slots = self._lane_sizes
-        totals = {
-            name: (past if lane is None else 0) + sum(getattr(count, name) for _, count in counts)
-            for name, past in self.cache.past_totals.items()
-        }
+        totals = dict.fromkeys(TOTALS, 0) if lane is not None else dict(self.cache.past_totals)
+        for _, count in counts:
+            for name in TOTALS:
+                totals[name] += getattr(count, name)
         return Reading(
             kept_prompt=kept_prompt,
             kept_generated=kept_generated,
@@ -208,30 +208,34 @@ class Readings:
         return known[2]
 
     def window_bytes(self, seen: int) -> int:
-        return sum(
-            min(seen, layer.most_held) * self._slot_bytes[layer]
-            for layer in self.cache.layers
-            if isinstance(layer, WindowLayer)
-        )
+        return sum(min(seen, most) * slot_bytes for most, slot_bytes, _ in self._windows)
 
     def _full_bytes(self, seen: int) -> int:
         """What a plain cache that evicts nothing holds after so many tokens, its windows bounded."""
-        return sum(
-            (min(seen, layer.most_held) if isinstance(layer, WindowLayer) else seen) * bytes_of_a_token
-            for layer, bytes_of_a_token in zip(self.cache.layers, self._plain_bytes, strict=True)
-        )
+        in_windows = sum(min(seen, most) * plain_bytes for most, _, plain_bytes in self._windows)
+        return seen * self._plain_bytes + in_windows
 
     @cached_property
-    def _plain_bytes(self) -> list[int]:
-        """Key and value of one token in each layer, as the model computed them."""
-        return [layer.geometry.slot_bytes(self.cache.dtype.itemsize) for layer in self.cache.layers]
+    def _windows(self) -> list[tuple[int, int, int]]:
+        """Of each window layer: the most tokens it holds, bytes of a slot, and as the model computed them."""
+        return [
+            (layer.most_held, self._slot_bytes[layer], layer.geometry.slot_bytes(self.cache.dtype.itemsize))
+            for layer in self.cache.layers
+            if isinstance(layer, WindowLayer)
+        ]
+
+    @cached_property
+    def _plain_bytes(self) -> int:
+        """Key and value of one token in all policy layers, as the model computed them."""
+        itemsize = self.cache.dtype.itemsize
+        return sum(layer.geometry.slot_bytes(itemsize) for layer in self.cache.policy_layers)
 
     @cached_property
     def _token_bytes(self) -> int:
         """Of one token in all policy layers."""
         return sum(self._slot_bytes[layer] for layer in self.cache.policy_layers)
 
-    @property
+    @cached_property
     def _prompt_slot_bytes(self) -> int:
         """Of the slots that are kept for a lane's prompt."""
         return sum(layer.first_evictable * self._slot_bytes[layer] for layer in self.cache.policy_layers)

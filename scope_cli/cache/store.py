@@ -26,6 +26,15 @@ def put(into: Tensor, at: tuple[Any, ...], new: Tensor, runs: Tensor) -> None:
     into[at] = torch.where(runs, new, into[at])
 
 
+def by_numbers(tensor: Tensor) -> Any:
+    """What single numbers are put into and taken from: on a CPU the tensor's memory, without PyTorch's calls.
+
+    They take long right after a step, which has filled the CPU's caches with weights.
+    """
+    array: Any = tensor.numpy() if tensor.device.type == "cpu" else None
+    return tensor if array is None else memoryview(array)
+
+
 class SlotStore:
     """What lies in a layer's slots.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scope_cli.cache.cache import ScopeCache
+from scope_cli.cache.store import by_numbers
 from scope_cli.engine.loops import LoopWatch
 from scope_cli.engine.rollback import Rollback
 from scope_cli.engine.sampling import AS_SET, Asked, Picked, Sampler, pick_all
@@ -51,13 +52,13 @@ class Lane:
     watch: LoopWatch = field(default_factory=LoopWatch)
     started: float = field(default_factory=perf_counter)  # seconds on the clock
     ids: Tensor = field(init=False)  # [1, prompt_tokens + max_new_tokens], filled from the left
-    newest: Tensor | int = field(init=False)  # of them
     back: Rollback | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.back = Rollback() if self.on_loop == "rollback" else None
         room = self.prompt_ids.new_zeros(1, self.max_new_tokens)
         self.ids = torch.cat([self.prompt_ids, room], 1)
+        self._ids, self._prompt_tokens = by_numbers(self.ids), self.prompt_ids.shape[1]
 
     @property
     def elapsed_s(self) -> float:
@@ -95,7 +96,7 @@ class Lane:
     @property
     def so_far(self) -> int:
         """Tokens of prompt and output."""
-        return self.prompt_ids.shape[1] + self.written
+        return self._prompt_tokens + self.written
 
     def ask(self) -> Asked:
         """For the next token."""
@@ -105,9 +106,8 @@ class Lane:
         return self.sampler.ask(self.logits, self.ids[:, : self.so_far], change)
 
     def take(self, picked: Tensor | tuple[int, float]) -> None:
-        """What was picked, wherever it is: its id is the first number."""
-        self.newest = picked[0]
-        self.ids[0, self.so_far] = self.newest
+        """What was picked, on the device: its id is the first number."""
+        self._ids[0, self.so_far] = picked[0]
         self.written += 1
 
     def receive(self, token_id: int, logprob: float) -> str:
@@ -123,7 +123,11 @@ class Lane:
             )
         ends = token_id in self.eos_ids or token_id in self.stop_tokens
         text = "" if ends else self.text.feed(token_id)  # what ends it is no part of it
-        loop = self.watch.feed(token_id)
+        loop = None
+        if self.on_loop == "ignore":
+            self.watch.note(token_id)
+        else:
+            loop = self.watch.feed(token_id)
         if ends or self.text.stopped is not None:
             self.reason = "stop"
             self.text.stopped = self.stop_tokens.get(token_id, self.text.stopped)
@@ -173,7 +177,8 @@ def decode(
     if ahead is None:
         ahead = cache.device.type != "cpu"
     lanes: list[Lane | None] = [None] * cache.shape.lanes
-    ids = torch.zeros(len(lanes), 1, dtype=torch.int64, device=cache.device)
+    ids = torch.zeros(len(lanes), 1, dtype=torch.int64, device=cache.device)  # the newest of each
+    newest = by_numbers(ids)
     reading: Admission | None = None
     row = 0
 
@@ -234,6 +239,7 @@ def decode(
         picked = pick_all(asked)
         for lane, one in zip(running, picked, strict=True):
             lane.take(one)
+            newest[lane.row, 0] = one[0]
         if ahead:
             for lane in running:
                 if lane.written == lane.max_new_tokens:
@@ -274,15 +280,14 @@ def received(picked: Picked) -> Sequence[Sequence[float]]:
 
 
 def step_on(step: Callable[[Tensor], Tensor], cache: ScopeCache, lanes: list[Lane], ids: Tensor) -> None:
-    """Feed each lane its newest token and leave the next logits with it; `ids`, [lanes, 1], is written."""
+    """Feed each lane its newest token, of `ids`, [lanes, 1], and leave the next logits with it."""
     if not lanes:
         return
-    for lane in lanes:
-        ids[lane.row, 0] = lane.newest
     logits = step(ids)
     cache.end_step()
+    rows = [logits] if logits.shape[0] == 1 else logits.split(1)
     for lane in lanes:
-        lane.logits = logits[lane.row : lane.row + 1]
+        lane.logits = rows[lane.row]
         lane.fed += 1
         if cache.device.type != "cpu":
             cache.count_transfer(lane.row, 16)  # an id and a log-probability (float64) come back

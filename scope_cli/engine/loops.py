@@ -8,6 +8,7 @@ import numpy as np
 
 from scope_cli.events import Loop
 
+TOGETHER = 64  # tokens that are looked at together
 NGRAM = 4
 WEIGHT = 7  # a 4-gram that is new weighs as much as so many that are not: more than 7 of 8 stay
 MOST = 128  # old 4-grams that a stretch can live on: 16 new ones in a row end any
@@ -18,11 +19,26 @@ class LoopWatch:
 
     def __init__(self) -> None:
         self._exact, self._near = ExactWatch(), NearWatch()
+        self._noted: list[int] = []  # and not yet looked at
 
     def feed(self, token_id: int) -> Loop | None:
         """The loop that the output ends with now."""
         exact, near = self._exact.feed(token_id), self._near.feed(token_id)
         return exact or near
+
+    def note(self, token_id: int) -> None:
+        """The same where nobody acts on a loop: many tokens are looked at together.
+
+        What a token alone takes is ten times as much: the step between two of them has filled all caches.
+        """
+        self._noted.append(token_id)
+        if len(self._noted) == TOGETHER:
+            self._look()
+
+    def _look(self) -> None:
+        for token_id in self._noted:
+            self.feed(token_id)
+        self._noted.clear()
 
     @property
     def safe(self) -> int:
@@ -31,6 +47,7 @@ class LoopWatch:
 
     def longest(self) -> Loop | None:
         """The longest exact one so far, else the longest near one; the later one among equals."""
+        self._look()
         return self._exact.longest() or self._near.longest()
 
 

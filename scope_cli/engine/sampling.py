@@ -18,7 +18,7 @@ from scope_cli.native.library import Library, library
 from scope_cli.native.picking import pick
 from scope_cli.settings.schema import SamplingSettings
 
-Picked = Tensor | list[tuple[int, float]]  # by lane: an id, and its log-probability
+Picked = Tensor | list[tuple[int, float]]  # by lane, an id and its log-probability; a list on a CPU
 
 NEVER = 2**62  # tokens
 LIKELIEST = 512  # tokens that top_p and min_p look at first
@@ -124,13 +124,16 @@ def pick_all(asked: Sequence[Asked]) -> Picked:
     A log-probability is no number where anything was none that the choice was made by: then the id says
     nothing. Nobody waits for a device here to find out; whoever reads the two sees it.
     """
-    known = library() if asked[0].logits.device.type == "cpu" else None
-    return pick_together(asked) if known is None else [_pick_natively(known, one) for one in asked]
+    if asked[0].logits.device.type != "cpu":
+        return pick_together(asked)
+    if (known := library()) is None:
+        return [(int(token_id), logprob) for token_id, logprob in pick_together(asked).tolist()]
+    return [_pick_natively(known, one) for one in asked]
 
 
 def _pick_natively(library: Library, asked: Asked) -> tuple[int, float]:
-    logits = asked.logits.float().contiguous()
-    scores = logits if asked.scores is asked.logits else asked.scores.float().contiguous()
+    logits = _as_it_is(asked.logits)
+    scores = logits if asked.scores is asked.logits else _as_it_is(asked.scores)
     picked = None
     if asked.known is not None:
         picked = pick(library, logits, scores, None, int(asked.known))
@@ -146,6 +149,11 @@ def _pick_natively(library: Library, asked: Asked) -> tuple[int, float]:
         token_id, logprob = pick_together([asked])[0].tolist()
         return int(token_id), logprob
     return picked
+
+
+def _as_it_is(row: Tensor) -> Tensor:
+    """In float32 and in one piece; nothing is done where it is so."""
+    return row if row.dtype == torch.float32 and row.is_contiguous() else row.float().contiguous()
 
 
 def pick_together(asked: Sequence[Asked]) -> Tensor:

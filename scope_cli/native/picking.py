@@ -6,7 +6,6 @@ from ctypes import c_double, c_int64, c_void_p
 from torch import Tensor
 
 from scope_cli.native.library import Library
-from scope_cli.native.tables import address
 
 
 class Pick(ctypes.Structure):
@@ -37,10 +36,10 @@ def pick(
     logits, scores: float32, [1, vocab] in one piece; forbidden: int64 ids; known: one that was picked before
     among_all: shares are of the whole vocabulary, not of the `top_k` likeliest
     """
-    vocab, forbids = logits.shape[-1], 0 if forbidden is None else len(forbidden)
+    ids, count = (None, 0) if forbidden is None else (forbidden.data_ptr(), forbidden.shape[0])
     asked = Pick(
-        address(logits), address(scores), address(forbidden),
-        vocab, forbids, known, top_k, among_all, temperature, top_p, min_p, chance,
+        logits.data_ptr(), scores.data_ptr(), ids, logits.shape[-1], count,
+        known, top_k, among_all, temperature, top_p, min_p, chance,
     )  # fmt: skip
     picked = library.functions.scope_pick_one(ctypes.byref(asked))
     return None if picked < 0 else (picked, asked.logprob)

@@ -114,7 +114,10 @@ int64_t pick(const scope_pick& asked) {
     const std::vector<float> tops = tops_of(asked.scores, asked.vocab);
     const float top = *std::max_element(tops.begin(), tops.end());
     if (!std::isfinite(top)) return asked.vocab;
-    if (!asked.temperature) return std::find(asked.scores, asked.scores + asked.vocab, top) - asked.scores;
+    if (!asked.temperature) {
+        const float* from = asked.scores + TOPS * (std::find(tops.begin(), tops.end(), top) - tops.begin());
+        return std::find(from, (const float*)asked.scores + asked.vocab, top) - asked.scores;
+    }
     return draw(asked, top, likeliest(asked.scores, asked.vocab, tops, std::min(asked.top_k, asked.vocab)));
 }
 

@@ -6,11 +6,13 @@ the last row, still growing, and the status lines are drawn anew.
 
 import sys
 import time
+from collections.abc import Callable
 
 from rich.cells import get_character_cell_size
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.text import Text
+from rich.segment import Segment, Segments
+from rich.style import Style
 
 from scope_cli.console.progress import Progress
 from scope_cli.events import Busy, Event, Failed, Finished, PromptProgress, Started, Token
@@ -18,6 +20,7 @@ from scope_cli.sinks.base import text_of
 from scope_cli.sinks.status import Limit, RecentRate, blocks_of, fitting, memory_line, pace_line, slots_of
 
 REFRESH_S = 1 / 8
+DIM = Style(dim=True)
 UNUSUAL = 4  # tokens after compiling that are slower than those to come
 PRINTABLE: dict[int, str | None] = {  # no control code but tab and newline
     **dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)]),
@@ -40,7 +43,6 @@ class Terminal:
             redirect_stderr=sys.stderr.isatty(),  # `2> log` stays in the log
         )
         self._row = ""  # received, and not yet printed for good
-        self._status = [""]
         self._planned = 0
         self._slots = ""
         self._blocks = blocks_of(console.encoding)
@@ -57,25 +59,25 @@ class Terminal:
                 self._limit = Limit.of(event.profile)
                 self._slots = slots_of(event)
             case Busy():
-                self._status = [f"{event.what} ..."]
                 self._rate = RecentRate(leave_out=UNUSUAL)
-                self._draw(now=True)
+                self._draw(lambda: [f"{event.what} ..."], now=True)
             case PromptProgress():
                 if self._reading.parts != event.prompt_tokens or event.read < self._reading.done:
                     self._reading = Progress(event.prompt_tokens)
                 self._reading.at(event.read)
                 line = f"reading the prompt {event.read:,} / {event.prompt_tokens:,}"
-                self._status = [fitting([line, self._reading.left()], self._console.width)]
-                self._draw()
+                self._draw(lambda: [fitting([line, self._reading.left()], self._console.width)])
             case Token():
                 self._rate.add(event.n, event.elapsed_s)
-                pace = pace_line(event, self._planned, self._rate.tokens_per_s)
-                memory = memory_line(event.reading, self._limit, self._slots, self._blocks)
-                self._status = [fitting(parts, self._console.width) for parts in (pace, memory)]
-                self._draw()
+                self._draw(lambda: self._status_of(event))
             case Finished() | Failed():
                 self.close()
                 self._rate = RecentRate()
+
+    def _status_of(self, token: Token) -> list[str]:
+        pace = pace_line(token, self._planned, self._rate.tokens_per_s)
+        memory = memory_line(token.reading, self._limit, self._slots, self._blocks)
+        return [fitting(parts, self._console.width) for parts in (pace, memory)]
 
     def close(self) -> None:
         """The live region goes, the text stays."""
@@ -84,22 +86,23 @@ class Terminal:
         self._print([*rows, last] if last else rows)
         self._row = ""
 
-    def _draw(self, now: bool = False) -> None:
+    def _draw(self, status_lines: Callable[[], list[str]], now: bool = False) -> None:
+        """Not at every token; what nobody sees is not made."""
         if time.monotonic() < self._next_draw and not now:
             return
         self._next_draw = time.monotonic() + REFRESH_S
         rows, self._row = split_rows(self._row, self._console.width)
-        shown = self._status if self._stats else []
-        status = [Text(line, "dim", no_wrap=True, overflow="crop") for line in shown]
+        shown = status_lines() if self._stats else []
+        lines = [Segment(self._row.rstrip()), *(Segment(line, DIM) for line in shown)]
         with self._console:  # one write: what is between print and update is never seen
             self._live.start()
             self._print(rows)
-            growing = Text(self._row.rstrip(), no_wrap=True)
-            self._live.update(Group(growing, *status), refresh=True)
+            below = Segments(piece for line in lines for piece in (line, Segment.line()))
+            self._live.update(below, refresh=True)
 
     def _print(self, rows: list[str]) -> None:
-        if rows:
-            self._console.print(Text("\n".join(rows)), soft_wrap=True)  # wrapped already
+        if rows:  # wrapped already
+            self._console.print(Segments([Segment("\n".join([*rows, ""]))]), soft_wrap=True)
 
 
 def split_rows(text: str, width: int) -> tuple[list[str], str]:

@@ -295,3 +295,17 @@ def test_a_step_reads_what_is_used_in_whole_steps_and_in_blocks_where_lanes_shar
     for written in write(cache, 740):
         used = 100 + min(written + 1, 701)  # with the token that comes
         assert layer.read_slots == min(832, next(many for many in range(0, 2000, step) if many >= used))
+
+
+def test_lanes_advance_by_numbers_as_by_pytorch():
+    """On a CPU and on a GPU: those that run, once around the ring and some."""
+    told = []
+    for device in ("cpu", "cuda"):
+        cache = bare(["full"], 9, 40, lanes=3)
+        cache.device = torch.device(device)
+        cache.next_position[2], cache.held[2], cache.running[2] = 70, 30, 1
+        for _ in range(cache.shape.ring + 5):
+            cache._advance()
+        told.append([cache.next_position, cache.held, cache.query_positions])
+    assert all(torch.equal(*both) for both in zip(*told, strict=True))
+    assert told[0][0].tolist() == [9 + cache.shape.ring + 5, 0, 75 + cache.shape.ring]

@@ -239,7 +239,8 @@ def written_by(rows, lengths, steps, tokens=None, **more):
 @pytest.mark.parametrize("eos", [False, True])
 def test_what_ends_a_lane_is_told_by_what_came_first(eos, last, looping, on_loop):
     lane = lane_of(0, 0, 3, on_loop=on_loop, eos_ids=frozenset({5} if eos else {}))
-    lane.watch = SimpleNamespace(feed=lambda _id: Loop(1, 0, 64, True) if looping else None)
+    found = Loop(1, 0, 64, True) if looping else None
+    lane.watch = SimpleNamespace(feed=lambda _id: found, note=lambda _id: None)
     lane.written = 3 if last else 1
     assert lane.receive(5, -1.0) == ("" if eos else "text")
     reasons = {"stop": eos, "loop": looping and on_loop == "stop", "length": last}
@@ -253,9 +254,10 @@ def test_from_a_gpu_an_id_and_its_probability_come_back(device, bytes_back):
     cache = SimpleNamespace(
         device=torch.device(device), end_step=lambda: None, count_transfer=lambda *of: moved.append(of)
     )
-    lane, ids = lane_of(0, 1, 9), torch.zeros(2, 1, dtype=torch.int64)
+    lane, fed = lane_of(0, 1, 9), []
     lane.take(pick_all([lane.ask()])[0])
     logits = torch.randn(2, 9)
-    step_on(lambda _ids: logits, cache, [lane], ids)
-    assert ids.tolist() == [[0], [5]] and lane.logits.tolist() == logits[1:].tolist() and lane.fed == 1
+    step_on(lambda ids: fed.append(ids) or logits, cache, [lane], "ids")
+    assert lane.ids[0, :2].tolist() == [0, 5] and lane.written == 1
+    assert fed == ["ids"] and lane.logits.tolist() == logits[1:].tolist() and lane.fed == 1
     assert moved == ([(1, bytes_back)] if bytes_back else [])

@@ -143,6 +143,17 @@ def test_what_the_exact_rule_finds_stays_found(repeated):
     assert exact.longest() is None or both.longest() == exact.longest()
 
 
+@given(st.lists(pieces, max_size=5), st.integers(1, 90))
+def test_tokens_that_are_looked_at_together_tell_the_same_whenever_it_is_asked(repeated, every):
+    ids = [token_id for piece, copies in repeated for token_id in piece * copies * 12]
+    together, one_by_one = LoopWatch(), LoopWatch()
+    for n, one in enumerate(ids, 1):
+        together.note(one)
+        one_by_one.feed(one)
+        if n % every == 0 or n == len(ids):
+            assert together.longest() == one_by_one.longest()
+
+
 def test_however_long_a_loop_was_sixteen_new_tokens_and_some_end_it():
     watch, block = NearWatch(), list(range(20))
     for token_id in block * 60:

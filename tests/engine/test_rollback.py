@@ -30,6 +30,9 @@ class Coarse(ExactWatch):
     def feed(self, token_id):
         return super().feed(token_id % 4)
 
+    def note(self, token_id):
+        self.feed(token_id)
+
 
 SHORT = partial(Coarse, 6, 2, 6)
 
