@@ -71,15 +71,25 @@ class SlotStore:
             for one in sides
             for part in one.parts(head_dim)
         ]  # fmt: skip
-        many = len(self.key_format.parts(head_dim))
-        self.keys = tuple(buffer[0] for buffer in self.buffers[:many])
-        self.values = tuple(buffer[-1] for buffer in self.buffers[-len(self.value_format.parts(head_dim)) :])
+        self._key_parts = len(self.key_format.parts(head_dim))
+        self._value_parts = len(self.value_format.parts(head_dim))
         self.names = [
             f"{side}_{part.name}" if part.name else f"{side}s"
             for side, one in (("key", self.key_format), ("value", self.value_format))
             for part in one.parts(head_dim)
         ]
         self.both = both
+
+    # Views are made when they are asked for. A compiled step that met them beside the buffers, which it
+    # writes, would copy all slots and back, for it does not look where tensors overlap.
+
+    @property
+    def keys(self) -> Parts:
+        return tuple(buffer[0] for buffer in self.buffers[: self._key_parts])
+
+    @property
+    def values(self) -> Parts:
+        return tuple(buffer[-1] for buffer in self.buffers[-self._value_parts :])
 
     @property
     def parts(self) -> Parts:

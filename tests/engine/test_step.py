@@ -1,11 +1,14 @@
 """The compiled step gives what the plain one gives, is compiled once; a failed compilation costs no text."""
 
 import os
+import re
 from dataclasses import replace
+from math import prod
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor.utils import run_and_get_code
 
 from scope_cli.engine.plan import shared_shape
 from scope_cli.engine.run import Run
@@ -46,6 +49,18 @@ def test_compiled_and_plain_agree_over_hundreds_of_steps_and_it_is_compiled_once
     again = texts_of(job_of(loaded, chosen, works, compiled=True), works)  # another cache, other buffers
     assert again == compiled, "another cache gives other bits"
     assert counters["stats"]["unique_graphs"] == graphs[-1], "another cache was compiled anew"
+
+
+def test_a_compiled_step_makes_nothing_as_large_as_the_slots(models):
+    """It writes a token into them where they lie."""
+    chosen = settings_of(**{"sampling.temperature": 0.0, "decode.budget": 22})
+    works = [work_of(models["llama"], chosen, seed, 150, 3, temperature=0.0) for seed in range(2)]
+    job = job_of(models["llama"], chosen, works, compiled=True)
+    _, (code, *_) = run_and_get_code(texts_of, job, works)
+    buffers = [buffer for layer in job.cache.layers for buffer in layer.store.buffers]
+    shapes = re.findall(r"= empty_strided_cpu\(\(([^)]*)\)", code)
+    made = [prod(map(int, shape.split(","))) for shape in shapes]
+    assert made and max(made) < min(buffer.numel() for buffer in buffers) / 4
 
 
 @pytest.mark.parametrize(
