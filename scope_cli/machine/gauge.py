@@ -7,7 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+from weakref import WeakSet
 
 import psutil
 
@@ -21,6 +22,40 @@ STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")  # 5 resets the high-water mark
 
 
+class CardPeak:
+    """The most that PyTorch's allocator held on a CUDA card since the last lap: for one who asks.
+
+    The allocator keeps one mark, and who resets it takes it from everybody else. So nobody resets it but
+    here, and all others are told first.
+    """
+
+    _all: ClassVar[WeakSet[CardPeak]] = WeakSet()
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.allocated = self.reserved = 0  # bytes, in tensors; and taken from the driver for them
+        self._all.add(self)
+        self.lap()
+
+    def look(self) -> None:
+        """Tell everyone who watches this card, and begin a new mark."""
+        import torch
+
+        allocated = torch.cuda.max_memory_allocated(self.device)
+        reserved = torch.cuda.max_memory_reserved(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        for one in self._all:
+            if one.device == self.device:
+                one.allocated = max(one.allocated, allocated)
+                one.reserved = max(one.reserved, reserved)
+
+    def lap(self) -> int:
+        """Peak bytes in tensors since the last lap; the next one starts now."""
+        self.look()
+        peak, self.allocated, self.reserved = self.allocated, 0, 0
+        return peak
+
+
 class PeakMeter:
     """The most bytes in use between two laps."""
 
@@ -30,6 +65,7 @@ class PeakMeter:
         self._lock = Lock()
         self._closed = Event()
         self._sampler: Thread | None = None
+        self._card: CardPeak | None = None
 
     def __enter__(self) -> PeakMeter:
         return self.start()
@@ -39,9 +75,7 @@ class PeakMeter:
 
     def start(self) -> PeakMeter:
         if self.device.type == "cuda":
-            import torch
-
-            torch.cuda.reset_peak_memory_stats(self.device)
+            self._card = CardPeak(self.device)
         else:
             self._used = _used_bytes(self.device)
             self._sampler = Thread(target=self._sample, name="peak-meter", daemon=True)
@@ -51,12 +85,8 @@ class PeakMeter:
 
     def lap(self) -> int:
         """Peak bytes since the last lap; the next one starts now."""
-        if self.device.type == "cuda":
-            import torch
-
-            peak = torch.cuda.max_memory_allocated(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
-            return peak
+        if self._card is not None:
+            return self._card.lap()
         self._look()
         with self._lock:
             peak, self._peak = self._peak, 0
@@ -94,6 +124,7 @@ class Gauge:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.how = f"PyTorch's allocator on {device.type}"
+        self._card = CardPeak(device) if device.type == "cuda" else None
 
     def now(self) -> int:
         import torch
@@ -101,23 +132,20 @@ class Gauge:
         return torch.cuda.memory_allocated(self.device)
 
     def reset(self) -> None:
-        import torch
-
-        torch.cuda.reset_peak_memory_stats(self.device)
+        assert self._card is not None
+        self._card.lap()
 
     def peak(self) -> int:
-        import torch
-
-        return torch.cuda.max_memory_allocated(self.device)
+        assert self._card is not None
+        self._card.look()
+        return self._card.allocated
 
     def on_card(self) -> OnCard | None:
         """Since the last reset; None on anything but CUDA."""
-        if self.device.type != "cuda":
+        if self._card is None:
             return None
-        import torch
-
-        reserved = torch.cuda.max_memory_reserved(self.device)
-        return OnCard(self.peak(), reserved, nvidia.process_bytes())
+        allocated = self.peak()
+        return OnCard(allocated, self._card.reserved, nvidia.process_bytes())
 
     def close(self) -> None:
         """Nobody will ask again."""

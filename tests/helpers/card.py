@@ -164,6 +164,16 @@ class Generator:
         self.real.set_state(state)
 
 
+class Event:
+    """Of a stream on which everything has been done."""
+
+    def record(self, stream):
+        pass
+
+    def synchronize(self):
+        pass
+
+
 torch_generator, torch_rand = torch.Generator, torch.rand
 
 
@@ -174,8 +184,10 @@ def rand(*size, generator=None, **kwargs):
 
 def played_card(monkeypatch):
     """A mode to enter, with what PyTorch asks CUDA for played as well."""
-    for name in ("reset_peak_memory_stats", "max_memory_allocated"):
+    for name in ("reset_peak_memory_stats", "max_memory_allocated", "max_memory_reserved"):
         monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch, "Generator", Generator)
     monkeypatch.setattr(torch, "rand", rand)
     return Card()

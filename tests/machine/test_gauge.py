@@ -115,10 +115,50 @@ def test_what_the_kernel_calls_kb_are_1024_bytes(monkeypatch, tmp_path):
     assert gauge.mapped_bytes() == 3 * 1024
 
 
+class Allocator:
+    """CUDA's, with one mark of each kind for everybody who asks."""
+
+    def __init__(self, monkeypatch):
+        self.allocated = self.reserved = self.most_allocated = self.most_reserved = 0
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: self.allocated)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: self.most_allocated)
+        monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: self.most_reserved)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: self.reset())
+
+    def reset(self):
+        self.most_allocated, self.most_reserved = self.allocated, self.reserved
+
+    def take(self, size):
+        self.allocated += size
+        self.reserved = max(self.reserved, self.allocated)
+        self.most_allocated = max(self.most_allocated, self.allocated)
+        self.most_reserved = max(self.most_reserved, self.reserved)
+
+
+def test_a_peak_on_a_card_is_seen_by_all_who_watch_it(monkeypatch):
+    """A run asks for the peak of each phase, a profile meanwhile for that of the whole."""
+    card, device = Allocator(monkeypatch), torch.device("cuda", 0)
+    profile = gauge.gauge_of(device)
+    card.take(100)
+    profile.reset()
+    with gauge.PeakMeter(device) as run:
+        card.take(50)
+        card.take(-50)
+        assert run.lap() == 150
+        card.take(7)
+        assert [run.lap(), profile.peak()] == [107, 150]
+        assert gauge.PeakMeter(torch.device("cuda", 1)).start().lap() == 107, "the other's allocator, played"
+    card.take(-7)
+    assert profile.on_card() == gauge.OnCard(150, 150, gauge.nvidia.process_bytes())
+    profile.reset()
+    assert profile.peak() == 100
+
+
 @pytest.mark.parametrize(("listed", "process"), [(900 * MIB, 900 * MIB), (None, None)])
 def test_a_card_tells_tensors_from_what_was_reserved_and_from_the_process(monkeypatch, listed, process):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 300 * MIB)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 420 * MIB)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
     monkeypatch.setattr(gauge.nvidia, "process_bytes", lambda: listed)
     card = gauge.gauge_of(torch.device("cuda", 1)).on_card()
     assert card == gauge.OnCard(300 * MIB, 420 * MIB, process)
