@@ -203,9 +203,9 @@ def test_a_hundred_steps_wait_for_the_device_at_nothing_but_their_tokens(
     works = [work_of(card, chosen, seed, 20, 150, temperature=temperature) for seed in range(2)]
     reads = []
 
-    def received(chosen):
+    def received(sent):
         torch.cuda.set_sync_debug_mode("default")
-        told = torch.stack(chosen).tolist()
+        told = sent.read()
         reads.append(len(told))
         if 40 < len(reads) < 140:  # everything is captured, and no lane has ended
             torch.cuda.set_sync_debug_mode("error")
@@ -282,15 +282,16 @@ def test_memory_that_ends_in_mid_run_is_told_and_the_text_goes_on(scope, tiny_fo
 @pytest.mark.parametrize("kv", ["plain", "int8", "k8v4"])
 def test_planned_peaks_are_what_the_allocator_saw(kv):
     """A real shape, so that what every process takes is a small part; without graphs."""
-    asked = {"model.name": "random:qwen3-0.6b", "model.device": "cuda", "cache.kv": kv, "decode.budget": 512}
-    asked |= {"decode.recent": 64, "sampling.max_new_tokens": 700, "sampling.ignore_eos": True}
+    asked = {"model.name": "random:qwen3-0.6b", "model.device": "cuda", "cache.kv": kv, "decode.budget": 96}
+    asked |= {"decode.recent": 32, "sampling.max_new_tokens": 200, "sampling.ignore_eos": True}
     settings = load_profile("default", asked)
     typed = sorted(settings.typed)
     job = Measurement("x", settings.profile.as_dict(), settings.source, typed, None, 2000, offline=True)
     result = run_job(job, lambda *_: None)
     errors, card = result.errors(), result.peaks.card
     assert result.audit == [] and result.transfer.evictions > 0
-    assert {errors[key] for key in errors if key.startswith("kv_")} == {0.0}
+    # the loop is a step ahead of what it tells: a token more is held
+    assert max(abs(errors[key]) for key in errors if key.startswith("kv_")) < 0.05
     for peak in ("prefill_peak", "decode_peak"):
         assert -30 < errors[peak] < 5, errors
     assert card.allocated_bytes <= card.reserved_bytes

@@ -240,12 +240,13 @@ def decode(
         for lane, one in zip(running, picked, strict=True):
             lane.take(one)
             newest[lane.row, 0] = one[0]
+        sent = Sent(picked)
         if ahead:
             for lane in running:
                 if lane.written == lane.max_new_tokens:
                     cache.finish(lane.row)
             step_on(step, cache, [lane for lane in running if lane.written < lane.max_new_tokens], ids)
-        now = received(picked)
+        now = received(sent)
         state = cache.reading()
         for lane, (token_id, logprob) in zip(running, now, strict=True):
             try:
@@ -273,10 +274,34 @@ def decode(
             step_on(step, cache, [lane for lane in lanes if lane is not None], ids)
 
 
-def received(picked: Picked) -> Sequence[Sequence[float]]:
-    """Each lane's id and log-probability on the host: the one time that it waits for the device."""
-    told: Sequence[Sequence[float]] = picked.tolist() if isinstance(picked, Tensor) else picked
-    return told
+class Sent:
+    """What was picked, on its way to the host.
+
+    A GPU does one thing after the other: a copy that is asked for after the next step has been launched comes
+    after that step.
+    """
+
+    def __init__(self, picked: Picked) -> None:
+        self._told, self._there = picked, None
+        if isinstance(picked, Tensor):
+            self._told = picked.to("cpu", non_blocking=picked.is_cuda)
+            if picked.is_cuda:
+                self._there = torch.cuda.Event()
+                self._there.record(torch.cuda.current_stream(picked.device))
+
+    def read(self) -> Sequence[Sequence[float]]:
+        """Each lane's id and log-probability."""
+        if self._there is not None:
+            self._there.synchronize()
+        told: Sequence[Sequence[float]] = (
+            self._told.tolist() if isinstance(self._told, Tensor) else self._told
+        )
+        return told
+
+
+def received(sent: Sent) -> Sequence[Sequence[float]]:
+    """What was picked, on the host: the one time that it waits for the device."""
+    return sent.read()
 
 
 def step_on(step: Callable[[Tensor], Tensor], cache: ScopeCache, lanes: list[Lane], ids: Tensor) -> None:

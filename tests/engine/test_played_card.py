@@ -63,10 +63,9 @@ def test_all_lies_on_one_card_and_the_host_waits_for_nothing_but_tokens(monkeypa
     oracle, _ = written(loaded, chosen, works, lanes)
     card, reads = played_card(monkeypatch), []
 
-    def received(picked):
-        assert picked.device == torch.device("cuda", index)
+    def received(sent):
         card.forbidden = False
-        told = picked.tolist()
+        told = sent.read()
         reads.append(told)
         card.forbidden = case not in LOOKS and 5 < len(reads) < 25
         return told
@@ -80,6 +79,23 @@ def test_all_lies_on_one_card_and_the_host_waits_for_nothing_but_tokens(monkeypa
         assert [logprob for _, logprob in text] == pytest.approx([lp for _, lp in oracle[number]], abs=1e-4)
     places = {tensor.device for tensor in job.cache.tensors().values()}
     assert places == {torch.device("cuda", index)}
+
+
+def test_tokens_are_on_their_way_to_the_host_before_the_next_step_is_launched(monkeypatch, tmp_path):
+    """A copy that is asked for later comes after that step, and the card then waits for the host."""
+    loaded, chosen = loaded_tiny(tmp_path), settings_of(**{"sampling.temperature": 0.0})
+    work, told = work_of(loaded, chosen, 0, 20, 12, temperature=0.0), []
+    with played_card(monkeypatch):
+        monkeypatch.setattr(torch.cuda.Event, "record", lambda self, stream: told.append("sent"))
+        monkeypatch.setattr(torch.cuda.Event, "synchronize", lambda self: told.append("read"))
+        loaded = moved(replace(loaded, why_not_native="as on a card"))
+        with PeakMeter(loaded.device) as peak:
+            job = Run(loaded, chosen.profile, shared_shape([work.plan], 1), peak)
+            step = job.step
+            job.step = lambda ids: [told.append("step"), step(ids)][1]
+            tokens = [event for event in job.run([work]) if isinstance(event, Token)]
+    assert len(tokens) == 12
+    assert told == ["sent", "step", "read"] * 11 + ["sent", "read"]
 
 
 @pytest.mark.parametrize(("most", "slots"), [(1e9, "int8"), (-1.0, "plain")])
