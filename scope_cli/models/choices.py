@@ -12,6 +12,7 @@ from scope_cli.settings.schema import ModelSettings
 
 Wish = Literal["auto", "on", "off"]
 COMPILING_PAYS_AFTER = 500  # steps: a guess
+PLAIN = {"F32", "F16", "BF16"}  # GGUF types
 MANY_LANES = 8  # from which bfloat16 is the faster one, where a CPU multiplies it in hardware
 
 
@@ -31,16 +32,25 @@ def load_in_of(settings: ModelSettings, device: str, quantised: str | None) -> s
     return packed_form(quantised) if on_cpu and settings.dtype == "auto" else None
 
 
-def dtype_of(name: str, device: str, stored: str | None, load_in: str | None = None, lanes: int = 1) -> str:
+def dtype_of(
+    name: str,
+    device: str,
+    stored: str | None,
+    load_in: str | None = None,
+    lanes: int = 1,
+    quantised: str | None = None,
+) -> str:
     """The dtype of cache and computation; that of plain weights, too.
 
-    auto: the checkpoint's own, `stored`, on a GPU; on a CPU float32, with AMX bfloat16 where eight `lanes` or
+    auto: the checkpoint's own, `stored`, on a GPU, and bfloat16 for a GGUF file of `quantised` types, whose
+    weights only float32 would hold without loss; on a CPU float32, with AMX bfloat16 where eight `lanes` or
     more were asked for. Packed weights have float32 beside them.
     """
     if name != "auto":
         return name
     if device.partition(":")[0] != "cpu":
-        return stored or "bfloat16"
+        packed = not set((quantised or "F32").split(", ")) <= PLAIN
+        return "bfloat16" if packed else stored or "bfloat16"
     many = lanes >= MANY_LANES and load_in not in BITS
     return "bfloat16" if many and has_amx() else "float32"
 

@@ -78,7 +78,10 @@ def open_model(
                     tokenizer = AutoTokenizer.from_pretrained(folder.path, **local)
             tokenizer.decode(tokenizer(PROBE)["input_ids"])  # a broken one is known now
         load_in = load_in_of(settings, str(device), folder.quantised)
-        dtype = getattr(torch, dtype_of(settings.dtype, str(device), stored_dtype(config), load_in, lanes))
+        dtype = getattr(
+            torch,
+            dtype_of(settings.dtype, str(device), stored_dtype(config), load_in, lanes, folder.quantised),
+        )
         if device.type == "cpu":
             set_threads(settings.threads)
         there, loading = None, 0

@@ -25,7 +25,9 @@ class ModelSettings(Settings):
         "smollm2-135m", description="name from `scope models list`, folder, GGUF file or hub name"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
-        "auto", description="type of weights and cache; auto: float32 on a CPU, the checkpoint's own on a GPU"
+        "auto",
+        description="type of weights and cache; auto: float32 on a CPU; on a GPU the checkpoint's own, and "
+        "bfloat16 for a quantised GGUF file",
     )
     device: str = Field(
         "auto",

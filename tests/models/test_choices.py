@@ -45,13 +45,17 @@ def test_eight_lanes_asked_of_a_batch_are_opened_as_eight_lanes_of_generate(
 
 
 def test_the_rule_by_hand(amx):
-    def of(name="auto", device="cpu", stored="float16", load_in=None, lanes=1):
-        return choices.dtype_of(name, device, stored, load_in, lanes)
+    def of(name="auto", device="cpu", stored="float16", load_in=None, lanes=1, quantised=None):
+        return choices.dtype_of(name, device, stored, load_in, lanes, quantised)
 
     assert of() == of(lanes=7) == of(load_in="int4", lanes=8) == "float32"
     assert of(lanes=8) == ("bfloat16" if amx else "float32")
     assert of(device="cuda:0") == of(device="cuda", lanes=8) == "float16"
     assert of(device="mps", stored=None) == "bfloat16"
+    assert of(device="cuda", stored="float32", quantised="Q4_K, Q6_K") == "bfloat16"
+    assert of(device="cuda", stored="float32", quantised="F32") == "float32"
+    assert of(device="cuda", stored="float16", quantised="F16") == "float16"
+    assert of(stored="float32", quantised="Q4_K") == of("float32", "cuda", quantised="Q4_K") == "float32"
     assert of("float64", "cuda") == of("float64", lanes=8) == "float64"
 
 

@@ -97,7 +97,7 @@ def target_of(source: ModelSource, settings: ModelSettings, memory_given: bool, 
             device = "mps"
     shape = source.shape(settings.context)
     load_in = load_in_of(settings, device, source.quantised)
-    dtype = dtype_of(settings.dtype, device, shape.dtype, load_in, lanes)
+    dtype = dtype_of(settings.dtype, device, shape.dtype, load_in, lanes, source.quantised)
     return Target(shape, device, dtype, load_in, threads=threads_of(settings.threads))
 
 
