@@ -31,12 +31,16 @@ class TextStream:
     ) -> None:
         self.stopped: str | None = None  # the stop text that was completed
         self._tokenizer = tokenizer.backend_tokenizer
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = {one for one, token in added.items() if token.special}
         self._stop = stop
         self._held = ""  # whole characters that may be the beginning of a stop text
-        self._settle(list(prompt_ids))
+        self._settle(self._end_of(list(prompt_ids)))
 
     def feed(self, token_id: int) -> str:
         """The text that is certain now, "" while it is not; nothing from a stop text on."""
+        if self._silent(token_id):
+            return ""
         self._ids = [*self._ids, token_id]  # a new list: a copy of the stream goes on by itself
         new = self._unsettled()
         waiting = self._ids[self._settled :]
@@ -50,6 +54,18 @@ class TextStream:
         text = self._until_stop(self._finished())
         held, self._held = self._held, ""
         return text + held
+
+    def _silent(self, token_id: int) -> bool:
+        """Special, or one that the tokenizer does not know: it leaves no trace in the text."""
+        return token_id in self._special or self._tokenizer.id_to_token(token_id) is None
+
+    def _end_of(self, prompt_ids: list[int]) -> list[int]:
+        """So much of a prompt as the next token's text depends on, from a whole character on."""
+        for more in range(4):  # bytes of a character
+            end = prompt_ids[-PATIENCE - more :]
+            if not self._decode(end).startswith(BROKEN):
+                return end
+        return prompt_ids
 
     def _settle(self, ids: list[int]) -> None:
         """Go on from `ids`, whose text is known; what came before them is not needed any more."""
@@ -66,8 +82,7 @@ class TextStream:
         text = self._unsettled()
         if not text.endswith(BROKEN):
             return text
-        tokens = self._tokenizer.get_added_tokens_decoder()
-        waiting = [one for one in self._ids[self._settled :] if not (one in tokens and tokens[one].special)]
+        waiting = self._ids[self._settled :]
         decoder = getincrementaldecoder("utf-8")("replace")
         decoder.decode(b"".join(self._bytes_of(one) for one in waiting))
         unfinished = len(decoder.getstate()[0])  # bytes

@@ -173,3 +173,26 @@ def test_a_stop_text_in_front_of_an_unfinished_character_is_found_at_the_end():
     stream = TextStream(tokenizer, ids_of("byte_level", "The"), stop=("e",))
     assert stream.feed(len(tokenizer) - 1) == ""
     assert (stream.flush(), stream.stopped) == ("", "e")
+
+
+@both
+@pytest.mark.parametrize("silent", ["special", "unknown"])
+def test_no_token_has_the_whole_prompt_decoded_again(kind, silent, monkeypatch):
+    """Nor a long row of tokens that print nothing, as a model with random weights may write."""
+    tokenizer, looked = TOKENIZERS[kind], []
+    stream = TextStream(tokenizer, ids_of(kind, "The river is high. " * 500))
+    decode = stream._decode
+    monkeypatch.setattr(stream, "_decode", lambda ids: [looked.append(len(ids)), decode(ids)][1])
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    special = next(number for number, one in added.items() if one.special)
+    nothing = special if silent == "special" else len(tokenizer) + 7
+    text = "".join(stream.feed(one) for one in [nothing] * 200 + ids_of(kind, "The end") + [nothing] * 200)
+    assert (text + stream.flush()).strip() == "The end"
+    assert max(looked) <= PATIENCE + 8 and len(looked) < 40
+
+
+@pytest.mark.parametrize("characters", [40, 41, 42])
+def test_a_prompt_of_nothing_but_bytes_is_cut_where_a_character_begins(characters):
+    ids = byte_ids("metaspace", ("ก" * characters).encode())
+    cut = len(ids) - 6
+    assert streamed("metaspace", ids[:cut], ids[cut:]) == ("กก", None)
