@@ -87,7 +87,7 @@ def moved_to_another_head(layer):
     [
         (lambda layer: layer.positions[0, 0].masked_fill_(layer.positions[0, 0] == 30 + 99, FREE), "recent"),
         (lambda layer: layer.positions[0, 0, :3].fill_(FREE), "live slots"),
-        (lambda layer: setattr(layer.store, "keys", (layer.keys[:, :, :-1].clone(),)), "buffers"),
+        (lambda layer: layer.store.buffers.append(layer.store.buffers.pop()[..., :-1, :].clone()), "buffers"),
         (lambda layer: moved_to_another_head(layer), "tokens held or evicted by head"),
         (lambda layer: layer.positions[0, 0, 0].fill_(90), "prompt tokens by head"),
     ],
