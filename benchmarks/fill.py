@@ -2,6 +2,7 @@
 
     python benchmarks/fill.py             # the commands
     python benchmarks/fill.py step avx2   # runs those that have all these words, one after the other
+    python benchmarks/fill.py 'python benchmarks/step.py'  # or the one command that is exactly this
     python benchmarks/fill.py --all
 
 A command stands in the page as `<!-- fill: COMMAND -->`, and what is between it and `<!-- end -->` is what
@@ -32,10 +33,12 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="WORD", help="that a command has")
     parser.add_argument("--all", action="store_true", help="every command")
     args = parser.parse_args()
-    for _, command, _ in BLOCK.findall(PAGE.read_text()):
+    commands = [command for _, command, _ in BLOCK.findall(PAGE.read_text())]
+    one = args.words[0] if args.words and args.words[0] in commands else None
+    for command in commands:
         if not (args.all or args.words):
             print(command)
-        elif all(word in command for word in args.words):
+        elif command == one if one else all(word in command for word in args.words):
             began = time.perf_counter()
             print(command, file=sys.stderr, flush=True)
             printed = run(command)

@@ -194,26 +194,25 @@ void merge(const scope_slots& layer, const float* parts, int pieces, const float
         }
         const float origin = largest == FREE ? 0.0f : largest;  // nothing is held: zeros come out
         if (sinks) total = first(exp(all(sinks[q] - origin)));
+        float* row = out + (size_t)q * head_dim;
+        memset(row, 0, (size_t)head_dim * sizeof(float));
         for (int p = 0; p < pieces; p++) {
             const float* part = parts + p * step + q * stride;
-            total += part[1] * first(exp(all(part[0] - origin)));
+            const V weight = exp(all(part[0] - origin));
+            total += part[1] * first(weight);
+            for (int i = 0; i < head_dim; i += WIDTH)
+                store_some(row + i, fma(load(part + 2 + i), weight, load_some(row + i, head_dim - i)), head_dim - i);
         }
         const V share = all(total == 0 ? 0.0f : 1.0f / total);
-        for (int i = 0; i < head_dim; i += WIDTH) {
-            V added = zero();
-            for (int p = 0; p < pieces; p++) {
-                const float* part = parts + p * step + q * stride;
-                added = fma(load(part + 2 + i), exp(all(part[0] - origin)), added);
-            }
-            store_some(out + (size_t)q * head_dim + i, mul(added, share), head_dim - i);
-        }
+        for (int i = 0; i < head_dim; i += WIDTH)
+            store_some(row + i, mul(load_some(row + i, head_dim - i), share), head_dim - i);
         if (!logits) continue;
-        float* row = logits + (size_t)q * layer.slots;
+        float* told = logits + (size_t)q * layer.slots;
         for (int s = 0; s < layer.used; s += WIDTH) {
-            const V given = mul(exp(sub(load_some(row + s, layer.used - s), all(origin))), share);
-            store_some(row + s, given, layer.used - s);
+            const V given = mul(exp(sub(load_some(told + s, layer.used - s), all(origin))), share);
+            store_some(told + s, given, layer.used - s);
         }
-        memset(row + layer.used, 0, (size_t)(layer.slots - layer.used) * sizeof(float));
+        memset(told + layer.used, 0, (size_t)(layer.slots - layer.used) * sizeof(float));
     }
 }
 

@@ -61,6 +61,11 @@ inline V power_of_2(V whole) {
     __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(whole), _mm512_set1_epi32(127));
     return _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23));
 }
+inline V swapped(V a, int apart) {
+    if (apart == 1) return _mm512_permute_ps(a, 0xB1);
+    if (apart == 2) return _mm512_permute_ps(a, 0x4E);
+    return apart == 4 ? _mm512_shuffle_f32x4(a, a, 0xB1) : _mm512_shuffle_f32x4(a, a, 0x4E);
+}
 inline float first(V a) { return _mm512_cvtss_f32(a); }
 inline float sum(V a) {
     __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
@@ -129,6 +134,12 @@ inline __m256 power_of_2(__m256 whole) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
 }
 inline V power_of_2(V whole) { return {power_of_2(whole.low), power_of_2(whole.high)}; }
+inline V swapped(V a, int apart) {
+    if (apart == 1) return {_mm256_permute_ps(a.low, 0xB1), _mm256_permute_ps(a.high, 0xB1)};
+    if (apart == 2) return {_mm256_permute_ps(a.low, 0x4E), _mm256_permute_ps(a.high, 0x4E)};
+    if (apart == 4) return {_mm256_permute2f128_ps(a.low, a.low, 1), _mm256_permute2f128_ps(a.high, a.high, 1)};
+    return {a.high, a.low};
+}
 inline float first(V a) { return _mm256_cvtss_f32(a.low); }
 inline float sum(V a) {
     __m256 h = _mm256_add_ps(a.low, a.high);
@@ -210,6 +221,9 @@ inline V power_of_2(V whole) {  // no number in, anything out: whoever calls mul
         float n = whole.x[i];
         return from_bits((uint32_t)((n == n ? (int)n : 0) + 127) << 23);
     });
+}
+inline V swapped(V a, int apart) {  // number i and number i ^ apart: 1, 2, 4 or 8
+    return each([&](int i) { return a.x[i ^ apart]; });
 }
 inline float first(V a) { return a.x[0]; }
 template <class F>

@@ -42,6 +42,7 @@ void scope_step::prepare(int threads) {
     if (parts.size() < most) parts.resize(most);
     if ((int)own.size() < threads) own.resize(threads);
     for (Own& one : own) {
+        one.asked = -1;
         for (int i = 0; i < model.layer_count; i++) one.room.fit(model.layers[i].slots);
         one.query.resize(query);
         one.head.resize(padded(query));

@@ -64,13 +64,15 @@ void scope_step::attend_pieces(const scope_layer& layer, int row, int head, int 
     const scope_slots &slots = layer.slots, &exact = layer.exact;
     const int packed = pieces_of(slots), first = std::max(from, packed), lane = lane_of[row];
     const long slot = slot_of(layer, row, head), held_head = (long)lane * slots.kv_heads + head;
+    const long asked = ((&layer - model.layers) * rows + row) * slots.kv_heads + head;
     const bool writes = from <= slot / PIECE && slot / PIECE < std::min(to, packed);
     if (writes) write_token(layer, slots, row, head, slot, mine);
     if (first < to) {
         const long place = positions[lane] % exact.slots;
         if (from <= packed + place / PIECE && packed + place / PIECE < to) write_token(layer, exact, row, head, place, mine);
     }
-    ask(layer, row, head, writes, mine);
+    if (asked != mine.asked || (writes && layer.queries)) ask(layer, row, head, writes, mine);
+    mine.asked = asked;
     const size_t stride = (size_t)slots.group * part_floats(slots);
     float* out = &parts[((size_t)row * slots.kv_heads + head) * all_pieces(layer) * stride];
     float* logits = layer.attention ? &told[(size_t)held_head * slots.group * slots.slots] : nullptr;

@@ -39,6 +39,7 @@ struct Input {
 // What a thread has to itself.
 struct Own {
     std::vector<float> query, head;
+    long asked = -1;  // whose queries are in `query`: counted over this step's layers, rows and KV heads
     Room room;
 };
 

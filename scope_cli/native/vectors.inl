@@ -75,11 +75,22 @@ void rotate(float* x, const float* cosines, const float* sines, int half) {
     }
 }
 
+// The sums and differences of the numbers `apart`, four times: those that are 1, 2, 4 and 8 apart.
+inline V turned(V x) {
+    alignas(64) static const float signs[4][WIDTH] = {{1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1},
+                                                      {1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1},
+                                                      {1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1},
+                                                      {1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1}};
+    for (int i = 0; i < 4; i++) x = fma(x, load(signs[i]), swapped(x, 1 << i));
+    return x;
+}
+
 void turn(float* x, int head_dim) {
-    const int block = head_dim & -head_dim;
+    const int block = head_dim & -head_dim, whole = block < WIDTH ? 1 : WIDTH;
     const float factor = 1.0f / __builtin_sqrtf((float)block);
+    for (int i = 0; whole > 1 && i < head_dim; i += WIDTH) store(x + i, turned(load(x + i)));
     for (int from = 0; from < head_dim; from += block)
-        for (int half = 1; half < block; half *= 2)
+        for (int half = whole; half < block; half *= 2)
             for (int i = from; i < from + block; i += 2 * half)
                 for (int j = i; j < i + half; j++) {
                     const float a = x[j], b = x[j + half];
@@ -93,17 +104,18 @@ inline float nearest(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
 inline float between(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
 
 void store_8(const float* x, int8_t* codes, uint16_t* scales, int head_dim) {
-    float largest = 0;
-    for (int i = 0; i < head_dim; i++) {
-        const float size = x[i] < 0 ? -x[i] : x[i];
-        if (!(size <= largest)) largest = size;
-    }
-    const float wanted = largest / 127.0f;
+    V largest = zero();
+    for (int i = 0; i < head_dim; i += WIDTH) largest = most(largest, magnitude(load_some(x + i, head_dim - i)));
+    const float wanted = top(largest) / 127.0f;
     *scales = half_of_float(wanted < SMALLEST_SCALE ? SMALLEST_SCALE : wanted);
-    const float scale = float_of_half(*scales);
-    for (int i = 0; i < head_dim; i++) {
-        const float code = between(nearest(x[i] / scale), -127, 127);
-        codes[i] = (int8_t)(code == code ? code : 0);
+    const V scale = all(float_of_half(*scales)), whole = all(0x1.8p23f);  // added, it leaves no place for a fraction
+    for (int i = 0; i < head_dim; i += WIDTH) {
+        float some[WIDTH];
+        store(some, sub(add(divide(load_some(x + i, head_dim - i), scale), whole), whole));
+        for (int j = 0; j < WIDTH && i + j < head_dim; j++) {
+            const float code = between(some[j], -127, 127);
+            codes[i + j] = (int8_t)(code == code ? code : 0);
+        }
     }
 }
 
