@@ -89,8 +89,7 @@ def test_a_signal_writes_the_parts_marks_the_rows_and_the_job_goes_on(
 ):
     out = tmp_path / "out"
     process = Forked(tmp_path / "said", *argv(prompts, out, tiny_folder))
-    wait_for_work(process, out)
-    time.sleep(0.2)
+    wait_for_tokens(process, out, 3)  # of a row that has more to go: between two rows there is none to mark
     process.send_signal(number)
     assert process.wait() == code and "Traceback" not in process.stderr
     ledger = Ledger(out)
