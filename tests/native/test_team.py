@@ -5,7 +5,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 import torch
 
 from tests.helpers.attention_case import Case
@@ -40,20 +39,6 @@ def test_a_forked_process_has_a_team_of_its_own(native):
         os._exit(0 if torch.equal(case.attend()[0], expected) else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert torch.equal(case.attend()[0], expected)
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no threads are bound to cores here")
-def test_all_threads_on_one_core_finish_what_one_of_them_began(native):
-    native.threads(1)
-    case = Case(64, 3, 777, CASE)
-    expected, _ = case.attend()
-    native.threads(5)
-    child = os.fork()
-    if child == 0:  # its team is made after this, and inherits the one core
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        same = all(torch.equal(case.attend()[0], expected) for _ in range(50))
-        os._exit(0 if same else 1)
-    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_ctrl_c_is_heard_between_two_calls(native):
