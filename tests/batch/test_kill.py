@@ -69,6 +69,24 @@ def wait_for_tokens(process, out, tokens):
         time.sleep(0.002)
 
 
+def stopped(prompts, tiny_folder, tmp_path, signals, code, wait):
+    """The folder of a job that was sent signals; on a busy machine one may be through before they come."""
+    for number in range(5):
+        out = tmp_path / f"out{number}"
+        process = Forked(tmp_path / "said", *argv(prompts, out, tiny_folder))
+        wait(process, out)
+        for one in signals:
+            process.send_signal(one)
+            time.sleep(0.002)
+        ended = process.wait()
+        assert "Traceback" not in process.stderr
+        if ended == 1 and done(out) == 12:
+            continue
+        assert ended == code
+        return out
+    raise AssertionError("every job was through before it was stopped")
+
+
 def test_a_kill_while_the_job_is_planned_leaves_nothing_half_done(prompts, tiny_folder, tmp_path, whole):
     out = tmp_path / "out"
     for pause in (0.0, 0.02, 0.05, 0.1):
@@ -87,11 +105,8 @@ def test_a_kill_while_the_job_is_planned_leaves_nothing_half_done(prompts, tiny_
 def test_a_signal_writes_the_parts_marks_the_rows_and_the_job_goes_on(
     prompts, tiny_folder, tmp_path, whole, number, code
 ):
-    out = tmp_path / "out"
-    process = Forked(tmp_path / "said", *argv(prompts, out, tiny_folder))
-    wait_for_tokens(process, out, 3)  # of a row that has more to go: between two rows there is none to mark
-    process.send_signal(number)
-    assert process.wait() == code and "Traceback" not in process.stderr
+    # of a row that has more to go: between two rows there is none to mark
+    out = stopped(prompts, tiny_folder, tmp_path, [number], code, lambda *job: wait_for_tokens(*job, 3))
     ledger = Ledger(out)
     interrupted = ledger.rows("interrupted")
     assert interrupted and not ledger.rows("running") and not ledger.processes()
@@ -108,13 +123,7 @@ def test_a_signal_writes_the_parts_marks_the_rows_and_the_job_goes_on(
 
 
 def test_a_second_ctrl_c_ends_at_once_and_the_ledger_is_sound(prompts, tiny_folder, tmp_path, whole):
-    out = tmp_path / "out"
-    process = Forked(tmp_path / "said", *argv(prompts, out, tiny_folder))
-    wait_for_work(process, out)
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.002)
-    assert process.wait() == 130 and "Traceback" not in process.stderr
+    out = stopped(prompts, tiny_folder, tmp_path, [signal.SIGINT] * 2, 130, wait_for_work)
     assert not Ledger(out).rows("running")
     assert Forked(tmp_path / "said", *argv(prompts, out, tiny_folder)).wait() == 1
     check_it_is_whole(out, whole)
