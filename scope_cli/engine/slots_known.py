@@ -10,7 +10,7 @@ from scope_cli import __version__
 from scope_cli.console.safe import as_json
 from scope_cli.errors import ModelError
 from scope_cli.files import cache_folder, replace_file
-from scope_cli.models.fingerprint import known_by
+from scope_cli.models.fingerprint import fingerprint
 from scope_cli.models.model_folder import ModelFolder
 from scope_cli.settings.load import LoadedProfile
 
@@ -31,7 +31,7 @@ class Computed:
     @property
     def note(self) -> Path:
         """Where the check's result is kept."""
-        seen = sha256(as_json([known_by(self.folder), self.dtype, self.load_in, self.device]).encode())
+        seen = sha256(as_json([fingerprint(self.folder), self.dtype, self.load_in, self.device]).encode())
         ours = Path(__file__).parent
         for file in (ours / "slots_check.py", ours.with_name("formats") / "int8.py"):
             seen.update(file.read_bytes())

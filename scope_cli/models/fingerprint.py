@@ -5,6 +5,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from scope_cli.models.folder import weight_files
+from scope_cli.models.gguf.header import parts_of
 from scope_cli.models.model_folder import ModelFolder
 
 PLACES, PIECE = 16, 2**16  # of each file of weights so many pieces are looked at, so many bytes each
@@ -12,16 +13,18 @@ WHOLE = ("config.json", "tokenizer.json", "tokenizer.model")
 
 
 def fingerprint(folder: ModelFolder) -> str:
-    """32 hexadecimal digits; reads a few megabytes, however large the model is."""
-    path = folder.ready().path
-    return _of(path, [] if folder.random else weight_files(path))
+    """32 hexadecimal digits; reads a few megabytes, however large the model is, and converts no weight."""
+    folder = folder.prepared()
+    return _of(folder.path, _weights(folder))
 
 
-def known_by(folder: ModelFolder) -> str:
-    """The same of the files that are there: a GGUF file is not converted for it."""
+def _weights(folder: ModelFolder) -> Iterable[Path]:
+    """The files that the weights come from."""
+    if folder.random:
+        return []
     if folder.gguf_file is not None and folder.gguf_file.is_file():
-        return _of(folder.path, [folder.gguf_file])
-    return _of(folder.path, [] if folder.random else weight_files(folder.path))
+        return parts_of(folder.gguf_file)
+    return weight_files(folder.path)
 
 
 def _of(path: Path, weights: Iterable[Path]) -> str:

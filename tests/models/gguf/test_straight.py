@@ -174,3 +174,21 @@ def test_few_rows_stay_plain(tmp_path):
     gates = [module for name, module in model.named_modules() if name.endswith("mlp.gate")]
     assert gates and not any(isinstance(gate, PackedLinear) for gate in gates)
     assert isinstance(model.model.layers[0].self_attn.q_proj, PackedLinear)
+
+
+def test_whoever_keeps_states_converts_nothing(scope, tmp_path):
+    """A state says of what model it is: by the file itself, not by a plain copy of its weights."""
+    path = write(tmp_path / "tiny.gguf", kind="Q4_1").path
+    text, said = tmp_path / "text.txt", ("--max-new-tokens", "4", "--ignore-eos", "--model", path)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "hi"}\n')
+    for command in (
+        ("generate", "hi", "--output", text, "--keep-checkpoint"),
+        ("prompt", "save", "hi", "--output", tmp_path / "hi.scope"),
+        ("generate", "--prompt-cache", tmp_path / "hi.scope"),
+        ("batch", tmp_path / "prompts.jsonl", "--output-dir", tmp_path / "out", "--checkpoint-every", "0"),
+    ):
+        ran = scope(*command, *(said if command[0] != "prompt" else said[3:]))
+        assert ran.code == 0, ran.stderr
+    ran = scope("resume", text, "--max-new-tokens", "8")
+    assert ran.code == 0, ran.stderr
+    assert [file.name for file in find(str(path)).path.glob("*.safetensors")] == ["packed-int4.safetensors"]
