@@ -37,7 +37,7 @@ For reading: README.md, and docs/reference: profiles.md has every setting, readi
 app = typer.Typer(
     cls=Menu,
     name="scope",
-    help="Long texts from a language model on one GPU: the prompt's cache is kept, the output's is bounded.",
+    help="Long texts from a language model: the prompt's cache is kept, the output's is bounded.",
     epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -78,6 +78,7 @@ GARBAGE = 100_000  # new objects between two looks for garbage: an import makes 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit codes are listed in docs/reference/cli.md."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    ctrl_c.seen = False
     try:
         code = command()(args=arguments, prog_name="scope", standalone_mode=False, obj=arguments) or 0
         if ctrl_c.seen:
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except (Exception, SystemExit) as error:
-        if ctrl_c.seen:  # whatever the import that it came into made of it
+        if ctrl_c.seen:  # whatever that into which it came has made of it
             print("interrupted", file=sys.stderr)
             return 130
         with suppress(BrokenPipeError):

@@ -40,6 +40,7 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal and number == signal.SIGINT:
+            ctrl_c.seen = True
             raise KeyboardInterrupt
         if not self.signal:
             with suppress(OSError):  # no print: it may be in the middle of one
@@ -49,7 +50,7 @@ class Interruption:
 
 class CtrlC:
     """Outside an Interruption, Ctrl-C raises KeyboardInterrupt as ever; here it is also remembered, because
-    what is being imported may make an error of its own of it."""
+    what it comes into, an import or a library's callback, may make an error of its own of it."""
 
     def __init__(self) -> None:
         self.seen = False
