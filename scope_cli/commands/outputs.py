@@ -13,6 +13,8 @@ from scope_cli.commands.io import TypedPrompt, no_word, tell
 from scope_cli.console import streams
 from scope_cli.console.safe import printable
 from scope_cli.errors import ScopeError, UsageError
+from scope_cli.models.registry import from_anywhere
+from scope_cli.settings.schema import Profile
 from scope_cli.sinks.base import Sink
 from scope_cli.sinks.jsonl import JsonLines
 from scope_cli.sinks.plain import PlainText
@@ -111,6 +113,16 @@ def about_of(asked: TypedPrompt, argv: list[str] | None) -> dict[str, Any]:
     else:
         prompt["text"] = asked.text
     return {"command": ["scope", *(argv or [])], "prompt": prompt}
+
+
+def kept_profile(profile: Profile) -> dict[str, Any]:
+    """A profile for a file that may be read in another folder: the files that it names have whole paths."""
+    told = profile.as_dict()
+    told["model"]["name"] = from_anywhere(profile.model.name)
+    scorer = told["decode"]["scorer"]
+    if isinstance(scorer, dict) and "calibration" in scorer:
+        scorer["calibration"] = str(Path(scorer["calibration"]).absolute())
+    return told
 
 
 def write_aside(text: str) -> None:

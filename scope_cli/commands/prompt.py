@@ -9,7 +9,7 @@ import typer
 
 from scope_cli.commands import options as o
 from scope_cli.commands.io import check_writable, prompts_of, read_into, tell
-from scope_cli.commands.outputs import about_of
+from scope_cli.commands.outputs import about_of, kept_profile
 from scope_cli.commands.overrides import overrides_of
 from scope_cli.console.phases import Phases
 from scope_cli.console.safe import printable
@@ -34,6 +34,7 @@ SETTINGS = (
     "allow_control_tokens", "prefill", "prefill_budget", "scorer", "kv", "seed",
 )  # fmt: skip
 READ_WITH = ("prefill", "prompt", "cache")  # the sections of a profile that the file settles
+READ_BY = ("name", "dtype", "load_in", "context")  # of the section `model`, unless typed
 app = typer.Typer(
     name="prompt", help="Read a prompt once and keep its cache in a file.", no_args_is_help=True
 )
@@ -76,7 +77,7 @@ def save_command(
         "kind": "prompt",
         "model": fingerprint(loaded.opened.folder),
         "model_name": loaded.name,
-        "profile": settings.profile.as_dict(),
+        "profile": kept_profile(settings.profile),
         "about": about_of(asked[0], ctx.obj)["prompt"],
         "versions": versions(),
         "lane": state.numbers,
@@ -162,7 +163,9 @@ def settings_with(settings: LoadedProfile, file: Path) -> LoadedProfile:
     if typed := sorted(key for key in settings.typed if key.split(".")[0] in READ_WITH):
         named = settings.names.get(typed[0], typed[0])
         raise UsageError(f"{named} belongs to scope prompt save: {file} already holds the prompt")
-    update = {section: getattr(then, section) for section in READ_WITH}
+    update: dict[str, Any] = {section: getattr(then, section) for section in READ_WITH}
+    model = {key: getattr(then.model, key) for key in READ_BY if f"model.{key}" not in settings.typed}
+    update["model"] = settings.profile.model.model_copy(update=model)
     settings = replace(settings, profile=settings.profile.model_copy(update=update))
     return settings.with_slots("int8")  # what `auto` was in builds that kept it as that
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from scope_cli.cache.shape import CacheShape
 from scope_cli.commands.io import tell
+from scope_cli.commands.outputs import kept_profile
 from scope_cli.console import streams
 from scope_cli.console.phases import Phases
 from scope_cli.console.signals import Interruption
@@ -154,7 +155,7 @@ def facts_of_run(settings: LoadedProfile, loaded: "LoadedModel", shape: CacheSha
     sizes = {name: getattr(shape, name) for name in ("lanes", "prompt_slots", "evictable", "context")}
     return {
         "model": fingerprint(loaded.opened.folder),
-        "profile": settings.profile.as_dict(),
+        "profile": kept_profile(settings.profile),
         "typed": sorted(settings.typed),
         "shape": sizes,
     }

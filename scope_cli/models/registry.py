@@ -80,6 +80,13 @@ def find(name: str, offline: bool = False, say: Say = lambda line: None) -> Mode
     )
 
 
+def from_anywhere(name: str) -> str:
+    """What a model is called from every folder: a path becomes a whole one, other names stay."""
+    path = Path(name).expanduser()
+    is_path = not name.startswith(PREFIX) and name not in EMBEDDED and path.exists()
+    return str(path.absolute()) if is_path else name
+
+
 def listed() -> list[ListedModel]:
     """The embedded models, then what was converted here, then what the local hub cache can run."""
     rows = {}

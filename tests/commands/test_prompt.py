@@ -77,3 +77,14 @@ def test_what_does_not_fit_is_refused(scope, folder, writes, tiny_folder):
         assert refused.code == 2 and said in refused.stderr, refused.stderr
     lru = scope("generate", "--prompt-cache", kept, *writes, "--scorer", "lru")
     assert lru.code == 1 and "does not fit" in lru.stderr
+
+
+def test_the_file_says_which_model_reads_on_wherever_one_is(scope, folder, writes, tiny_folder, monkeypatch):
+    (folder / "model").symlink_to(tiny_folder)
+    monkeypatch.chdir(folder)
+    assert scope("prompt", "save", "-f", "report.txt", "-o", "report.scope", "--model", "model").code == 0
+    read = scope("generate", "-f", "report.txt", *writes)
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    ran = scope("generate", "--prompt-cache", "../report.scope", *writes[2:])
+    assert (ran.code, ran.stdout) == (0, read.stdout), ran.stderr

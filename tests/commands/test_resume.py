@@ -261,6 +261,23 @@ def test_other_versions_go_on_and_say_so(broken_off):
     assert "torch 1.0 then" in ran.stderr and "threads 99 then" in ran.stderr
 
 
+def test_a_text_goes_on_from_any_folder(scope, tmp_path, tiny_folder, monkeypatch):
+    """Its model and its calibration were named as seen from where it was begun."""
+    (tmp_path / "model").symlink_to(tiny_folder)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.txt").write_text("the sea and the lighthouse " * 40)
+    made = scope("calibrate", "queries.safetensors", "--text", "words.txt", "--model", "model")
+    assert made.code == 0, made.stderr
+    tri = ["--set", "decode.scorer={name: tri, calibration: queries.safetensors}"]
+    begun = ["generate", "the sea", "-o", "story.txt", "--model", "model", "--budget", 20, "--ignore-eos"]
+    ran = scope(*begun, *tri, "--max-new-tokens", 40, "--keep-checkpoint")
+    assert ran.code == 0, ran.stderr
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    ran = scope("resume", "../story.txt", "--max-new-tokens", 60)
+    assert ran.code == 0, ran.stderr
+
+
 def test_a_second_run_does_not_write_over_what_can_be_gone_on_with(broken_off, argv):
     scope, folder = broken_off
     before = everything(folder)
