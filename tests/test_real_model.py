@@ -1,6 +1,8 @@
 """The embedded model itself: the same tokens as transformers, and thousands of tokens within the budget."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -76,24 +78,17 @@ def kl(expected, got):
 
 
 @pytest.mark.once
-def test_the_readmes_command_on_the_sample_report(scope, tmp_path):
-    out = tmp_path / "summary.txt"
-    result = scope(
-        "generate",
-        "--prompt-file",
-        "examples/report.txt",
-        "--budget",
-        2048,
-        "--max-new-tokens",
-        40,
-        "--output",
-        out,
-    )
-    assert result.code == 0
-    assert out.read_text() == result.stdout and len(result.stdout.split()) > 15
-    record = json.loads((tmp_path / "summary.txt.run.json").read_text())
-    assert record["prompt_tokens"][0] > 2000
-    assert record["results"][0]["audit"]["problems"] == []
+def test_what_make_run_writes_is_what_the_tutorial_shows(scope, tmp_path):
+    """Its text, and every line of its summary that holds no time, peak or advice."""
+    tutorial = Path("docs/tutorial/first-long-text.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^\t\$\(BIN\)/scope (.+)$", Path("Makefile").read_text(), re.MULTILINE)
+    assert f"scope {line}\n" in tutorial
+    result = scope(*shlex.split(line), "--output", tmp_path / "bread.txt")
+    assert result.code == 0 and (tmp_path / "bread.txt").read_text() == result.stdout
+    quoted = " ".join(line[2:] for line in tutorial.splitlines() if line.startswith("> "))
+    assert result.stdout.startswith(quoted)
+    shown = tutorial[tutorial.index("finish:") : tutorial.index("in short:")]
+    assert "evicted" in shown and shown in result.stderr
 
 
 @pytest.mark.long
