@@ -46,7 +46,7 @@ class NativePrompt:
 
     def __init__(self, model: Any, cache: ScopeCache, library: Library) -> None:
         self._functions, self._attention = functions_of(library), ChunkAttention(library)
-        self._tables = tables = DecoderTables(model, cache)
+        self._tables = tables = DecoderTables(model, cache, library)
         parts = tables.decoder.layers
         linears = [getattr(layer, name).linear for layer in parts for name in PRODUCTS]
         if not all(isinstance(getattr(linear, "kind", None), Kind) for linear in linears):
@@ -68,7 +68,7 @@ class NativePrompt:
     def __call__(self, ids: Tensor, positions: Tensor, held: ScopeCache | Staging) -> Tensor:
         """ids, positions: [1, tokens], of the chunk that `held` has started; returns [1, vocab]."""
         tokens, threads, functions = ids.shape[1], torch.get_num_threads(), self._functions
-        embedded = self._tables.embedded(ids[0])
+        embedded = self._tables.embedded(ids)
         functions.scope_prompt_begin(
             self._made, address(embedded), address(positions.contiguous()), tokens, threads
         )

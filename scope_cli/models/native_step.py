@@ -13,6 +13,7 @@ from torch import Tensor
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.cache.layers import SlotLayer
 from scope_cli.cache.policy_layer import PolicyLayer
+from scope_cli.cache.store import by_numbers
 from scope_cli.models.native_tables import DecoderTables
 from scope_cli.native.library import Library
 from scope_cli.native.tables import FORMATS, Slots, address, addresses
@@ -24,8 +25,10 @@ class NativeStep:
     def __init__(self, model: Any, cache: ScopeCache, library: Library) -> None:
         self.cache = cache
         self._functions = functions_of(library)
-        self._tables = DecoderTables(model, cache)
+        self._tables = DecoderTables(model, cache, library)
         self._kept: list[Any] = []  # what the tables of slots point to
+        self._running = by_numbers(cache.running)
+        self._now: list[int] = []  # as the tables have it: is attention asked for, and how much is read
         self._fill_slots()
         self._made = ctypes.c_void_p(self._functions.scope_step_new(ctypes.byref(self._tables.model)))
 
@@ -39,11 +42,14 @@ class NativeStep:
         if self._fitted != cache.fitted:
             self._fill_slots()
         asks = self._tells and cache.asks_attention
-        for table, layer, told in zip(tables.layers, cache.layers, self._told, strict=True):
-            table.slots.used = layer.read_slots
-            table.attention = told if asks else None
-        embedded = tables.embedded(ids[:, 0])
-        lanes, running = len(ids), int(cache.running.sum())
+        now = [asks, *[layers[0].read_slots for layers in cache.alike]]
+        if now != self._now:
+            self._now = now
+            for table, layer, told in zip(tables.layers, cache.layers, self._told, strict=True):
+                table.slots.used = layer.read_slots
+                table.attention = told if asks else None
+        embedded = tables.embedded(ids)
+        lanes, running = len(ids), sum(self._running)
         logits = torch.empty(running, tables.decoder.head.last)
         self._functions.scope_step_run(
             self._made,
@@ -94,6 +100,7 @@ class NativeStep:
             for table, layer in zip(self._tables.layers, self.cache.layers, strict=True)
         )
         self._fitted = self.cache.fitted
+        self._now = []
 
 
 def functions_of(library: Library) -> Any:

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from scope_cli.cache.cache import ScopeCache
 from scope_cli.models.decoders import Decoder, LayerParts, NotInTable, Product, decoder_of
+from scope_cli.models.packed import PackedEmbedding
 from scope_cli.native.layout import GROUP, Kind
-from scope_cli.native.library import Weight
+from scope_cli.native.library import Library, Weight, weight_of
 from scope_cli.native.tables import FORMATS, PLAIN, PLAIN_DTYPES, Layer, Linear, Model, Rotation, address
 
 NORMS = ("before_attention", "after_attention", "before_mlp", "after_mlp", "query_norm", "key_norm")
@@ -17,8 +19,9 @@ PRODUCTS = ("query", "key", "value", "output", "gate", "up", "down")
 class DecoderTables:
     """All that a model's own tensors fill; slots are filled by whoever reads them. Raises NotInTable."""
 
-    def __init__(self, model: Any, cache: ScopeCache) -> None:
+    def __init__(self, model: Any, cache: ScopeCache, library: Library) -> None:
         self.decoder = decoder = decoder_of(model)
+        self._library, self._table = library, _packed_table(decoder.embedding)
         _check(decoder, cache)
         self._biases: list[Tensor] = []  # which were made for the tables
         self.layers = (Layer * len(decoder.layers))()
@@ -38,9 +41,12 @@ class DecoderTables:
         self.model.logit_factor, self.model.logit_cap = decoder.logit_factor, decoder.logit_cap
 
     def embedded(self, ids: Tensor) -> Tensor:
-        """ids: [count] to float32 [count, hidden]"""
-        rows: Tensor = self.decoder.embedding(ids).float()
-        return (rows if self.decoder.embedded == 1 else rows * self.decoder.embedded).contiguous()
+        """ids: [lanes, tokens], of which one is 1, to float32 [lanes * tokens, hidden]"""
+        if self._table is None:
+            rows: Tensor = self.decoder.embedding(ids.flatten()).float().contiguous()
+        else:
+            rows = self._library.unpack(self._table, ids.contiguous())
+        return rows if self.decoder.embedded == 1 else rows * self.decoder.embedded
 
     def _fill(self, table: Layer, parts: LayerParts) -> None:
         for name in NORMS:
@@ -65,6 +71,13 @@ class DecoderTables:
             self._biases.append(bias)
             table.bias = address(bias)
         return table
+
+
+def _packed_table(embedding: nn.Module) -> Weight | None:
+    """What its rows are unpacked from without calling any module: after a step that takes 0.2 ms longer."""
+    if not isinstance(embedding, PackedEmbedding) or embedding.dtype != torch.float32:
+        return None
+    return weight_of(embedding.packed, embedding.kind, embedding.num_embeddings, embedding.embedding_dim)
 
 
 def _check(decoder: Decoder, cache: ScopeCache) -> None:

@@ -98,7 +98,8 @@ class Library:
         return out
 
     def unpack(self, weight: Weight, ids: Tensor) -> Tensor:
-        """ids: int64 [count] to float32 [count, columns]"""
-        out = torch.empty(len(ids), weight.columns)
-        self.functions.scope_unpack(weight, ids.data_ptr(), len(ids), out.data_ptr())
+        """ids: int64 [...], contiguous, to float32 [count, columns]"""
+        count = ids.numel()
+        out = torch.empty(count, weight.columns)
+        self.functions.scope_unpack(weight, ids.data_ptr(), count, out.data_ptr())
         return out
