@@ -142,7 +142,7 @@ void multiply_kind(const Weight& weight, const Rows& x, float* out, int64_t out_
     const auto by = [&](const auto* blocks) { multiply_rows<kind>(weight, blocks, x.rows, out, out_stride, first, last); };
     if (!x.bytes)
         by(x.blocks);
-    else if (kind == INT8 && SUMS_OF_16_BITS)
+    else if constexpr (kind == INT8 && SUMS_OF_16_BITS)
         by(wider(x.bytes, (int64_t)x.rows * blocks_of(weight.columns)));
     else
         by(x.bytes);
