@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -98,10 +99,8 @@ def held_series(plan: LanePlan, profile: Profile, target: Target) -> list[int]:
         for index, layer in policy
     )
     held = plan.schedule.held(plan.max_new_tokens - 1)
-    return [
-        prompt + tokens * token + window_bytes(plan, target, plan.prompt_tokens + written)
-        for written, tokens in enumerate(held)
-    ]
+    windows = window_series(plan, target, range(plan.prompt_tokens, plan.prompt_tokens + len(held)))
+    return [prompt + tokens * token + window for tokens, window in zip(held, windows, strict=True)]
 
 
 def held_by_token(settings: LoadedProfile, target: Target, prompt_tokens: int, lanes: int) -> list[int]:
@@ -115,15 +114,20 @@ def full_series(plan: LanePlan, target: Target) -> list[int]:
     plan = replace(plan, shape=replace(plan.shape, form=PLAIN))
     token = PLAIN.policy_token_bytes(target.shape.geometry, target.dtype_bytes)
     seen = range(plan.prompt_tokens, plan.prompt_tokens + plan.max_new_tokens)
-    return [tokens * token + window_bytes(plan, target, tokens) for tokens in seen]
+    return [
+        tokens * token + window
+        for tokens, window in zip(seen, window_series(plan, target, seen), strict=True)
+    ]
 
 
-def window_bytes(plan: LanePlan, target: Target, seen: int) -> int:
-    return sum(
-        min(seen, plan.shape.most_held(index, layer)) * plan.shape.slot_bytes(layer, target.dtype_bytes)
+def window_series(plan: LanePlan, target: Target, seen: range) -> list[int]:
+    """What sliding windows hold of so many tokens; layers that are alike are looked at once."""
+    alike = Counter(
+        (plan.shape.most_held(index, layer), plan.shape.slot_bytes(layer, target.dtype_bytes))
         for index, layer in enumerate(target.shape.geometry.layers)
         if layer.kind == "window"
     )
+    return [sum(count * min(tokens, most) * each for (most, each), count in alike.items()) for tokens in seen]
 
 
 def changed(settings: LoadedProfile, output: int | None = None, **decode: Any) -> LoadedProfile:
