@@ -12,17 +12,23 @@ SEAM := tests/models tests/test_same_tokens.py
 TORCH := torch==2.9.1
 MEETS_TORCH := tests/test_same_tokens.py tests/cache tests/engine tests/models tests/native
 
-.PHONY: run test test-fast test-avx2 test-sanitized test-targets test-versions test-torch test-long check coverage slow format docs docs-site wheel clean
+.PHONY: run test lint types tests test-fast test-avx2 test-sanitized test-targets test-versions test-torch test-long check coverage slow format docs docs-site wheel clean
 
 run: .venv/installed  ## set everything up and write a text that is longer than its budget of 128 tokens
 	$(BIN)/scope generate --prompt-file examples/prompts/bread.txt --budget 128 --seed 4
 
 test: .venv/installed check  ## set everything up, then lint, types and tests
 
-check: .venv/installed
+check: lint types tests
+
+lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/installed
 	$(BIN)/mypy
+
+tests: .venv/installed
 	$(PYTEST) --durations=25
 
 test-fast: .venv/installed  ## what to run between two edits: every quick test, in under a minute
