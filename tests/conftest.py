@@ -43,8 +43,9 @@ NUMERIC = (
     "models/test_selftest.py",
     "native/test_step.py",
     "native/test_told.py",
-    "policies/prefills",
-    "policies/scorers",
+    "policies/prefills/test_methods.py",
+    "policies/scorers/test_behind_the_rotation.py",
+    "policies/scorers/test_formulas.py",
     "policies/test_received.py",
     "policies/test_rope.py",
     "test_real_model.py",
@@ -57,6 +58,7 @@ TOGETHER = (
     "test_real_model.py",
     "engine/test_step.py",
     "batch/test_kill.py",
+    "commands/test_profile.py",
     "measure/evaluate/test_recall.py",
 )
 
