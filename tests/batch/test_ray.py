@@ -30,7 +30,7 @@ def run(prompts, tiny_folder, tmp_path, capfd, monkeypatch):
     return run
 
 
-@pytest.mark.long  # it took 20, 76 and 106 s; why is not known
+@pytest.mark.long  # it starts a cluster and three processes that import torch: 20 s alone, 100 beside others
 def test_a_killed_workers_rows_are_run_by_others_and_every_text_is_that_of_one_machine(
     run, tmp_path, whole, monkeypatch
 ):  # fmt: skip
@@ -58,8 +58,6 @@ def test_a_killed_workers_rows_are_run_by_others_and_every_text_is_that_of_one_m
     assert len(pids) == 3
     check_it_is_whole(tmp_path / "out", whole)
     assert {row.attempts for row in Ledger(tmp_path / "out").rows("done")} == {1, 2}
-    code, said = run()  # nothing is left to do, and no worker is asked
-    assert code == 1 and "12 of 13 prompts" in said
 
 
 @pytest.mark.long

@@ -5,8 +5,10 @@ command line, or `import` and a module.
 """
 
 import contextlib
+import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 import tempfile
@@ -76,10 +78,12 @@ def _run(task: str, folder: Path) -> int:
 
 if __name__ == "__main__":
     tasks = json.load(sys.stdin)
-    from scope_cli import cli
+    from scope_cli import cli, commands
     from scope_cli.models import opening
 
     # What most of them import is imported once.
+    for found in pkgutil.walk_packages(commands.__path__, "scope_cli.commands."):
+        importlib.import_module(found.name)
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         cli.main(["profiles", "show"])
     opening.has_gpu, opening.platform.system = lambda: False, lambda: "Linux"

@@ -35,15 +35,16 @@ def test_the_mean_counts_every_token_once_also_over_texts_of_different_lengths()
 def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     """Of tokens that depend on their neighbours; taken as independent, they would give too narrow a one."""
     random, block, hits, narrow = np.random.default_rng(1), 32, 0, 0
-    for _ in range(200):
+    for turn in range(200):
         level = np.repeat(random.normal(size=64), block)  # a hard passage is hard for 32 tokens
         values = level + random.normal(size=64 * block)
         found = estimate([Blocks.of(values, block)])
         hits += found.low <= 0 <= found.high
-        single = estimate([Blocks.of(values, 1)])
-        narrow += single.low <= 0 <= single.high
+        if turn < 40:  # it draws 32 times as many
+            single = estimate([Blocks.of(values, 1)])
+            narrow += single.low <= 0 <= single.high
     assert 180 <= hits <= 198
-    assert narrow < 100
+    assert narrow < 20
 
 
 def test_pairing_finds_a_small_difference_on_texts_that_are_hard_for_both():

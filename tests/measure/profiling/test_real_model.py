@@ -15,7 +15,7 @@ pytestmark = pytest.mark.real_model
         pytest.param(200, {"decode.strategy": "slide", "model.load_in": None}, marks=pytest.mark.long),
         (600, {"decode.strategy": "adaptive", "prefill.method": "snapkv", "prefill.budget": "50%"}),
         (900, {"decode.strategy": "slide", "cache.kv": "int8"}),
-        (900, {"decode.strategy": "slide", "cache.kv": "k8v4"}),
+        pytest.param(900, {"decode.strategy": "slide", "cache.kv": "k8v4"}, marks=pytest.mark.long),
     ],
 )
 def test_peaks_are_as_planned(prompt_tokens, keys):

@@ -159,7 +159,7 @@ print(field("VmHWM") - before, sum(entry.bytes for entry in entries))
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
 def test_packing_takes_less_memory_than_the_packed_model_and_two_tensors(tmp_path, kind):
     """Q6_K through its numbers, some rows at a time."""
-    sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 4}
+    sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 2}
     path = write(tmp_path / "tiny.gguf", kind=kind, **sizes).path
     run = [sys.executable, "-c", PEAK, str(path), str(tmp_path / "out")]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
