@@ -78,3 +78,22 @@ def test_a_path_that_is_not_there_is_one_error_and_one_hint(line, scope, tmp_pat
     errors = [one for one in said.stderr.splitlines() if one.startswith("error: ")]
     hints = [one for one in said.stderr.splitlines() if one.startswith("hint: ")]
     assert (said.code, said.stdout, len(errors), len(hints)) == (2, "", 1, 1), said.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "profile compare deep.json deep.json",
+        "evaluate compare deep.json",
+        "evaluate fidelity --run deep.json --prompt-file words.txt",
+        "evaluate longgenbench --data deep.json --output out.json",
+        "tune --text words.txt --scorer {name",
+    ],
+)
+def test_what_cannot_be_read_as_json_or_yaml_is_no_bug_in_scope(line, scope, tmp_path, monkeypatch):
+    """Brackets that are nested too deep among it, for which Python has another error."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "words.txt").write_text("some words")
+    refused = scope(*line.split())
+    assert refused.code == 2 and "bug in scope" not in refused.stderr, refused.stderr

@@ -20,6 +20,7 @@ from scope_cli.formats.base import SHORT
 from scope_cli.measure.evaluate import tune as search
 from scope_cli.measure.evaluate.tune import Tuned
 from scope_cli.models.opening import opened_model
+from scope_cli.settings.find import parse_yaml
 from scope_cli.settings.load import LoadedProfile, load_profile
 from scope_cli.units import as_ratio
 
@@ -70,7 +71,7 @@ def tune_command(
         return settings.with_slots("plain")  # formats are tried by themselves
 
     strategies = tuple(strategy) or search.STRATEGIES
-    scorers = tuple(yaml.safe_load(one) for one in scorer) or search.SCORERS
+    scorers = tuple(_typed_scorer(one) for one in scorer) or search.SCORERS
     if "full" in strategies:
         raise UsageError("--strategy full has no budget to tune", "try slide, adaptive or discontinuous")
     for keys in search.pairs(strategies, scorers):
@@ -127,6 +128,16 @@ def tune_command(
         tell(f"the next smaller budget of the grid, {smaller[-1]}, is over the limit")
     write_profile(output, load(best.keys), best, known.name, max_gap)
     tell(f"written: {output}; scope generate --profile {output} ...")
+
+
+def _typed_scorer(text: str) -> Any:
+    """A name, or a mapping of a name and options."""
+    try:
+        return parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise UsageError(
+            f"--scorer: {text!r} is not a YAML value", "for example --scorer '{name: window, window: 32}'"
+        ) from error
 
 
 def as_table(found: Tuned) -> Table:

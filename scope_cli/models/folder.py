@@ -148,7 +148,8 @@ def weight_files(folder: Path) -> list[Path]:
             )
     if lacking := sorted(one for one in names if not (folder / one).is_file()):
         which = lacking[0] if len(lacking) == 1 else f"{lacking[0]} and {len(lacking) - 1} more"
-        raise ModelError(f"{folder} lacks {which} of its {len(names)} files of weights", AGAIN)
+        of_how_many = f" of its {len(names)} files of weights" if len(names) > 1 else ", its weights"
+        raise ModelError(f"{folder} lacks {which}{of_how_many}", AGAIN)
     return [folder / one for one in sorted(names)]
 
 

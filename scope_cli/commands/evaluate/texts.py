@@ -78,7 +78,7 @@ def read_run(record: Path) -> RecordedRun:
         saved = json.loads(read_text(str(record), "--run"))
         settings = PromptSettings.model_validate(saved["profile"]["prompt"])
         written = sum(one["output_tokens"] for one in saved["results"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
             f"--run: {record} is not the record of a run",
             "it is the OUT.run.json beside the OUT of `scope generate -o OUT`",

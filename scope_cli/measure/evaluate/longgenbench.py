@@ -92,7 +92,7 @@ def read_items(path: Path, task: Task) -> tuple[list[Item], list[Item]]:
 def _row(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not JSON: {error}", "one JSON object a line") from error
     if not isinstance(row, dict) or not isinstance(row.get("question"), str) or "answer" not in row:
         raise UsageError(f"{where}: a row has `question` and `answer`", "docs/results/quality.md shows one")

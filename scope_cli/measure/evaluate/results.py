@@ -54,7 +54,7 @@ def read_result(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"cannot read {path}: {error.strerror}", "give files that `scope evaluate ... --output` wrote"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON: {error}") from error
     if not isinstance(result, dict) or "scope_evaluate" not in result:
         raise UsageError(f"{path} is not a result of scope evaluate", "--output of scope evaluate writes one")

@@ -240,7 +240,7 @@ def read_results(file: Path) -> list[Result]:
         tree = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}", hint) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{file} is not JSON", hint) from error
     if not isinstance(tree, dict) or tree.get("format") != FORMAT or not tree.get("results"):
         raise UsageError(f"{file} holds no measured profiles", hint)
@@ -250,6 +250,6 @@ def read_results(file: Path) -> list[Result]:
         where = (
             ".".join(str(part) for part in error.errors()[0]["loc"])
             if isinstance(error, ValidationError)
-            else ""
+            else "one of them is no mapping"
         )
-        raise UsageError(f"{file} is not a result of scope profile: {where or error}", hint) from error
+        raise UsageError(f"{file} is not a result of scope profile: {where}", hint) from error
