@@ -16,7 +16,7 @@ from torch import Tensor
 from scope_cli.cache.exact import ExactTokens
 from scope_cli.cache.policy_slots import FREE, INF
 from scope_cli.cache.shape import whole_steps
-from scope_cli.cache.store import SlotStore, put
+from scope_cli.cache.store import Parts, Put, SlotStore, put
 from scope_cli.geometry import LayerGeometry
 
 if TYPE_CHECKING:
@@ -122,6 +122,11 @@ class SlotLayer:
 
     def read(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Store a chunk of a prompt; what its queries, turned as the keys are, see: keys, values, mask."""
+        raise NotImplementedError
+
+    def hold(self, chunk: Chunk, keys: Tensor, values: Tensor, put: Put) -> tuple[Parts, Causal] | None:
+        """Store a chunk in slots that `put` fills; what its queries see: packed, [kv_heads, seen, ...], and
+        which of it. None where this layer's `read` has to say it."""
         raise NotImplementedError
 
     def write(self, keys: Tensor, values: Tensor) -> None:

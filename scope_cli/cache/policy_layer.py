@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scope_cli.cache.layers import Causal, Chunk, SlotLayer
 from scope_cli.cache.policy_slots import FREE, INF, PolicySlots, Together
-from scope_cli.cache.store import Parts, put
+from scope_cli.cache.store import Parts, Put, SlotStore, put
 from scope_cli.geometry import LayerGeometry
 from scope_cli.policies.view import LaneFacts, SlotView
 
@@ -56,15 +56,22 @@ class PolicyLayer(SlotLayer):
         )
 
     def read(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Any]:
-        if chunk.known_output:
+        held = self.hold(chunk, keys, values, SlotStore.put_rows)
+        if held is None:
             return self._feed(chunk, keys, values)
+        parts, seen = held
+        parts = tuple(part.unsqueeze(0) for part in parts)
+        return *self.store.turned_parts(parts, self.cache.space_of(chunk.lane)), seen
+
+    def hold(self, chunk: Chunk, keys: Tensor, values: Tensor, put: Put) -> tuple[Parts, Causal] | None:
+        if chunk.known_output:
+            return None
         assert chunk.end <= (self.first_evictable or self.most_held), "a longer prompt than was planned"
         lane, new = chunk.lane, slice(chunk.start, chunk.end)
-        self.store.set((lane, slice(None), new), self.store.pack(keys[0], values[0]))
+        put(self.store, keys[0], values[0], self.store.get((lane, slice(None), new)))
         self.positions[lane, :, new] = torch.arange(chunk.start, chunk.end, device=keys.device)
         self.bias[lane, :, :, new] = 0
-        seen = (slice(lane, lane + 1), slice(None), slice(chunk.end))
-        return *self.store.turned(seen, self.cache.space_of(lane)), Causal(chunk.tokens, chunk.end)
+        return self.store.get((lane, slice(None), slice(chunk.end))), Causal(chunk.tokens, chunk.end)
 
     def place(self, lane: int, parts: Parts, positions: Tensor) -> None:
         """Hold what was kept of a prompt, in the first slots.
@@ -119,10 +126,12 @@ class PolicyLayer(SlotLayer):
             runs = self.cache.runs.view(-1, 1, 1)
             put(self.queries, (self.cache.rows[:, 0], slice(None), at), queries[:, :, 0], runs)
         else:
-            newest = torch.arange(
-                max(chunk.start, chunk.end - self.queries.shape[2]), chunk.end, device=queries.device
-            )
-            self.queries[chunk.lane, :, newest % self.queries.shape[2]] = queries[0, :, newest - chunk.start]
+            into, ring = self.queries[chunk.lane], self.queries.shape[2]
+            first = max(chunk.start, chunk.end - ring)
+            around = min(chunk.end, first - first % ring + ring)  # whose place is the ring's first
+            for begin, end in ((first, around), (around, chunk.end)):
+                part = queries[0, :, begin - chunk.start : end - chunk.start]
+                into[:, begin % ring : begin % ring + end - begin] = part
 
     def view(self, facts: LaneFacts | None = None) -> SlotView:
         """This layer alone, as a scorer sees it; facts: of `ScopeCache.facts`."""

@@ -14,7 +14,7 @@ from scope_cli.cache.layers import Causal, Chunk, SlotLayer
 from scope_cli.cache.policy_layer import PolicyLayer
 from scope_cli.cache.policy_slots import FREE
 from scope_cli.cache.shape import PromptPlan
-from scope_cli.cache.store import SlotStore
+from scope_cli.cache.store import Parts, Put, SlotStore
 from scope_cli.policies.prefills.base import PromptView, choose
 
 
@@ -44,9 +44,15 @@ class StagedLayer:
     def read(self, chunk: Chunk, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Store a chunk; what its queries see: keys, values, mask."""
         assert self.store is not None, "the prompt has been settled"
-        self.store.set((slice(None), slice(chunk.start, chunk.end)), self.store.pack(keys[0], values[0]))
-        seen_keys, seen_values = self.store.turned((slice(None), slice(chunk.end)))
-        return seen_keys.unsqueeze(0), seen_values.unsqueeze(0), Causal(chunk.tokens, chunk.end)
+        parts, seen = self.hold(chunk, keys, values, SlotStore.put_rows)
+        seen_keys, seen_values = self.store.turned_parts(parts)
+        return seen_keys.unsqueeze(0), seen_values.unsqueeze(0), seen
+
+    def hold(self, chunk: Chunk, keys: Tensor, values: Tensor, put: Put) -> tuple[Parts, Causal]:
+        """As a layer's own: store it with `put`; packed, [kv_heads, seen, ...]."""
+        assert self.store is not None, "the prompt has been settled"
+        put(self.store, keys[0], values[0], self.store.get((slice(None), slice(chunk.start, chunk.end))))
+        return self.store.get((slice(None), slice(chunk.end))), Causal(chunk.tokens, chunk.end)
 
     def remember(self, queries: Tensor, chunk: Chunk) -> None:
         """Queries of a chunk, [1, heads, tokens, head_dim]: for the method, and for the lane's own ring."""

@@ -5,7 +5,7 @@ turns its output back; whoever else wants to see them gets them turned back. The
 kernels read them (models/slot_attention.py, native/slots.h).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -16,6 +16,7 @@ from scope_cli.formats.base import Format, SlotFormat
 from scope_cli.formats.hadamard import hadamard, turn
 
 Parts = tuple[Tensor, ...]
+Put = Callable[["SlotStore", Tensor, Tensor, Parts], None]  # keys, values, [kv_heads, tokens, head_dim]
 
 
 def put(into: Tensor, at: tuple[Any, ...], new: Tensor, runs: Tensor) -> None:
@@ -122,6 +123,11 @@ class SlotStore:
 
     def pack_turned(self, keys: Tensor, values: Tensor) -> Parts:
         return (*self.key_format.pack(keys), *self.value_format.pack(values))
+
+    def put_rows(self, keys: Tensor, values: Tensor, into: Parts) -> None:
+        """Pack tokens, [..., head_dim], into parts, which may be slots."""
+        for to, new in zip(into, self.pack(keys, values), strict=True):
+            to.copy_(new)
 
     def put(self, at: tuple[Tensor, ...], keys: Tensor, values: Tensor, runs: Tensor) -> None:
         """A turned token for each lane and KV head, [lanes, kv_heads, head_dim], in the lanes that run.

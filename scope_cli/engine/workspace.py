@@ -71,8 +71,8 @@ def reading_bytes(target: Target, plan: LanePlan, tokens: int) -> int:
     own space.
 
     In C++ only the stream, the turns, the layer's queries, keys and values and tiles of all keys and values
-    are alive all the time; beside them turned queries, the output and the output turned back. What else there
-    is every thread has its own.
+    are alive all the time; beside them the output, and turned queries, which a scorer may ask for. What else
+    there is every thread has its own.
     """
     shape, dtype_bytes, prompt, form = target.shape, target.dtype_bytes, plan.prompt_tokens, plan.shape.form
     layer = max(shape.geometry.layers, key=lambda one: one.heads * one.head_dim)
@@ -107,7 +107,7 @@ def thread_bytes(shape: ModelShape, layer: LayerGeometry) -> int:
 def tile_bytes(layer: LayerGeometry, prompt: int) -> int:
     """The keys and values of one layer as attention multiplies them: `Tiles` of reading.h."""
     tiles = layer.kv_heads * -(-prompt // TILE)
-    return tiles * 4 * (TILE * (-(-layer.head_dim // 16) * 16 + 2) + 16)
+    return tiles * 4 * (TILE * (-(-layer.head_dim // 16) * 16 + 3) + 16)
 
 
 def settling_bytes(shape: ModelShape, plan: LanePlan, dtype_bytes: int) -> int:

@@ -75,20 +75,23 @@ def read_chunk(
     """
     store = layer.store
     assert store is not None, "the prompt has been settled"
-    keys, values, visible = layer.read(chunk, key, value)
-    turned = store.turned_queries(query)
     first = 0 if asked is None else query.shape[2] - asked
-    if isinstance(visible, Causal) and attention is not None:
-        out = attention(turned[:, :, first:], keys, values, layer.scale, visible.window)
+    held = attention and layer.hold(chunk, key, value, attention.store)
+    if attention and held:
+        out = attention(store, query[:, :, first:], held[0], layer.scale, held[1].window)
     else:
+        keys, values, visible = layer.read(chunk, key, value)
+        turned = store.turned_queries(query)
         mask = visible.mask(turned.device) if isinstance(visible, Causal) else visible
         out = F.scaled_dot_product_attention(
             turned, keys, values, mask, is_causal=mask is None, scale=layer.scale, enable_gqa=True
-        )[:, :, first:]
+        )
+        out = store.turned_back(out[:, :, first:])
     if layer.counts_received and not chunk.known_output:
-        layer.add_received(received(turned[0], keys[0], chunk.start, layer.scale))
+        seen = store.turned_parts(held[0])[0] if held else keys[0]
+        layer.add_received(received(store.turned_queries(query)[0], seen, chunk.start, layer.scale))
     layer.remember(query, chunk)
-    return store.turned_back(out)
+    return out
 
 
 def attend_step(layer: "SlotLayer", query: Tensor, key: Tensor, value: Tensor) -> Tensor:

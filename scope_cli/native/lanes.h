@@ -300,9 +300,10 @@ inline V load_some(const float* at, int count) {
 }
 
 inline void store_some(float* at, V x, int count) {
+    if (count >= WIDTH) return store(at, x);
     float padded[WIDTH];
     store(padded, x);
-    memcpy(at, padded, (size_t)(count < WIDTH ? count : WIDTH) * sizeof(float));
+    memcpy(at, padded, (size_t)count * sizeof(float));
 }
 
 // To bfloat16, the nearest, ties to even.

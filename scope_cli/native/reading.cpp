@@ -1,9 +1,11 @@
 #include "reading.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "cpu.h"
 #include "team.h"
+#include "vectors.h"
 
 using namespace scope;
 
@@ -13,6 +15,25 @@ static const Reading& reading() {
     if (instructions == AVX2) return reading_avx2;
 #endif
     return reading_plain;
+}
+
+void scope_store(const scope_stored* stored, int32_t threads) {
+    const int pieces = (stored->tokens + KEYS - 1) / KEYS, head_dim = stored->head_dim;
+    Turn turn(threads);
+    turn.team.share(pieces * stored->kv_heads, [&](int at, int) {
+        const int head = at % stored->kv_heads, first = at / stored->kv_heads * KEYS;
+        std::vector<float> row(head_dim);
+        const auto put = [&](const float* rows, const scope_held& into) {
+            for (int token = first; token < std::min(first + KEYS, stored->tokens); token++) {
+                const float* given = rows + head * stored->new_head + token * stored->new_token;
+                std::copy(given, given + head_dim, row.begin());
+                if (into.turned) vectors().turn(row.data(), head_dim);
+                vectors().store(row.data(), into.format, into.numbers, into.scales, head * into.head + token, head_dim);
+            }
+        };
+        put(stored->new_keys, stored->keys);
+        put(stored->new_values, stored->values);
+    });
 }
 
 int64_t scope_read_tiles(const scope_chunk* chunk) {

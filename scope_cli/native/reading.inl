@@ -1,10 +1,12 @@
 // A chunk's attention over lanes.h and whole.h: included once for each width of register.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "codes.h"
 #include "reading.h"
+#include "vectors.inl"
 #include "whole.h"
 
 namespace scope {
@@ -23,7 +25,7 @@ constexpr int UNROLLED = ROWS_AT_ONCE * SIDE_BY_SIDE;
 #else
 constexpr int UNROLLED = 1;  // nothing would stay in registers, and with sanitizers a compiler would take minutes
 #endif
-constexpr float MOST_QUERY = 4095, MOST_VALUE = 127, MOST_WEIGHT = 255;
+constexpr float MOST_QUERY = 4095, MOST_CODE = 127, MOST_WEIGHT = 255;
 inline float most_key(int wide) { return (float)std::min(8191, 0x7fffffff / (int)MOST_QUERY / wide); }  // 32 bits hold the sum
 constexpr float UNSEEN = -1e30f;  // a logit
 
@@ -52,46 +54,54 @@ inline V power(V x) {
     return mul(p, power_of_2(n));
 }
 
-// Rows of a head, rounded, with zeros behind them.
-struct Rounder {
-    const int count, wide;
-    std::vector<float> padded;
+inline bool coded(const scope_chunk& chunk) { return chunk.keys.format == SCOPE_INT8 && chunk.keys.turned; }
 
-    Rounder(int count, int wide) : count(count), wide(wide), padded(wide) {}
-
-    float operator()(const float* row, float most, int16_t* out) {  // [wide]; returns the scale
-        if (count == wide) return round_row(row, wide, most, out);
-        std::copy(row, row + count, padded.begin());
-        return round_row(padded.data(), wide, most, out);
+// Some tokens of a head out of their slots, in whole numbers up to `most`, [KEYS, wide], with zeros behind them: codes of 8
+// bits are such numbers. Returns the scales, 0 where there is no token.
+inline void take(const scope_held& held, long at, int count, int head_dim, int wide, float most, int16_t* out, float* scales) {
+    std::vector<float> row(wide);
+    std::fill(scales, scales + KEYS, 0.0f);
+    for (int k = 0; k < count; k++, at++, out += wide) {
+        if (held.format == SCOPE_INT8 && most == MOST_CODE) {
+            std::copy_n((const int8_t*)held.numbers + at * head_dim, head_dim, out);
+            const float scale = float_of_half(held.scales[at]);
+            scales[k] = scale - scale == 0 ? scale : std::numeric_limits<float>::quiet_NaN();
+        } else {
+            load_slot(held.numbers, held.format, held.scales, at, head_dim, row.data());
+            scales[k] = round_row(row.data(), wide, most, out);
+        }
     }
-};
+}
 
 // Values that are added up at once are those of tokens 16 apart, as weights are joined.
 void round_tile(const scope_chunk& chunk, int head, int number) {
     const Tile tile = Tiles{chunk}.at(head, number);
     constexpr int EACH = TOGETHER<Signed>;
-    const int begin = number * KEYS;
-    const int wide = wide_of(chunk), count = std::min(KEYS, chunk.seen - begin);
-    Rounder round(chunk.head_dim, wide);
+    const int begin = number * KEYS, wide = wide_of(chunk), count = std::min(KEYS, chunk.seen - begin);
     std::vector<int16_t> rounded((size_t)KEYS * wide);
-    std::fill(tile.key_scales, tile.key_scales + KEYS, 0.0f);
-    std::fill(tile.value_scales, tile.value_scales + KEYS, 0.0f);
-    for (int k = 0; k < count; k++) {
-        const float* key = chunk.keys + head * chunk.key_head + (begin + k) * chunk.key_token;
-        tile.key_scales[k] = round(key, most_key(wide), &rounded[(size_t)k * wide]);
-    }
-    for (int i = 0; i < wide; i += 2)
+    const float most = coded(chunk) ? MOST_CODE : most_key(wide);
+    take(chunk.keys, head * chunk.keys.head + begin, count, chunk.head_dim, wide, most, rounded.data(), tile.key_scales);
+    const auto place_keys = [&](auto* keys) {
+        constexpr int SOME = TOGETHER<std::remove_pointer_t<decltype(keys)>>;
+        for (int i = 0; i < wide; i += SOME)
+            for (int k = 0; k < KEYS; k++)
+                for (int e = 0; e < SOME; e++) *keys++ = rounded[(size_t)k * wide + i + e];
+    };
+    if (coded(chunk)) {
+        place_keys((Signed*)tile.keys);
         for (int k = 0; k < KEYS; k++)
-            memcpy(tile.keys + i * KEYS + 2 * k, &rounded[(size_t)k * wide + i], 2 * sizeof(int16_t));
-    *tile.none = 0;
-    for (int k = 0; k < count; k++) {
-        const float* value = chunk.values + head * chunk.value_head + (begin + k) * chunk.value_token;
-        const float scale = round(value, MOST_VALUE, &rounded[(size_t)k * wide]);
-        if (scale == scale)
-            tile.value_scales[k] = scale;
-        else
-            *tile.none |= (uint64_t)1 << k;
+            tile.less_128[k] = -128 * std::accumulate(&rounded[(size_t)k * wide], &rounded[(size_t)k * wide] + wide, 0);
+    } else {
+        place_keys(tile.keys);
     }
+    take(chunk.values, head * chunk.values.head + begin, count, chunk.head_dim, wide, MOST_CODE, rounded.data(),
+         tile.value_scales);
+    *tile.none = 0;
+    for (int k = 0; k < count; k++)
+        if (tile.value_scales[k] != tile.value_scales[k]) {
+            tile.value_scales[k] = 0;
+            *tile.none |= (uint64_t)1 << k;
+        }
     for (int row = 0; row < KEYS / EACH; row++) {
         const int16_t* from = &rounded[(size_t)(row / WIDTH * WIDTH * EACH + row % WIDTH) * wide];
         Signed* to = (Signed*)tile.values + (size_t)row * wide * EACH;
@@ -100,13 +110,14 @@ void round_tile(const scope_chunk& chunk, int head, int number) {
     }
 }
 
-// use(r, column, sums) for R rows of `a` and C vectors of columns of `b`. Unrolled, the sums stay in registers.
+// use(r, column, sums) for R rows of `a` and C vectors of columns of `b`, with what is there of each column. Unrolled, the
+// sums stay in registers.
 template <int R, int C, class A, class B, class Use>
-inline void multiply_tile(const A* a, long a_stride, const B* b, long b_stride, int count, const Use& use) {
+inline void multiply_tile(const A* a, long a_stride, const B* b, long b_stride, int count, const int32_t* there, const Use& use) {
     constexpr int EACH = TOGETHER<A>;
     W sums[R * C];
 #pragma GCC unroll UNROLLED
-    for (int i = 0; i < R * C; i++) sums[i] = all_of(0);
+    for (int i = 0; i < R * C; i++) sums[i] = there ? load_whole(there + i % C * WIDTH) : all_of(0);
     for (int k = 0; k < count / EACH; k++) {
         W row[C];
 #pragma GCC unroll 4
@@ -120,12 +131,13 @@ inline void multiply_tile(const A* a, long a_stride, const B* b, long b_stride, 
 
 // The same for `wide` columns, whole vectors.
 template <int R, class A, class B, class Use>
-inline void multiply_tiles(const A* a, long a_stride, const B* b, int wide, int count, const Use& use) {
+inline void multiply_tiles(const A* a, long a_stride, const B* b, int wide, int count, const int32_t* there, const Use& use) {
     int at = 0;
+    const auto from = [&] { return there ? there + at : nullptr; };
     const auto own = [&](int r, int column, V sums) { use(r, at + column, sums); };
     for (; at + SIDE_BY_SIDE * WIDTH <= wide; at += SIDE_BY_SIDE * WIDTH)
-        multiply_tile<R, SIDE_BY_SIDE>(a, a_stride, b + at * TOGETHER<A>, wide, count, own);
-    for (; at < wide; at += WIDTH) multiply_tile<R, 1>(a, a_stride, b + at * TOGETHER<A>, wide, count, own);
+        multiply_tile<R, SIDE_BY_SIDE>(a, a_stride, b + at * TOGETHER<A>, wide, count, from(), own);
+    for (; at < wide; at += WIDTH) multiply_tile<R, 1>(a, a_stride, b + at * TOGETHER<A>, wide, count, from(), own);
 }
 
 // The queries of some tokens and one KV head, and what they have gathered so far.
@@ -133,21 +145,25 @@ struct Gathered {
     const scope_chunk& chunk;
     const int first, tokens, rows, wide;  // row: (token - first) * group + query
     std::vector<int16_t> queries;         // [rows, wide]
+    std::vector<Unsigned> codes;          // the same plus 128, where keys are codes
     std::vector<float> scales;            // [rows], of logits: binary ones
     Aligned values, total;                // [rows, wide]; [rows, WIDTH], of the weights
     std::vector<float> largest;           // [rows], of the logits
 
     Gathered(const scope_chunk& chunk, int head, int first, int last)
         : chunk(chunk), first(first), tokens(last - first), rows(tokens * chunk.group), wide(wide_of(chunk)),
-          queries((size_t)rows * wide), scales(rows), values((size_t)rows * wide), total((size_t)rows * WIDTH),
+          queries((size_t)rows * wide), codes(coded(chunk) ? queries.size() : 0), scales(rows), values((size_t)rows * wide), total((size_t)rows * WIDTH),
           largest(rows + BATCH, UNSEEN) {
         constexpr float LOG2_E = 1.44269504f;
-        Rounder round(chunk.head_dim, wide);
+        const float largest = coded(chunk) ? MOST_CODE : MOST_QUERY;
+        std::vector<float> query(wide);
         for (int row = 0; row < rows; row++) {
-            const float* query = chunk.query + (head * chunk.group + row % chunk.group) * chunk.query_head +
-                                 (first + row / chunk.group) * chunk.query_token;
-            scales[row] = chunk.scale * LOG2_E * round(query, MOST_QUERY, &queries[(size_t)row * wide]);
+            std::copy_n(chunk.query + (head * chunk.group + row % chunk.group) * chunk.query_head +
+                            (first + row / chunk.group) * chunk.query_token, chunk.head_dim, query.begin());
+            if (chunk.keys.turned) turn(query.data(), chunk.head_dim);
+            scales[row] = chunk.scale * LOG2_E * round_row(query.data(), wide, largest, &queries[(size_t)row * wide]);
         }
+        for (size_t i = 0; i < codes.size(); i++) codes[i] = (Unsigned)(queries[i] + 128);
     }
 
     int newest_of(int row) const { return chunk.seen - chunk.tokens + first + row / chunk.group; }
@@ -167,10 +183,14 @@ struct Gathered {
         alignas(64) float shrink[BATCH], share[BATCH], steps[BATCH];
         alignas(64) Unsigned weights[BATCH][KEYS];
         in_tiles<ROWS_AT_ONCE>(count, [&](int from, auto some) {
-            const int16_t* asked = &queries[(size_t)(row + from) * wide];
-            multiply_tiles<some.value>(asked, wide, tile.keys, KEYS, wide, [&](int r, int k, V sums) {
+            const auto use = [&](int r, int k, V sums) {
                 store(&logits[from + r][k], mul(mul(sums, all(scales[row + from + r])), load(tile.key_scales + k)));
-            });
+            };
+            const size_t asked = (size_t)(row + from) * wide;
+            if (codes.empty())
+                multiply_tiles<some.value>(&queries[asked], wide, tile.keys, KEYS, wide, nullptr, use);
+            else
+                multiply_tiles<some.value>(&codes[asked], wide, (const Signed*)tile.keys, KEYS, wide, tile.less_128, use);
         });
         for (int r = 0; r < count; r++) here[r] = hide_and_find_largest(row + r, begin, logits[r]);
         for (int r = 0; r < count; r += WIDTH) {
@@ -195,7 +215,7 @@ struct Gathered {
         for (int r = 0; r < count; r++) round_weights(logits[r], steps[r], weights[r]);
         in_tiles<ROWS_AT_ONCE>(count, [&](int from, auto some) {
             const Signed* given = (const Signed*)tile.values;
-            multiply_tiles<some.value>(weights[from], KEYS, given, wide, KEYS, [&](int r, int i, V sums) {
+            multiply_tiles<some.value>(weights[from], KEYS, given, wide, KEYS, nullptr, [&](int r, int i, V sums) {
                 float* at = &values.at[(size_t)(row + from + r) * wide + i];
                 store(at, fma(sums, all(share[from + r]), mul(load(at), all(shrink[from + r]))));
             });
@@ -252,6 +272,7 @@ void attend(const scope_chunk& chunk, int head, int first, int last) {
         const V share = all(1.0f / sum(load(&some.total.at[(size_t)row * WIDTH])));
         for (int i = 0; i < chunk.head_dim; i += WIDTH)
             store_some(out + i, mul(load(&some.values.at[(size_t)row * some.wide + i]), share), chunk.head_dim - i);
+        if (chunk.values.turned) turn(out, chunk.head_dim);
     }
 }
 

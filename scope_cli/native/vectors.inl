@@ -1,4 +1,5 @@
 // Arithmetic on rows over lanes.h: included once for each width of register.
+#pragma once
 #include <cstddef>
 
 #include "lanes.h"
@@ -86,18 +87,29 @@ inline V turned(V x) {
 }
 
 void turn(float* x, int head_dim) {
-    const int block = head_dim & -head_dim, whole = block < WIDTH ? 1 : WIDTH;
+    const int block = head_dim & -head_dim;
     const float factor = 1.0f / __builtin_sqrtf((float)block);
-    for (int i = 0; whole > 1 && i < head_dim; i += WIDTH) store(x + i, turned(load(x + i)));
-    for (int from = 0; from < head_dim; from += block)
-        for (int half = whole; half < block; half *= 2)
-            for (int i = from; i < from + block; i += 2 * half)
-                for (int j = i; j < i + half; j++) {
-                    const float a = x[j], b = x[j + half];
-                    x[j] = a + b;
-                    x[j + half] = a - b;
-                }
-    for (int i = 0; i < head_dim; i++) x[i] *= factor;
+    const auto in_halves = [&](int half, int each, const auto& use) {
+        for (; half < block; half *= 2)
+            for (int i = 0; i < head_dim; i += 2 * half)
+                for (int j = i; j < i + half; j += each) use(x + j, x + j + half);
+    };
+    if (block < WIDTH) {
+        in_halves(1, 1, [](float* at, float* further) {
+            const float a = *at, b = *further;
+            *at = a + b;
+            *further = a - b;
+        });
+        for (int i = 0; i < head_dim; i++) x[i] *= factor;
+        return;
+    }
+    for (int i = 0; i < head_dim; i += WIDTH) store(x + i, turned(load(x + i)));
+    in_halves(WIDTH, WIDTH, [](float* at, float* further) {
+        const V a = load(at), b = load(further);
+        store(at, add(a, b));
+        store(further, sub(a, b));
+    });
+    for (int i = 0; i < head_dim; i += WIDTH) store(x + i, mul(load(x + i), all(factor)));
 }
 
 inline float nearest(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
@@ -110,12 +122,15 @@ void store_8(const float* x, int8_t* codes, uint16_t* scales, int head_dim) {
     *scales = half_of_float(wanted < SMALLEST_SCALE ? SMALLEST_SCALE : wanted);
     const V scale = all(float_of_half(*scales)), whole = all(0x1.8p23f);  // added, it leaves no place for a fraction
     for (int i = 0; i < head_dim; i += WIDTH) {
+        const V code = sub(add(divide(load_some(x + i, head_dim - i), scale), whole), whole);
         float some[WIDTH];
-        store(some, sub(add(divide(load_some(x + i, head_dim - i), scale), whole), whole));
-        for (int j = 0; j < WIDTH && i + j < head_dim; j++) {
-            const float code = between(some[j], -127, 127);
-            codes[i + j] = (int8_t)(code == code ? code : 0);
-        }
+        int8_t own[WIDTH];
+        store(some, least(most(code, all(-127)), all(127)));
+        for (int j = 0; j < WIDTH; j++) own[j] = (int8_t)(int)some[j];
+        if (head_dim - i >= WIDTH)
+            memcpy(codes + i, own, WIDTH);
+        else
+            memcpy(codes + i, own, (size_t)(head_dim - i));
     }
 }
 
@@ -151,6 +166,28 @@ void store(const float* x, int format, void* rows, uint16_t* scales, long at, in
         store_8(x, (int8_t*)rows + first, scales + at, head_dim);
     else
         store_4(x, (uint8_t*)rows + first / 2, scales + (size_t)at * 2 * (head_dim / 32), head_dim);
+}
+
+// What was stored, head_dim floats.
+inline void load_slot(const void* rows, int format, const uint16_t* scales, long at, int head_dim, float* out) {
+    const size_t first = (size_t)at * head_dim;
+    const int half = head_dim / 2, groups = head_dim / 32;
+    if (format == SCOPE_FLOAT32) {
+        memcpy(out, (const float*)rows + first, (size_t)head_dim * sizeof(float));
+    } else if (format == SCOPE_BFLOAT16) {
+        for (int i = 0; i < head_dim; i++) out[i] = from_bfloat16(((const uint16_t*)rows)[first + i]);
+    } else if (format == SCOPE_INT8) {
+        const float scale = float_of_half(scales[at]);
+        for (int i = 0; i < head_dim; i++) out[i] = ((const int8_t*)rows)[first + i] * scale;
+    } else {
+        const uint8_t* codes = (const uint8_t*)rows + first / 2;
+        for (int g = 0; g < groups; g++) {
+            const uint16_t* own = scales + (size_t)at * 2 * groups + g;
+            const float scale = float_of_half(*own), least = float_of_half(own[groups]);
+            for (int i = 32 * g; i < 32 * g + 32; i++)
+                out[i] = (float)(i < half ? codes[i] & 15 : codes[i - half] >> 4) * scale + least;
+        }
+    }
 }
 
 inline V load_some(const uint16_t* bfloats, int count) {

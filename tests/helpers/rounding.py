@@ -22,14 +22,18 @@ def rounded_rows(rows: Tensor, most: int) -> Tensor:
     return (rows * (most / largest)).nan_to_num(0).round().double() * (largest / most).double()
 
 
-def as_attended(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def as_attended(
+    query: Tensor, keys: Tensor, values: Tensor, most_query: int = 4095
+) -> tuple[Tensor, Tensor, Tensor]:
     """What a prompt's attention multiplies, float64; keys take what 32 bits of a head's sum leave them."""
     wide = -(-query.shape[-1] // 16) * 16
     most_key = min(8191, (2**31 - 1) // 4095 // wide)
-    return rounded_rows(query, 4095), rounded_rows(keys, most_key), rounded_rows(values, 127)
+    return rounded_rows(query, most_query), rounded_rows(keys, most_key), rounded_rows(values, 127)
 
 
-def attended(query: Tensor, keys: Tensor, values: Tensor, sees: Tensor, scale: float) -> Tensor:
+def attended(
+    query: Tensor, keys: Tensor, values: Tensor, sees: Tensor, scale: float, most_query: int = 4095
+) -> Tensor:
     """softmax(scale * query @ keys^T) @ values of rounded numbers, float64; weights are rounded, too.
 
     query: float32 [..., heads, tokens, head_dim]; keys, values: float32 [..., kv_heads, seen, head_dim]
@@ -38,7 +42,7 @@ def attended(query: Tensor, keys: Tensor, values: Tensor, sees: Tensor, scale: f
     numbers up to 255. What they are divided by in the end are the weights as they were.
     """
     steps = values.abs().amax(-1, keepdim=True).double() / 127
-    query, keys, values = as_attended(query, keys, values)
+    query, keys, values = as_attended(query, keys, values, most_query)
     numbers = (values / steps).nan_to_num(0)
     group = query.shape[-3] // keys.shape[-3]
     keys, numbers, steps = (part.repeat_interleave(group, -3) for part in (keys, numbers, steps))
