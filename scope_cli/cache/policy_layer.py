@@ -66,12 +66,17 @@ class PolicyLayer(SlotLayer):
     def hold(self, chunk: Chunk, keys: Tensor, values: Tensor, put: Put) -> tuple[Parts, Causal] | None:
         if chunk.known_output:
             return None
-        assert chunk.end <= (self.first_evictable or self.most_held), "a longer prompt than was planned"
         lane, new = chunk.lane, slice(chunk.start, chunk.end)
         put(self.store, keys[0], values[0], self.store.get((lane, slice(None), new)))
-        self.positions[lane, :, new] = torch.arange(chunk.start, chunk.end, device=keys.device)
+        return self.take(chunk), Causal(chunk.tokens, chunk.end)
+
+    def take(self, chunk: Chunk) -> Parts:
+        """The prompt's slots up to this chunk's, which are seen from now on: [kv_heads, seen, ...]."""
+        assert chunk.end <= (self.first_evictable or self.most_held), "a longer prompt than was planned"
+        lane, new = chunk.lane, slice(chunk.start, chunk.end)
+        self.positions[lane, :, new] = torch.arange(chunk.start, chunk.end, device=self.positions.device)
         self.bias[lane, :, :, new] = 0
-        return self.store.get((lane, slice(None), slice(chunk.end))), Causal(chunk.tokens, chunk.end)
+        return self.store.get((lane, slice(None), slice(chunk.end)))
 
     def place(self, lane: int, parts: Parts, positions: Tensor) -> None:
         """Hold what was kept of a prompt, in the first slots.

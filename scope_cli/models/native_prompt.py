@@ -1,27 +1,31 @@
-"""A prompt's chunk in, the logits of its last token out: products, norms and rotation in C++.
+"""A prompt's chunk in, the logits of its last token out: products, norms, rotation and attention in C++.
 
-Keys and values are stored by the cache's own layers, and attention is theirs, as it is under transformers'
-modules; so every way to hold a prompt works. It is for models whose layers are all packed: plain products of
-many rows are faster in PyTorch.
+Where all layers hold a prompt as it comes, one call reads a chunk: PyTorch between two calls takes long, for
+the CPU's caches are full of weights. Else keys and values are stored by the cache's own layers, and attention
+is theirs, as it is under transformers' modules; so every way to hold a prompt works. It is for models whose
+layers are all packed: plain products of many rows are faster in PyTorch.
 """
 
 import ctypes
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scope_cli.cache.cache import ScopeCache
+from scope_cli.cache.layers import Chunk
+from scope_cli.cache.policy_layer import PolicyLayer
 from scope_cli.cache.staging import Staging
 from scope_cli.models.attention import read_chunk
 from scope_cli.models.decoders import NotInTable
 from scope_cli.models.native_tables import PRODUCTS, DecoderTables
 from scope_cli.native.layout import Kind
 from scope_cli.native.library import Library
-from scope_cli.native.reading import ChunkAttention
-from scope_cli.native.tables import address
+from scope_cli.native.reading import ChunkAttention, HeldTable, held_tables
+from scope_cli.native.tables import Address, address
 
 Reader = Callable[[Tensor, Tensor, ScopeCache | Staging], Tensor]  # ids, positions, who holds them: logits
 
@@ -41,6 +45,10 @@ def reader_of(model: Any, cache: ScopeCache, library: Library | None) -> Reader:
     return read
 
 
+class LaneLayer(ctypes.Structure):
+    _fields_ = [("keys", HeldTable), ("values", HeldTable), ("queries", Address)]
+
+
 class NativePrompt:
     """One forward of a decoder that `decoders.py` knows. Raises NotInTable for another one."""
 
@@ -54,7 +62,8 @@ class NativePrompt:
         if cache.dtype != torch.float32 or any(layer.cap for layer in parts):
             raise NotInTable("its attention is not plain float32")
         geometry = cache.geometry.layers[0]
-        for table in tables.layers:
+        for table, layer in zip(tables.layers, cache.layers, strict=True):
+            table.scale = layer.scale
             table.slots.kv_heads, table.slots.head_dim = geometry.kv_heads, geometry.head_dim
             table.slots.group = geometry.heads // geometry.kv_heads
         self._heads = [geometry.heads, geometry.kv_heads, geometry.kv_heads]
@@ -74,6 +83,34 @@ class NativePrompt:
         )
         del embedded  # C++ has its own
         assert held.chunk is not None, "no chunk was started"
+        whole = [layer for layer in held.layers if isinstance(layer, PolicyLayer)]
+        if len(whole) == len(held.layers) and not whole[0].counts_received:
+            self._read_at_once(whole, held.chunk, threads)
+        else:
+            self._read_by_layers(held, threads)
+        logits = torch.empty(1, self._tables.decoder.head.last)
+        functions.scope_prompt_logits(self._made, address(logits), threads)
+        return logits
+
+    def _read_at_once(self, layers: list[PolicyLayer], chunk: Chunk, threads: int) -> None:
+        heads, kv_heads, _ = self._heads
+        kept = min(chunk.tokens, layers[0].queries.shape[2])
+        queries = torch.empty(len(layers), 1, heads, kept, self._head_dim)
+        lane = (LaneLayer * len(layers))(
+            *(
+                LaneLayer(*held_tables(layer.store, layer.take(chunk)), address(own))
+                for layer, own in zip(layers, queries, strict=True)
+            )
+        )
+        room = self._attention.room(kv_heads, self._head_dim, chunk.end)
+        self._functions.scope_prompt_read(self._made, lane, chunk.start, kept, room, threads)
+        newest = replace(chunk, start=chunk.end - kept, tokens=kept)
+        for layer, own in zip(layers, queries, strict=True):
+            layer.remember(own, newest)
+
+    def _read_by_layers(self, held: ScopeCache | Staging, threads: int) -> None:
+        assert held.chunk is not None, "no chunk was started"
+        functions, tokens = self._functions, held.chunk.tokens
         for number, layer in enumerate(held.layers):
             asked = tokens if number + 1 < len(held.layers) else 1  # the last one gives only the logits
             projected = torch.empty(1, tokens, sum(self._heads), self._head_dim)  # somebody may keep it
@@ -83,9 +120,6 @@ class NativePrompt:
             attended = attended.transpose(1, 2).contiguous()
             functions.scope_prompt_mix(self._made, number, address(attended), asked, threads)
             del projected, query, key, value, attended  # before the next layer's are made
-        logits = torch.empty(1, self._tables.decoder.head.last)
-        functions.scope_prompt_logits(self._made, address(logits), threads)
-        return logits
 
 
 def functions_of(library: Library) -> Any:
@@ -95,7 +129,8 @@ def functions_of(library: Library) -> Any:
     functions.scope_prompt_begin.argtypes = [pointer, pointer, pointer, number, number]
     functions.scope_prompt_project.argtypes = [pointer, number, pointer, number]
     functions.scope_prompt_mix.argtypes = [pointer, number, pointer, number, number]
+    functions.scope_prompt_read.argtypes = [pointer, pointer, number, number, pointer, number]
     functions.scope_prompt_logits.argtypes = [pointer, pointer, number]
-    for name in ("begin", "project", "mix", "logits"):
+    for name in ("begin", "project", "mix", "read", "logits"):
         getattr(functions, f"scope_prompt_{name}").restype = None
     return functions

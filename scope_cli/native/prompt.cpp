@@ -45,6 +45,7 @@ struct scope_prompt {
     int tokens = 0, turn_room = 0;
     std::vector<float> stream;  // [tokens, hidden]
     std::vector<float> turns;   // [tokens, rotations, 2, turn_room]
+    std::vector<float> projected, attended;  // [tokens, heads + 2 * kv_heads, head_dim], [tokens, heads, head_dim]
     std::vector<Own> own;       // by thread
 
     explicit scope_prompt(const scope_model& model)
@@ -167,6 +168,30 @@ struct scope_prompt {
         }
     }
 
+    void read(const scope_lane_layer* layers, int start, int kept, float* tiles, int threads) {
+        const int head_dim = sizes.head_dim, stride = heads_wide + 2 * keys_wide, seen = start + tokens;
+        projected.resize((size_t)tokens * stride);
+        attended.resize((size_t)tokens * heads_wide);
+        const auto row = [&](int token) { return &projected[(size_t)token * stride]; };
+        for (int i = 0; i < model.layer_count; i++) {
+            const scope_layer& layer = model.layers[i];
+            const scope_lane_layer& own = layers[i];
+            project(layer, row(0), threads);
+            const float* keys = row(0) + heads_wide;
+            const scope_stored stored = {keys, keys + keys_wide, head_dim, stride, own.keys, own.values,
+                                         sizes.kv_heads, head_dim, tokens, start};
+            scope_store(&stored, threads);
+            const int asked = i + 1 < model.layer_count ? tokens : 1;  // the last one gives only the logits
+            const scope_chunk chunk = {row(tokens - asked), head_dim, stride, attended.data(), own.keys, own.values,
+                                       sizes.kv_heads, sizes.group, head_dim, asked, seen, seen, layer.scale, tiles};
+            scope_read(&chunk, threads);
+            mix(layer, attended.data(), asked, threads);
+            for (int head = 0; head < sizes.kv_heads * sizes.group; head++)
+                for (int n = 0; n < kept; n++)
+                    std::copy_n(row(tokens - kept + n) + head * head_dim, head_dim, own.queries + (head * kept + n) * head_dim);
+        }
+    }
+
     void logits(float* out, int threads) {
         std::vector<float> normed(model.hidden);
         std::vector<Block> blocks(blocks_of(model.hidden));
@@ -199,6 +224,11 @@ void scope_prompt_project(scope_prompt* prompt, int32_t layer, float* out, int32
 void scope_prompt_mix(scope_prompt* prompt, int32_t layer, const float* attended, int32_t asked,
                       int32_t threads) {
     prompt->mix(prompt->model.layers[layer], attended, asked, threads);
+}
+
+void scope_prompt_read(scope_prompt* prompt, const scope_lane_layer* layers, int32_t start, int32_t kept, float* tiles,
+                       int32_t threads) {
+    prompt->read(layers, start, kept, tiles, threads);
 }
 
 void scope_prompt_logits(scope_prompt* prompt, float* logits, int32_t threads) { prompt->logits(logits, threads); }

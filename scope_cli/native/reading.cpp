@@ -28,7 +28,7 @@ void scope_store(const scope_stored* stored, int32_t threads) {
                 const float* given = rows + head * stored->new_head + token * stored->new_token;
                 std::copy(given, given + head_dim, row.begin());
                 if (into.turned) vectors().turn(row.data(), head_dim);
-                vectors().store(row.data(), into.format, into.numbers, into.scales, head * into.head + token, head_dim);
+                vectors().store(row.data(), into.format, into.numbers, into.scales, head * into.head + stored->start + token, head_dim);
             }
         };
         put(stored->new_keys, stored->keys);

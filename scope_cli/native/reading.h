@@ -30,6 +30,7 @@ struct scope_stored {
     int64_t new_head, new_token;
     scope_held keys, values;
     int32_t kv_heads, head_dim, tokens;
+    int32_t start;  // the place of the first one
 };
 
 void scope_store(const scope_stored* stored, int32_t threads);

@@ -20,7 +20,7 @@ class StoredTable(ctypes.Structure):
         *fields(Address, "new_keys new_values"),
         *fields(ctypes.c_int64, "new_head new_token"),
         *fields(HeldTable, "keys values"),
-        *fields(Int, "kv_heads head_dim tokens"),
+        *fields(Int, "kv_heads head_dim tokens start"),
     ]
 
 
@@ -48,7 +48,7 @@ class ChunkAttention:
     def store(self, store: SlotStore, keys: Tensor, values: Tensor, into: Parts) -> None:
         """Turned and packed as the store has it; keys, values: float32 [kv_heads, tokens, head_dim]."""
         assert keys.stride() == values.stride() and keys.stride(2) == 1, "they come out of one product"
-        table = StoredTable(keys.data_ptr(), values.data_ptr(), *keys.stride()[:2], *_held(store, into))
+        table = StoredTable(keys.data_ptr(), values.data_ptr(), *keys.stride()[:2], *held_tables(store, into))
         table.kv_heads, table.tokens, table.head_dim = keys.shape
         self._functions.scope_store(ctypes.byref(table), ctypes.c_int32(torch.get_num_threads()))
 
@@ -69,19 +69,24 @@ class ChunkAttention:
         out = query.new_empty(1, tokens, heads, head_dim)
         kv_heads, seen = held[0].shape[:2]
         table = ChunkTable(
-            query.data_ptr(), query.stride(1), query.stride(2), out.data_ptr(), *_held(store, held),
+            query.data_ptr(), query.stride(1), query.stride(2), out.data_ptr(), *held_tables(store, held),
             kv_heads, heads // kv_heads, head_dim, tokens, seen, seen if window is None else window, scale,
         )  # fmt: skip
+        table.tiles = self.room(kv_heads, head_dim, seen)
+        self._functions.scope_read(ctypes.byref(table), ctypes.c_int32(torch.get_num_threads()))
+        return out.transpose(1, 2)
+
+    def room(self, kv_heads: int, head_dim: int, seen: int) -> int:
+        """Where the tiles of one layer have room."""
+        table = ChunkTable(kv_heads=kv_heads, head_dim=head_dim, seen=seen)
         needed = self._functions.scope_read_tiles(ctypes.byref(table))
         if needed > self.tiles.numel():
             self.tiles = torch.empty(0)  # not both at once
             self.tiles = torch.empty(needed)
-        table.tiles = self.tiles.data_ptr()
-        self._functions.scope_read(ctypes.byref(table), ctypes.c_int32(torch.get_num_threads()))
-        return out.transpose(1, 2)
+        return self.tiles.data_ptr()
 
 
-def _held(store: SlotStore, parts: Parts) -> Any:
+def held_tables(store: SlotStore, parts: Parts) -> Any:
     """The tables of keys and values; parts: [kv_heads, tokens, ...], a head's tokens without gaps."""
     count = len(store.keys)
     for (numbers, *scales), turned in (
