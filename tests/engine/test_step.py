@@ -23,7 +23,10 @@ LANES = 2
 FEW = ("attention", "accumulated", "lru", "rkv", "random", "tri")  # of each kind of memory and view one
 
 
-@pytest.mark.parametrize(("family", "interval"), [("llama", 2), ("gemma3", 2), ("llama", 1), ("llama", 8)])
+@pytest.mark.parametrize(
+    ("family", "interval"),
+    [("llama", 2), ("gemma3", 2), ("llama", 1), pytest.param("llama", 8, marks=pytest.mark.long)],
+)
 def test_compiled_and_plain_agree_over_hundreds_of_steps_and_it_is_compiled_once(
     models,
     family,
