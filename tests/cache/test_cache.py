@@ -20,6 +20,7 @@ from tests.helpers.caches import finish, loaded_tiny, walk
 from tests.helpers.plain import load_profile
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 @pytest.mark.parametrize(
     ("tokens", "budget", "interval"),
@@ -159,6 +160,7 @@ def test_a_total_budget_holds_where_the_planned_output_fits_the_budget(tmp_path,
     assert most <= 50
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("strategy", ["slide", "adaptive", "unified"])
 @pytest.mark.parametrize("budget", [2, 3, 4, 8, 32, 65, 127])
 def test_four_scorers_keep_different_tokens_at_every_budget(tmp_path, budget, strategy):
