@@ -51,11 +51,18 @@ def workspace(target: Target, plan: LanePlan, chunk: int) -> Workspace:
     if staged:
         prefill = max(prefill, staged + settling_bytes(shape, plan, dtype_bytes))
     own = (PROCESS_BYTES + STAGE_BYTES * bool(staged)) if target.device == "cpu" else 0
+    own -= untouched_bytes(target, plan)
     lane = replace(plan.shape, lanes=1).cache_bytes(shape.geometry, dtype_bytes)
     snapshots, lanes = plan.snapshots * lane, plan.shape.lanes
-    return Workspace(
-        own + prefill + (lanes - 1) * snapshots, own + writing_bytes(target, plan) + lanes * snapshots
-    )
+    decode = writing_bytes(target, plan) + lanes * snapshots
+    return Workspace(max(0, own + prefill + (lanes - 1) * snapshots), max(0, own + decode))
+
+
+def untouched_bytes(target: Target, plan: LanePlan) -> int:
+    """The cache's space to unpack slots in, for which C++ has no use: its pages are never there."""
+    if not (target.reads_native and target.steps_native) or plan.prompt.staged:
+        return 0
+    return plan.shape.lanes * plan.shape.space(target.shape.geometry) * target.dtype_bytes
 
 
 def reading_bytes(target: Target, plan: LanePlan, tokens: int) -> int:
@@ -70,9 +77,9 @@ def reading_bytes(target: Target, plan: LanePlan, tokens: int) -> int:
     where the prompt is staged, one layer of it unpacked; a prompt that is not is unpacked into the cache's
     own space.
 
-    In C++ only the stream, the turns, the layer's queries, keys and values and tiles of all keys and values
-    are alive all the time; beside them the output, and turned queries, which a scorer may ask for. What else
-    there is every thread has its own.
+    In C++ only the stream, the turns, the layer's queries, keys and values, tiles of all keys and values and
+    each layer's newest queries are alive all the time; beside them the output, and turned queries, where a
+    scorer may ask for more than a step's attention. What else there is every thread has its own.
     """
     shape, dtype_bytes, prompt, form = target.shape, target.dtype_bytes, plan.prompt_tokens, plan.shape.form
     layer = max(shape.geometry.layers, key=lambda one: one.heads * one.head_dim)
@@ -81,8 +88,9 @@ def reading_bytes(target: Target, plan: LanePlan, tokens: int) -> int:
     turned = queries * form.turns_keys + queries * form.turns_values
     if target.reads_native:
         stream, wide = hidden + tokens * layer.head_dim + queries + 2 * keys, 0
-        attention, own = queries + turned, target.threads * thread_bytes(shape, layer)
-        own += tile_bytes(layer, prompt)
+        newest = min(tokens, plan.shape.ring) * layer.heads * layer.head_dim * len(shape.geometry.layers)
+        attention = queries + (0 if plan.by_attention else turned)
+        own = target.threads * thread_bytes(shape, layer) + tile_bytes(layer, prompt) + dtype_bytes * newest
     else:
         stream, own = 3 * hidden + 2 * tokens * layer.head_dim, 0
         attention = 4 * queries + 4 * keys + (queries + 2 * keys if form.packs else 0)
