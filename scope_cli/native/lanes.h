@@ -53,7 +53,6 @@ inline V divide(V a, V b) { return _mm512_div_ps(a, b); }
 inline V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 inline V most(V a, V b) { return _mm512_max_ps(a, b); }
 inline V least(V a, V b) { return _mm512_min_ps(a, b); }
-inline V magnitude(V a) { return _mm512_abs_ps(a); }
 inline V zero_below(V x, float limit, V otherwise) {
     return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(x, all(limit), _CMP_LT_OQ), _mm512_setzero_ps());
 }
@@ -120,10 +119,6 @@ inline V fma(V a, V b, V c) {
 }
 inline V most(V a, V b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
 inline V least(V a, V b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
-inline V magnitude(V a) {
-    const __m256 sign = _mm256_set1_ps(-0.0f);
-    return {_mm256_andnot_ps(sign, a.low), _mm256_andnot_ps(sign, a.high)};
-}
 inline V zero_below(V x, float limit, V otherwise) {
     const __m256 bound = _mm256_set1_ps(limit);
     return {_mm256_andnot_ps(_mm256_cmp_ps(x.low, bound, _CMP_LT_OQ), otherwise.low),
@@ -209,9 +204,6 @@ inline V most(V a, V b) {  // b where either is no number
 }
 inline V least(V a, V b) {
     return each([&](int i) { return a.x[i] < b.x[i] ? a.x[i] : b.x[i]; });
-}
-inline V magnitude(V a) {
-    return each([&](int i) { return from_bits(to_bits(a.x[i]) & 0x7FFFFFFF); });
 }
 inline V zero_below(V x, float limit, V otherwise) {
     return each([&](int i) { return x.x[i] < limit ? 0.0f : otherwise.x[i]; });

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 
+#include "codes.h"
 #include "lanes.h"
 #include "slots.h"
 #include "vectors.h"
@@ -117,8 +118,8 @@ inline float between(float x, float low, float high) { return x < low ? low : x 
 
 void store_8(const float* x, int8_t* codes, uint16_t* scales, int head_dim) {
     V largest = zero();
-    for (int i = 0; i < head_dim; i += WIDTH) largest = most(largest, magnitude(load_some(x + i, head_dim - i)));
-    const float wanted = top(largest) / 127.0f;
+    for (int i = 0; i < head_dim; i += WIDTH) largest = larger(largest, load_some(x + i, head_dim - i));
+    const float wanted = from_bits(largest_bits(largest)) / 127.0f;  // no number where there is one that is none
     *scales = half_of_float(wanted < SMALLEST_SCALE ? SMALLEST_SCALE : wanted);
     const V scale = all(float_of_half(*scales)), whole = all(0x1.8p23f);  // added, it leaves no place for a fraction
     for (int i = 0; i < head_dim; i += WIDTH) {

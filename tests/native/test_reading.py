@@ -155,13 +155,17 @@ def test_keys_with_a_channel_a_hundred_times_as_large_keep_the_others(native):
     assert (coarse - exact).norm() > 0.2 * exact.norm()
 
 
+@pytest.mark.parametrize("form", [PLAIN, *PACKED], ids=str)
 @pytest.mark.parametrize("part", [0, 1, 2])
-def test_no_number_stays_none_for_whoever_sees_it(native, part):
+def test_no_number_stays_none_for_whoever_sees_it(native, part, form):
     given = made((1, 2, 64, 70, 70, None))
     given[part][:, :, 66, 3] = torch.nan
+    query, keys, values = given
+    store, attend = SlotStore(form, (1,), 70, 64, torch.float32, query.device), ChunkAttention(native.library)
     for instructions in native.all_instructions():
         native.use(instructions)
-        out = chunk_attention(native.library)(*given, 0.2, None)
+        attend.store(store, keys[0], values[0], store.parts)
+        out = attend(store, query, store.parts, 0.2, None)
         assert out[:, :, 66].isnan().all()
         assert out[:, :, 67:].isnan().all() == (part > 0)
         assert out[:, :, :66].isfinite().all()
