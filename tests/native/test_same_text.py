@@ -28,7 +28,7 @@ TEXTS = {
     "hot, over plain slots": (("--temperature", "1.2", "--kv", "plain"), "3f8a8fa2b46e41ce"),
 }
 SLOW = "no vectors"
-CASES = [(cpu, text) for cpu in CPUS for text in TEXTS if (cpu == SLOW) == (text == "short")]
+CASES = [(cpu, text) for cpu in CPUS for text in TEXTS if cpu != SLOW or text == "short"]
 
 
 @pytest.mark.parametrize(("cpu", "text"), CASES)
