@@ -155,13 +155,13 @@ struct Gathered {
           queries((size_t)rows * wide), codes(coded(chunk) ? queries.size() : 0), scales(rows), values((size_t)rows * wide), total((size_t)rows * WIDTH),
           largest(rows + BATCH, UNSEEN) {
         constexpr float LOG2_E = 1.44269504f;
-        const float largest = coded(chunk) ? MOST_CODE : MOST_QUERY;
+        const float most = coded(chunk) ? MOST_CODE : MOST_QUERY;
         std::vector<float> query(wide);
         for (int row = 0; row < rows; row++) {
             std::copy_n(chunk.query + (head * chunk.group + row % chunk.group) * chunk.query_head +
                             (first + row / chunk.group) * chunk.query_token, chunk.head_dim, query.begin());
             if (chunk.keys.turned) turn(query.data(), chunk.head_dim);
-            scales[row] = chunk.scale * LOG2_E * round_row(query.data(), wide, largest, &queries[(size_t)row * wide]);
+            scales[row] = chunk.scale * LOG2_E * round_row(query.data(), wide, most, &queries[(size_t)row * wide]);
         }
         for (size_t i = 0; i < codes.size(); i++) codes[i] = (Unsigned)(queries[i] + 128);
     }

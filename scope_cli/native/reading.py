@@ -1,7 +1,7 @@
 """A prompt's chunk is stored and attends in C++: reading.h, on tensors."""
 
 import ctypes
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ class ChunkAttention:
         return self.tiles.data_ptr()
 
 
-def held_tables(store: SlotStore, parts: Parts) -> Any:
+def held_tables(store: SlotStore, parts: Parts) -> Iterator[HeldTable]:
     """The tables of keys and values; parts: [kv_heads, tokens, ...], a head's tokens without gaps."""
     count = len(store.keys)
     for (numbers, *scales), turned in (
