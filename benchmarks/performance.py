@@ -3,11 +3,12 @@
     python benchmarks/performance.py             # what has not been measured, then --write
     python benchmarks/performance.py flat lanes  # these parts, again
     python benchmarks/performance.py --isa avx2  # the contests, everybody as on a CPU without AVX-512
+    python benchmarks/performance.py --on zen3   # the contests on this CPU, beside those of the first one
     python benchmarks/performance.py --write     # the tables and the picture of what is there
     python benchmarks/performance.py --dry-run   # the commands
 
 Each part is one run of `scope bench`, in which the contenders take turns; its JSON lies in
-benchmarks/results/performance/, or in avx2/ there. The peers get environments of their own (peers/setup.sh),
+benchmarks/results/performance/, or in avx2/ and zen3/ there. The peers get environments of their own (peers/setup.sh),
 once. Nothing else may run meanwhile.
 """
 
@@ -168,28 +169,30 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the page's tables, measure nothing")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     parser.add_argument("--isa", choices=["avx2"], help="the contests as a CPU without AVX-512 computes")
+    parser.add_argument("--on", choices=["zen3"], help="the contests on another CPU, kept apart")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--more", default="", help="options added to every `scope bench`")
     args = parser.parse_args()
     if unknown := [part for part in args.parts if part not in PARTS]:
         parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
-    every = list(dict.fromkeys(contest.part for contest in CONTESTS)) if args.isa else PARTS
+    kept = args.on or args.isa  # the folder of results
+    every = list(dict.fromkeys(contest.part for contest in CONTESTS)) if kept else PARTS
     for part in [] if args.write else args.parts or every:
-        if args.parts or args.dry_run or result_of(part, args.isa) is None:
-            measure(part, args.isa, f"--threads {args.threads} {args.more}", args.dry_run)
+        if args.parts or args.dry_run or result_of(part, kept) is None:
+            more = f"--threads {args.threads} {args.more}"
+            measure(part, file_of(part, kept), args.isa, more, args.dry_run)
     if not args.dry_run:
         PAGE.write_text(filled(PAGE.read_text()))
         draw()
 
 
-def measure(part: str, isa: str | None, more: str, dry_run: bool) -> None:
+def measure(part: str, file: Path, isa: str | None, more: str, dry_run: bool) -> None:
     """One run of `scope bench`; its file is there only when it is through."""
     command = re.sub(
         r"\{(\w+)\}",
         lambda found: f"<{found[1]}>" if dry_run else peer(found[1], isa),
         f"{COMMON} {PARTS[part]} {more}",
     )
-    file = file_of(part, isa)
     unfinished = file.with_suffix(".unfinished.json")
     argv = [*shlex.split(command), "--output", str(unfinished), "--force"]
     if dry_run:
@@ -219,21 +222,21 @@ def peer(name: str, isa: str | None) -> str:
     return made.stdout.strip()
 
 
-def file_of(part: str, isa: str | None = None) -> Path:
-    return (RESULTS / isa if isa else RESULTS) / f"{part}.json"
+def file_of(part: str, kept: str | None = None) -> Path:
+    return (RESULTS / kept if kept else RESULTS) / f"{part}.json"
 
 
-def result_of(part: str, isa: str | None = None) -> dict | None:
-    file = file_of(part, isa)
+def result_of(part: str, kept: str | None = None) -> dict | None:
+    file = file_of(part, kept)
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def contest_table(isa: str | None = None) -> str:
+def contest_table(kept: str | None = None) -> str:
     """Milliseconds a step of everybody, and how often as fast as the best peer (as llama.cpp)."""
     heads = ["ms a step", "scope", *PEERS, "against the best (llama.cpp)", "goal"]
     lines = ["| " + " | ".join(heads) + " |", "|---" + "|--:" * (len(heads) - 1) + "|"]
     for contest in CONTESTS:
-        result, cells, found = result_of(contest.part, isa), ["-"] * (len(PEERS) + 1), "-"
+        result, cells, found = result_of(contest.part, kept), ["-"] * (len(PEERS) + 1), "-"
         if result is not None:
             names = [contest.ours, *PEERS]
             took = {name: median(ms) for name in names if (ms := measured(result, name, contest.at))}
@@ -245,7 +248,7 @@ def contest_table(isa: str | None = None) -> str:
                     ratio = against(result, contest.ours, "llama.cpp", contest.at)
                     found += f"; ({ratio.split()[0]})"
         lines.append("| " + " | ".join([contest.what, *cells, found, contest.goal]) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", machines(kept)])
 
 
 def measured(result: dict, contender: str, position: int | None) -> list[float]:
@@ -268,9 +271,9 @@ def claim_table() -> str:
     return "\n".join(lines)
 
 
-def machines() -> str:
+def machines(kept: str | None) -> str:
     """On what the parts were measured, as far as they were."""
-    results = [result["machine"] for part in PARTS if (result := result_of(part))]
+    results = [result["machine"] for part in PARTS if (result := result_of(part, kept))]
     found = sorted({f"{machine['processor']}, {machine['cores']} cores" for machine in results})
     return f"Measured on: {'; '.join(found) or '-'}."
 
@@ -278,8 +281,9 @@ def machines() -> str:
 def filled(page: str) -> str:
     """The page with each table between its marks."""
     tables = {
-        "contests": f"{contest_table()}\n\n{machines()}",
+        "contests": contest_table(),
         "contests as AVX2": contest_table("avx2"),
+        "contests on Zen 3": contest_table("zen3"),
         "claims": claim_table(),
         "others": others_table(),
     }

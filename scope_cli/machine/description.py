@@ -33,8 +33,13 @@ def machine(device: torch.device | None = None) -> dict[str, Any]:
     return found
 
 
-def processor() -> str:
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text(encoding="utf-8").splitlines() if cpus.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+def processor(cpus: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's name; of a cloud's CPU, whose name says little ("AMD EPYC"), family and model as well."""
+    found: dict[str, str] = {}  # of the first core
+    for line in cpus.read_text(encoding="utf-8").splitlines() if cpus.is_file() else []:
+        key, _, value = line.partition(":")
+        found.setdefault(key.strip(), value.strip())
+    name = found.get("model name") or platform.processor() or platform.machine()
+    if any(char.isdigit() for char in name) or not {"cpu family", "model"} <= found.keys():
+        return name
+    return f"{name} (family {found['cpu family']}, model {found['model']})"
