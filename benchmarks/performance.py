@@ -8,8 +8,8 @@
     python benchmarks/performance.py --dry-run   # the commands
 
 Each part is one run of `scope bench`, in which the contenders take turns; its JSON lies in
-benchmarks/results/performance/, or in avx2/ and zen3/ there. The peers get environments of their own (peers/setup.sh),
-once. Nothing else may run meanwhile.
+benchmarks/results/performance/, or in avx2/ and zen3/ there. The peers get environments of their own
+(peers/setup.sh), once. Nothing else may run meanwhile.
 """
 
 import argparse

@@ -1,18 +1,22 @@
 """What does the default cost beside float32, and which part of it: the products, or the slots?
 
     python benchmarks/split.py              # three known texts of 2,048 tokens, a few minutes each
-    python benchmarks/split.py --tokens 500
+    python benchmarks/split.py --tokens 512
 
 Nothing is evicted. The file's own weights in float32 and plain slots say what each token's distribution is;
-against that stand products of packed weights (which keep the file's weights and round activations to 16
-bits), int8 and k8v4 slots, and both. KL in nats, mean over a text's output.
+against that stand products of packed weights (which keep the file's weights, and round a prompt's activations
+to 8 bits and a step's to 16), int8 and k8v4 slots, both, and float32 with nothing but a step's activations
+rounded, to 16 bits and to 8. KL in nats, mean over a text's output.
 """
 
 import argparse
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from quality import PROMPT_TOKENS, known_text
+from torch import Tensor, nn
 
 from scope_cli.engine.replay import read_once
 from scope_cli.measure.evaluate.fidelity import Reference, measure
@@ -20,11 +24,25 @@ from scope_cli.models.model import LoadedModel, open_model
 from scope_cli.settings.load import load_profile
 from scope_cli.settings.schema import ModelSettings
 
-PARTS = {  # name: whether the weights are packed, and the slots
-    "products of packed weights": (True, "plain"),
-    "int8 slots": (False, "int8"),
-    "k8v4 slots": (False, "k8v4"),
-    "both: packed weights, int8 slots": (True, "int8"),
+BLOCK = 32  # activations that share a scale
+
+
+@dataclass(frozen=True)
+class Part:
+    """What differs from plain float32."""
+
+    packs: bool = False
+    kv: str = "plain"
+    largest: int | None = None  # activations of a step become whole numbers up to it
+
+
+PARTS = {
+    "products of packed weights": Part(packs=True),
+    "int8 slots": Part(kv="int8"),
+    "k8v4 slots": Part(kv="k8v4"),
+    "both: packed weights, int8 slots": Part(packs=True, kv="int8"),
+    "activations of a step in 16 bits": Part(largest=32767),
+    "activations of a step in 8 bits": Part(largest=127),
 }
 
 
@@ -36,18 +54,37 @@ def main() -> None:
     plain, packed = load(args.model, "float32", None), load(args.model, "auto", "auto")
     assert packed.opened.load_in, "the default packs this model's weights"
     print(f"| KL(float32 \\|\\| ...) | {' | '.join(PROMPT_TOKENS)} |\n|---|{'--:|' * len(PROMPT_TOKENS)}")
-    found: dict[str, list[float]] = {part: [] for part in PARTS}
-    for name in PROMPT_TOKENS:
-        text = known_text(name)
+    found: dict[str, list[float]] = {name: [] for name in PARTS}
+    for prompt in PROMPT_TOKENS:
+        text = known_text(prompt)
         text = replace(text, output_ids=text.output_ids[: args.tokens])
         reference = Reference.of(plain, text)
         own = replace(reference, loaded=packed, state=read_once(packed, text.prompt_ids))
-        for part, (packs, kv) in PARTS.items():
-            profile = load_profile("full", {"cache.kv": kv})
-            kl, *_interval = measure(own if packs else reference, profile).kl
-            found[part].append(kl)
-    for part, kls in found.items():
-        print(f"| {part} | {' | '.join(f'{kl:.2g}' for kl in kls)} |")
+        for name, part in PARTS.items():
+            profile = load_profile("full", {"cache.kv": part.kv})
+            with rounded(plain.model, part.largest):
+                kl, *_interval = measure(own if part.packs else reference, profile).kl
+            found[name].append(kl)
+    for name, kls in found.items():
+        print(f"| {name} | {' | '.join(f'{kl:.2g}' for kl in kls)} |")
+
+
+@contextmanager
+def rounded(model: nn.Module, largest: int | None) -> Iterator[None]:
+    """What goes into the model's products rounded, block by block, as native/rounding.h does; None: not."""
+
+    def in_steps(_module: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
+        blocks = given[0].unflatten(-1, (-1, BLOCK))
+        one = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-30) / largest
+        return (((blocks / one).round() * one).flatten(-2),)
+
+    products = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    hooks = [product.register_forward_pre_hook(in_steps) for product in products if largest]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()
