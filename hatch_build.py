@@ -25,7 +25,7 @@ class NativeLibrary(BuildHookInterface):
         file = Path(self.root, "build", "native", build.library_name())
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            build.build(file, WHOLE)
+            build.build(file, build.all_sets(), WHOLE)
         except build.BuildError as error:
             self.app.display_warning(f"the wheel is without the native library: {error}")
             return

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anybody imports triton
+os.environ.setdefault("SCOPE_NATIVE", "all")  # one library, in which tests choose the instructions
 if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # before anybody imports the compiler, which reads it once
     # What is compiled for one kind of CPU must not be found by another, as in machine/setup.py.
     kind = torch.backends.cpu.get_cpu_capability().lower().replace(" ", "-")

@@ -10,21 +10,9 @@
 
 namespace scope {
 
-const Attention& attention() {
-#if defined(__x86_64__)
-    if (instructions == AVX512) return attention_avx512;
-    if (instructions == AVX2) return attention_avx2;
-#endif
-    return attention_plain;
-}
+const Attention& attention() { return SCOPE_IN_USE(attention); }
 
-const Vectors& vectors() {
-#if defined(__x86_64__)
-    if (instructions == AVX512) return vectors_avx512;
-    if (instructions == AVX2) return vectors_avx2;
-#endif
-    return vectors_plain;
-}
+const Vectors& vectors() { return SCOPE_IN_USE(vectors); }
 
 void Room::fit(const scope_slots& layer) {
     const size_t group = layer.group, blocks = code_blocks(layer);

@@ -1,7 +1,8 @@
 """The C++ files of this folder in, a library in the cache folder out: built once, in some seconds.
 
 By the machine's own compiler, else by the one in the `ziglang` package; a library that a wheel brings beside
-these files needs neither. A file's name says which instructions it is compiled for: `_avx2`, `_avx512`.
+these files needs neither. What is built at first use holds one set of instructions, the best of this CPU; a
+wheel holds all of them, and chooses when it is loaded. A file's name ends in the set that it is for.
 """
 
 import os
@@ -24,10 +25,11 @@ FOLDER = Path(__file__).parent
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-pthread"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"]
+SETS = {"plain": [], "avx2": AVX2, "avx512": AVX512}  # of instructions, the best ones last
 WAITS = ["-std=c++20"]  # for a number to change; the headers of that standard take longer to read
-FLAGS_OF = {"_avx2": AVX2, "_avx512": AVX512, "team": WAITS}  # by the end of a file's name
+FLAGS_OF = {**SETS, "team": WAITS}  # by the end of a file's name
 X86 = ("x86_64", "AMD64")
-SWITCH = "SCOPE_NATIVE"
+SWITCH = "SCOPE_NATIVE"  # off, a set, or all
 PATIENCE_S = 300.0  # for a compiler, and for another process that is building
 HALF_MADE = "building-"
 
@@ -47,27 +49,29 @@ def expected(cache: Path) -> bool:
 
 
 def _is_there(cache: Path) -> bool:
-    name = library_name()
-    return (FOLDER / name).is_file() or (cache / "native" / _cpu_kind() / name).is_file()
+    return any(file.is_file() for file in _places(cache))
+
+
+def _places(cache: Path) -> list[Path]:
+    """Where a library may lie that can be used here; the last one is built where there is none."""
+    folder = cache / "native" / _cpu_kind()
+    return [FOLDER / library_name(), folder / library_name(), folder / library_name(needed_sets())]
 
 
 def library_file(cache: Path) -> Path:
     """The library of exactly these sources, built now where there is none. Raises BuildError."""
-    name = library_name()
-    if (brought := FOLDER / name).is_file():
-        return brought
-    folder = cache / "native" / _cpu_kind()
-    file = folder / name
-    if file.is_file():
-        return file
+    places = _places(cache)
+    file, folder = places[-1], places[-1].parent
+    if there := next(filter(Path.is_file, places), None):
+        return there
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=PATIENCE_S):
             if not file.is_file():
                 _sweep(folder)
                 with TemporaryDirectory(prefix=HALF_MADE, dir=folder) as own:
-                    build(Path(own) / name)
-                    (Path(own) / name).replace(file)
+                    build(Path(own) / file.name, needed_sets())
+                    (Path(own) / file.name).replace(file)
     except Timeout as error:
         raise BuildError(f"another process has been building in {folder} for {PATIENCE_S:.0f} s") from error
     except OSError as error:
@@ -75,12 +79,27 @@ def library_file(cache: Path) -> Path:
     return file
 
 
-def build(file: Path, linking: Sequence[str] = ()) -> None:
+def needed_sets() -> list[str]:
+    """The best set of this CPU, or the one that $SCOPE_NATIVE names; all where nobody can say."""
+    chosen, features = os.environ.get(SWITCH), _cpu_features()
+    if chosen == "all" or not features:
+        return all_sets()
+    here = {f"-m{name.replace('_', '')}" for name in features}  # the system writes avx512_vnni
+    there = [name for name in all_sets() if here.issuperset(SETS[name])]
+    return [chosen if chosen in there else there[-1]]
+
+
+def all_sets() -> list[str]:
+    """That this kind of machine can have."""
+    return list(SETS) if platform.machine() in X86 else ["plain"]
+
+
+def build(file: Path, sets: Sequence[str], linking: Sequence[str] = ()) -> None:
     """Compile and link, with the first compiler that can. Raises BuildError."""
     failed = []
     for compiler in compilers():
         try:
-            return _build_with(compiler, file, linking)
+            return _build_with(compiler, file, sets, linking)
         except BuildError as error:
             failed.append(str(error))
     if not failed:
@@ -98,13 +117,14 @@ def compilers() -> Iterator[list[str]]:
         yield [sys.executable, "-m", "ziglang", "c++"]
 
 
-def _build_with(compiler: Sequence[str], file: Path, linking: Sequence[str]) -> None:
+def _build_with(compiler: Sequence[str], file: Path, sets: Sequence[str], linking: Sequence[str]) -> None:
     """All files at once: each takes seconds, and most machines have several cores."""
     objects, running = [], []
-    for source in sources():
+    only = [f"-DSCOPE_ONLY={sets[0]}"] if len(sets) == 1 else []
+    for source in sources(sets):
         objects.append(str(file.with_name(f"{source.stem}.o")))
         own = next((flags for end, flags in FLAGS_OF.items() if source.stem.endswith(end)), [])
-        running.append(_start([*compiler, *FLAGS, *own, "-c", str(source), "-o", objects[-1]]))
+        running.append(_start([*compiler, *FLAGS, *only, *own, "-c", str(source), "-o", objects[-1]]))
     said = [_end(process) for process in running]
     if wrong := next(filter(None, said), None):
         raise BuildError(f"{shlex.join(compiler)}: {wrong}")
@@ -137,15 +157,15 @@ def _end(process: "subprocess.Popen[str] | OSError") -> str | None:
     return next((line for line in lines if "error" in line), lines[-1]).strip()
 
 
-def sources() -> list[Path]:
-    """What this kind of machine compiles."""
-    files = sorted(FOLDER.glob("*.cpp"))
-    return [f for f in files if platform.machine() in X86 or "_avx" not in f.stem]
+def sources(sets: Sequence[str]) -> list[Path]:
+    """What is compiled for these sets of instructions."""
+    left_out = tuple(f"_{name}" for name in SETS if name not in sets)
+    return [file for file in sorted(FOLDER.glob("*.cpp")) if not file.stem.endswith(left_out)]
 
 
-def library_name() -> str:
-    """Of these sources, on this kind of machine."""
-    return f"libscope-{platform.machine()}-{_digest()}.so"
+def library_name(sets: Sequence[str] | None = None) -> str:
+    """Of these sources, on this kind of machine, with these sets of instructions; None: with all."""
+    return f"libscope-{platform.machine()}-{'-'.join(sets or all_sets())}-{_digest()}.so"
 
 
 def _digest() -> str:
@@ -158,11 +178,16 @@ def _digest() -> str:
 
 def _cpu_kind() -> str:
     """Of the machines that can share a library: a compiler may use whatever it finds on its own."""
-    about = [platform.machine(), *platform.libc_ver()]
-    with suppress(OSError):
-        features = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        about += sorted(features[1].split()) if features else []
+    about = [platform.machine(), *platform.libc_ver(), *_cpu_features()]
     return sha256(repr(about).encode()).hexdigest()[:12]
+
+
+def _cpu_features() -> list[str]:
+    """As the system names them; nothing where it does not."""
+    with suppress(OSError):
+        found = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        return sorted(found[1].split()) if found else []
+    return []
 
 
 def _sweep(folder: Path) -> None:

@@ -1,5 +1,4 @@
 // Attention and arithmetic on rows with AVX2.
-#if defined(__x86_64__)
 #define SCOPE_AVX2
 #include "attention.inl"
 #include "reading.inl"
@@ -15,4 +14,3 @@ const Vectors vectors_avx2 = {avx2::root,   avx2::scale, avx2::add,  avx2::activ
                                avx2::rotate, avx2::turn,  avx2::store, avx2::multiply};
 
 }  // namespace scope
-#endif

@@ -1,5 +1,4 @@
 // Attention and arithmetic on rows with AVX-512.
-#if defined(__x86_64__)
 #define SCOPE_AVX512
 #include "attention.inl"
 #include "reading.inl"
@@ -15,4 +14,3 @@ const Vectors vectors_avx512 = {avx512::root,   avx512::scale, avx512::add,  avx
                                avx512::rotate, avx512::turn,  avx512::store, avx512::multiply};
 
 }  // namespace scope
-#endif

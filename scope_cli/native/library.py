@@ -1,7 +1,8 @@
 """The native library, built at first use; its products, on tensors.
 
 `library()` is None where there is none, and `why_not()` says why: who uses it has a way in plain PyTorch.
-$SCOPE_NATIVE is off, plain, avx2 or avx512; else the best instructions of this CPU are used.
+$SCOPE_NATIVE is off, plain, avx2 or avx512; else the best instructions of this CPU are used. Tests have it at
+all: the library holds every set then, and `use` chooses.
 """
 
 import ctypes
@@ -15,10 +16,10 @@ from torch import Tensor
 
 from scope_cli.errors import first_line
 from scope_cli.files import cache_folder
-from scope_cli.native.build import SWITCH, BuildError, library_file
+from scope_cli.native.build import SETS, SWITCH, BuildError, library_file
 from scope_cli.native.layout import Kind, packed_shape
 
-INSTRUCTIONS = ("plain", "avx2", "avx512")
+INSTRUCTIONS = tuple(SETS)
 
 
 @cache
@@ -83,7 +84,7 @@ class Library:
         return INSTRUCTIONS[self.functions.scope_instructions()]
 
     def use(self, instructions: str) -> str:
-        """Returns those in use from now on: these, or fewer where this CPU does not have them."""
+        """Returns those in use from now on: these, or what this CPU and this library have instead."""
         at = INSTRUCTIONS.index(instructions)
         return INSTRUCTIONS[self.functions.scope_use_instructions(at)]
 

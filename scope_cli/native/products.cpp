@@ -7,13 +7,7 @@
 
 using namespace scope;
 
-static const Products& products() {
-#if defined(__x86_64__)
-    if (instructions == AVX512) return avx512_products;
-    if (instructions == AVX2) return avx2_products;
-#endif
-    return plain_products;
-}
+static const Products& products() { return SCOPE_IN_USE(products); }
 
 void scope_round(const float* values, int64_t stride, int32_t rows, int32_t columns, Block* blocks) {
     for (int64_t n = 0; n < rows; n++)

@@ -1,5 +1,4 @@
 // The products with AVX2.
-#if defined(__x86_64__)
 #include <immintrin.h>
 
 #include <type_traits>
@@ -56,6 +55,5 @@ inline void store_some(float* at, Floats x, int count) {
 #include "products.inl"
 
 namespace scope {
-const Products avx2_products = {round_row<Block>, round_row<ByteBlock>, multiply};
+const Products products_avx2 = {round_row<Block>, round_row<ByteBlock>, multiply};
 }
-#endif

@@ -1,5 +1,4 @@
 // The products with AVX-512 and VNNI, which multiplies and adds up in one.
-#if defined(__x86_64__)
 #include <immintrin.h>
 
 #include <type_traits>
@@ -51,6 +50,5 @@ inline void store_some(float* at, Floats x, int count) {
 #include "products.inl"
 
 namespace scope {
-const Products avx512_products = {round_row<Block>, round_row<ByteBlock>, multiply};
+const Products products_avx512 = {round_row<Block>, round_row<ByteBlock>, multiply};
 }
-#endif

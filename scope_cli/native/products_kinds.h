@@ -17,9 +17,6 @@ inline int code(const uint8_t* block, int kind, int row, int column) {
     return column < 16 ? pair & 15 : pair >> 4;
 }
 
-extern const Products plain_products;
-#if defined(__x86_64__)
-extern const Products avx2_products, avx512_products;
-#endif
+extern const Products products_plain, products_avx2, products_avx512;
 
 }  // namespace scope

@@ -68,6 +68,6 @@ static void multiply(const Weight& weight, const Rows& x, float* out, int64_t ou
     }
 }
 
-const Products plain_products = {round_row<Block>, round_row<ByteBlock>, multiply};
+const Products products_plain = {round_row<Block>, round_row<ByteBlock>, multiply};
 
 }  // namespace scope

@@ -9,13 +9,7 @@
 
 using namespace scope;
 
-static const Reading& reading() {
-#if defined(__x86_64__)
-    if (instructions == AVX512) return reading_avx512;
-    if (instructions == AVX2) return reading_avx2;
-#endif
-    return reading_plain;
-}
+static const Reading& reading() { return SCOPE_IN_USE(reading); }
 
 void scope_store(const scope_stored* stored, int32_t threads) {
     const int pieces = (stored->tokens + KEYS - 1) / KEYS, head_dim = stored->head_dim;

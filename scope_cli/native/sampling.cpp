@@ -10,13 +10,7 @@
 
 using namespace scope;
 
-const Sampling& scope::sampling() {
-#if defined(__x86_64__)
-    if (instructions == AVX512) return sampling_avx512;
-    if (instructions == AVX2) return sampling_avx2;
-#endif
-    return sampling_plain;
-}
+const Sampling& scope::sampling() { return SCOPE_IN_USE(sampling); }
 
 namespace {
 

@@ -1,7 +1,9 @@
 """Where the library comes from, and what is done where it cannot be had."""
 
+import ctypes
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
 import textwrap
@@ -12,9 +14,13 @@ import pytest
 
 from scope_cli.native import build
 from scope_cli.native.build import BuildError, compilers, library_file
-from scope_cli.native.library import library
+from scope_cli.native.library import Library, library
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no native library on this machine")
+
+
+AVX2 = ["avx2", "f16c", "fma", "sse2"]  # as the system names them
+AVX512 = [*AVX2, "avx512_vnni", "avx512bw", "avx512dq", "avx512f", "avx512vl"]
 
 
 @pytest.fixture
@@ -26,6 +32,8 @@ def sources(tmp_path, monkeypatch):
     (folder / "two_avx2.cpp").write_text('#include "two.h"\nextern "C" int scope_two() { return TWO; }\n')
     (folder / "two.h").write_text("#define TWO 2\n")
     monkeypatch.setattr(build, "FOLDER", folder)
+    monkeypatch.setattr(build, "_cpu_features", lambda: AVX2)
+    monkeypatch.delenv(build.SWITCH, raising=False)
     return folder
 
 
@@ -54,18 +62,80 @@ def test_building_is_foreseen(sources, tmp_path, monkeypatch):
     built = library_file(cache)
     assert not build.will_build(cache)
     assert build.will_build(tmp_path / "nowhere")
-    (sources / built.name).write_bytes(built.read_bytes())
+    (sources / build.library_name()).write_bytes(built.read_bytes())
     assert not build.will_build(tmp_path / "nowhere"), "it lies beside the package"
-    (sources / built.name).unlink()
+    (sources / build.library_name()).unlink()
     monkeypatch.setattr(build, "compilers", lambda: iter(()))
     assert not build.will_build(tmp_path / "nowhere"), "nothing can build it"
 
 
 def test_one_beside_the_package_needs_no_compiler_and_no_cache(sources, tmp_path, monkeypatch):
     built = library_file(tmp_path / "cache")
-    (sources / built.name).write_bytes(built.read_bytes())
+    (sources / build.library_name()).write_bytes(built.read_bytes())
     monkeypatch.setattr(build, "compilers", lambda: iter(()))
-    assert library_file(tmp_path / "nowhere") == sources / built.name and not (tmp_path / "nowhere").exists()
+    assert library_file(tmp_path / "nowhere") == sources / build.library_name()
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("features", "chosen", "sets"),
+    [
+        (["sse2"], None, "plain"),
+        (AVX2, None, "avx2"),
+        (AVX512, None, "avx512"),
+        (sorted({*AVX512} - {"avx512_vnni"}), None, "avx2"),
+        (AVX512, "avx2", "avx2"),
+        (AVX512, "plain", "plain"),
+        (AVX2, "avx512", "avx2"),
+        (AVX2, "all", "plain-avx2-avx512"),
+        ([], None, "plain-avx2-avx512"),  # the library asks the CPU when it is loaded
+    ],
+)
+def test_what_is_built_is_what_this_cpu_uses(sources, tmp_path, monkeypatch, features, chosen, sets):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(build, "_cpu_features", lambda: features)
+    if chosen:
+        monkeypatch.setenv(build.SWITCH, chosen)
+    file = library_file(tmp_path / "cache")
+    assert file.name.startswith(f"libscope-x86_64-{sets}-")
+    assert hasattr(ctypes.CDLL(str(file)), "scope_two") == ("avx2" in sets.split("-"))
+
+
+def test_other_machines_have_one_set(sources, monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(build, "_cpu_features", lambda: ["asimd", "fp"])
+    assert build.needed_sets() == build.all_sets() == ["plain"]
+
+
+def test_cpus_that_share_a_folder_have_a_library_each(sources, tmp_path, monkeypatch):
+    mine = library_file(tmp_path / "cache")
+    monkeypatch.setattr(build, "_cpu_features", lambda: ["sse2"])
+    assert build.will_build(tmp_path / "cache") and library_file(tmp_path / "cache") != mine
+    monkeypatch.setattr(build, "_cpu_features", lambda: AVX2)
+    assert library_file(tmp_path / "cache") == mine
+
+
+def test_a_library_of_all_sets_serves_who_wants_one(sources, tmp_path, monkeypatch):
+    monkeypatch.setenv(build.SWITCH, "all")
+    whole = library_file(tmp_path / "cache")
+    for chosen in ("plain", "avx2"):
+        monkeypatch.setenv(build.SWITCH, chosen)
+        assert not build.will_build(tmp_path / "cache") and library_file(tmp_path / "cache") == whole
+
+
+@pytest.mark.skipif(platform.machine() not in build.X86, reason="other machines have one set")
+@pytest.mark.parametrize("only", build.SETS)
+def test_each_set_is_a_library_by_itself(only, native, tmp_path, monkeypatch):
+    quick = """
+        import subprocess, sys
+        argv = [arg for arg in sys.argv[1:] if arg != "-O3"]
+        sys.exit(subprocess.call(["c++", "-O0", *argv]))
+    """
+    monkeypatch.setenv("CXX", str(script(tmp_path / "bin" / "quick", quick)))
+    build.build(tmp_path / "alone.so", [only], ["-Wl,-z,defs"])
+    if only in native.all_instructions():
+        alone = Library(tmp_path / "alone.so")
+        assert alone.instructions == only and {alone.use(name) for name in build.SETS} == {only}
 
 
 def test_without_a_compiler_the_reason_says_what_helps(sources, tmp_path, monkeypatch):
@@ -138,6 +208,7 @@ def test_what_a_killed_build_left_is_removed_and_nothing_of_it_used(sources, tmp
         from pathlib import Path
         from scope_cli.native import build
         build.FOLDER = Path({str(sources)!r})
+        build._cpu_features = lambda: {AVX2}
         build.library_file(Path({str(tmp_path / "cache")!r}))
     """
     env = {**os.environ, "CXX": str(forever)}
@@ -173,7 +244,7 @@ def test_the_switch_chooses_the_instructions_and_turns_it_off():
 
 
 def test_a_library_that_does_not_load_is_none_and_a_reason(tmp_path):
-    file = tmp_path / "native" / build._cpu_kind() / build.library_name()
+    file = tmp_path / "native" / build._cpu_kind() / build.library_name(build.needed_sets())
     file.parent.mkdir(parents=True)
     file.write_bytes(b"not a library")
     said = asked("print(it.library(), it.why_not())", SCOPE_CACHE=str(tmp_path))

@@ -21,5 +21,5 @@ def test_it_compiles_and_links_for(target, tmp_path, monkeypatch):
     compiler = [sys.executable, "-m", "ziglang", "c++", "-target", target]
     monkeypatch.setattr(build, "compilers", lambda: iter([compiler]))
     monkeypatch.setattr(platform, "machine", lambda: TARGETS[target])
-    build.build(tmp_path / "library")
+    build.build(tmp_path / "library", build.all_sets())
     assert (tmp_path / "library").is_file()
