@@ -26,9 +26,10 @@ EXIT_CODES = {
     4: "It does not fit: `scope profile --plan` or `--fit` found that it needs more memory than is free.",
     5: "The audit failed: the cache did not do what the profile promised. A bug in scope; please report it.",
     129: "SIGHUP: the terminal was closed. Otherwise like Ctrl-C; under `nohup` the run goes on.",
-    130: "Ctrl-C. The run ended after the current token and its text is kept. A second Ctrl-C ends at once.",
+    130: "Ctrl-C. The run ended after the current token and its text is kept. A second Ctrl-C ends at once. "
+    "Where a script has put the run into the background (`&`), Ctrl-C is not meant for it and not heard.",
     141: "The reader of a pipe went away, as in `scope generate ... | head`.",
-    143: "SIGTERM, as from `kill` or a job scheduler. Otherwise like Ctrl-C.",
+    143: "SIGTERM, as from `kill` or a job scheduler. Otherwise like Ctrl-C, also while it measures.",
 }
 CLI = """# The command line
 

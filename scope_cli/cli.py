@@ -18,7 +18,7 @@ import scope_cli
 from scope_cli.commands.menu import HELP_NAMES, Later, Menu
 from scope_cli.console import crash, streams
 from scope_cli.console.safe import printable
-from scope_cli.console.signals import ctrl_c
+from scope_cli.console.signals import broken_off
 from scope_cli.errors import OutOfMemoryError, ScopeError, is_out_of_memory
 from scope_cli.settings.problems import about_value
 
@@ -78,19 +78,20 @@ GARBAGE = 100_000  # new objects between two looks for garbage: an import makes 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit codes are listed in docs/reference/cli.md."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    ctrl_c.seen = False
+    broken_off.signal = 0
     try:
         code = command()(args=arguments, prog_name="scope", standalone_mode=False, obj=arguments) or 0
-        if ctrl_c.seen:
-            print("interrupted", file=sys.stderr)
-        return code
+        if not broken_off.signal:
+            return code
+        print("interrupted", file=sys.stderr)  # typer knows of Ctrl-C alone
+        return broken_off.exit_code
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
-        return 130
+        return broken_off.exit_code
     except (Exception, SystemExit) as error:
-        if ctrl_c.seen:  # whatever that into which it came has made of it
+        if broken_off.signal:  # whatever that into which it came has made of it
             print("interrupted", file=sys.stderr)
-            return 130
+            return broken_off.exit_code
         with suppress(BrokenPipeError):
             return _told(error, arguments)
         streams.leave_stdout()
@@ -168,12 +169,12 @@ def _tell(message: str, hint: str, code: int) -> int:
 
 
 def run() -> None:
-    """One process's whole life: streams that may be closed, Ctrl-C at any time, what is still to flush."""
+    """One process's whole life: streams that may be closed, signals at any time, what is still to flush."""
     gc.set_threshold(GARBAGE)
     streams.mend()
-    ctrl_c.watch()
+    broken_off.watch()
     code = main()
-    ctrl_c.leave()
+    broken_off.leave()
     try:
         sys.stdout.flush()
     except BrokenPipeError:

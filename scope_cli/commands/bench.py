@@ -13,6 +13,7 @@ from scope_cli.commands.variants import changes, parsed
 from scope_cli.console import tables
 from scope_cli.console.phases import Phases
 from scope_cli.console.safe import as_json
+from scope_cli.console.signals import broken_off
 from scope_cli.engine.fit import needs
 from scope_cli.engine.run_plan import make_plan
 from scope_cli.errors import UsageError
@@ -197,7 +198,7 @@ def bench_command(
         write_result(result, output)
     if plot is not None and lines:
         draw(lines, plot, f"{opened.name}, {course.job.dtype}, prompt {len(ids):,} tokens")
-    raise typer.Exit(130 if interrupted else 1 if any(row.failed for row in rows) else 0)
+    raise typer.Exit(broken_off.exit_code if interrupted else 1 if any(row.failed for row in rows) else 0)
 
 
 def contenders(profiles: list[str], peers: list[str], common: Typed) -> list[Spec]:

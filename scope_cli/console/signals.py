@@ -8,6 +8,12 @@ from types import FrameType, TracebackType
 END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def heard() -> list[signal.Signals]:
+    """Those that end us. One that is ignored when we come stays so: SIGHUP under nohup, Ctrl-C where a script
+    has put us into the background."""
+    return [number for number in END if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 class Interruption:
     """While it is entered, the first signal is noted in `signal`; a second Ctrl-C ends at once.
 
@@ -27,9 +33,7 @@ class Interruption:
         return 128 + self.signal if self.signal else 0
 
     def __enter__(self) -> "Interruption":
-        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup
-        heard = [number for number in END if number != signal.SIGHUP or not ignored]
-        self._before = {number: signal.signal(number, self._note) for number in heard}
+        self._before = {number: signal.signal(number, self._note) for number in heard()}
         return self
 
     def __exit__(
@@ -40,33 +44,38 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal and number == signal.SIGINT:
-            ctrl_c.seen = True
-            raise KeyboardInterrupt
+            broken_off.by(number)
         if not self.signal:
             with suppress(OSError):  # no print: it may be in the middle of one
                 os.write(2, self._acknowledgement)
         self.signal = number
 
 
-class CtrlC:
-    """Outside an Interruption, Ctrl-C raises KeyboardInterrupt as ever; here it is also remembered, because
-    what it comes into, an import or a library's callback, may make an error of its own of it."""
+class BrokenOff:
+    """Outside an Interruption, each of the signals raises KeyboardInterrupt, as Ctrl-C ever does: what was
+    measured is kept, what was begun is tidied up. Here it is also remembered, because what it comes into, an
+    import or a library's callback, may make an error of its own of it."""
 
     def __init__(self) -> None:
-        self.seen = False
+        self.signal = 0  # its number, once there was one
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as shells have it; that of Ctrl-C where nobody has seen which."""
+        return 128 + (self.signal or signal.SIGINT)
 
     def watch(self) -> None:
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, self._note)
+        for number in heard():
+            signal.signal(number, lambda number, frame: self.by(number))
 
     def leave(self) -> None:
-        """Nothing is left to be tidied up: a further Ctrl-C ends the process without a word."""
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        """Nothing is left to be tidied up: a further signal ends the process without a word."""
+        for number in heard():
+            signal.signal(number, signal.SIG_DFL)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.seen = True
+    def by(self, number: int) -> None:
+        self.signal = number
         raise KeyboardInterrupt
 
 
-ctrl_c = CtrlC()
+broken_off = BrokenOff()

@@ -3,11 +3,14 @@
 import csv
 import io
 import json
+import signal
 import sys
 
 import pytest
 
 from scope_cli.commands.bench import contenders
+from scope_cli.console.signals import broken_off
+from scope_cli.measure.bench.contest import Measured
 from scope_cli.settings.load import Typed
 
 SHORT = ("--burst", "8", "--rounds", "2", "--positions", "80,120", "--offline")
@@ -126,3 +129,17 @@ def test_an_interval_that_leaves_the_scorer_nothing_to_choose_is_told(capsys):
     contenders(["small=default decode.budget=16 decode.interval=16", "full"], [], Typed({}, {}))
     told = "8 recent tokens and an interval of 16 leave the scorer nothing to choose; interval=4 would"
     assert capsys.readouterr().err == f"note: small: {told}\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_was_measured_before_a_signal_is_written(scope, tiny_folder, tmp_path, monkeypatch, number):
+    def broken(specs, rows, course, say):
+        rows[0].positions.append(Measured(80, step_ms=[2.0, 2.0]))
+        broken_off.by(number)
+
+    monkeypatch.setattr("scope_cli.commands.bench.contest", broken)
+    out = tmp_path / "r.json"
+    given = ("--profile", "full", "--bandwidth", "1", "--output", out)
+    result = scope("bench", PROMPT, "-m", tiny_folder, *SHORT, *given)
+    assert result.code == 128 + number and "interrupted; what was measured until then" in result.stderr
+    assert [line["step_ms"] for line in json.loads(out.read_text())["lines"]] == [2.0]
