@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from math import isclose
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,8 +29,8 @@ RINGS = ("queries", "query_positions", *EXACT)  # a position lies at its remaind
 class OtherShape(ScopeError):
     """A lane's state does not fit the cache; says in words why."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(f"the state does not fit the cache: {why}", "were other settings given?")
+    def __init__(self, why: str, hint: str = "were other settings given?") -> None:
+        super().__init__(f"the state does not fit the cache: {why}", hint)
 
 
 def lane_tensors(cache: ScopeCache, lane: int) -> dict[str, Tensor]:
@@ -41,8 +42,13 @@ def lane_tensors(cache: ScopeCache, lane: int) -> dict[str, Tensor]:
 
 
 def lane_numbers(cache: ScopeCache, lane: int) -> dict[str, Any]:
-    """What the host counts of a lane, as JSON takes it."""
-    return {"count": asdict(cache.count(lane)), "prompt_slots": list(cache.shape.prompt_slots)}
+    """What the host counts of a lane, and what its slots were filled for, as JSON takes it."""
+    return {
+        "count": asdict(cache.count(lane)),
+        "prompt_slots": list(cache.shape.prompt_slots),
+        "protects_prompt": cache.policy.protect_prompt,
+        "turning": _turning(cache),
+    }
 
 
 def put_lane(
@@ -58,6 +64,7 @@ def put_lane(
     and what is behind them is free. The numbers may be rounded to another dtype.
     schedule: what limits the lane from now on, where that is not what did before
     """
+    _check_filled_for(cache, numbers)
     count = count_of(numbers)
     slots = tuple(numbers["prompt_slots"])
     if slots != cache.shape.prompt_slots:
@@ -80,6 +87,27 @@ def put_lane(
     cache.lanes[lane] = count
     cache.running[lane] = 1
     cache.set_read_slots()
+
+
+def _check_filled_for(cache: ScopeCache, numbers: Mapping[str, Any]) -> None:
+    """Slots of the same sizes may have been filled for another run. Raises OtherShape."""
+    protects = cache.policy.protect_prompt
+    if numbers.get("protects_prompt", protects) != protects:  # states of older builds do not say
+        raise OtherShape(
+            f"decode.protect_prompt is {str(protects).lower()}, and was not when its prompt was read",
+            f"--set decode.protect_prompt={str(not protects).lower()}, or read it anew",
+        )
+    now, then = _turning(cache), numbers.get("turning")
+    if now is not None and then is not None and not isclose(now, then, rel_tol=1e-4):
+        raise OtherShape(
+            "its keys have RoPE's factors for a text of another length than is planned now",
+            "--context N, when the prompt is read, settles for which",
+        )
+
+
+def _turning(cache: ScopeCache) -> float | None:
+    """What tells sets of RoPE's factors apart, and roundings not; None where nothing turns."""
+    return None if cache.inv_freq is None else float(cache.inv_freq.float().sum())
 
 
 def keeps_prompt(cache: ScopeCache, lane: int, tokens: int) -> bool:

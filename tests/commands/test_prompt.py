@@ -79,6 +79,18 @@ def test_what_does_not_fit_is_refused(scope, folder, writes, tiny_folder):
     assert lru.code == 1 and "does not fit" in lru.stderr
 
 
+def test_a_prompt_that_was_read_to_be_kept_is_not_one_that_may_be_evicted(scope, folder, writes, tiny_folder):
+    """Where it does not fit the policy of now, no text is written."""
+    may_go = ["--set", "decode.protect_prompt=false"]
+    for number, (then, now) in enumerate(((may_go, []), ([], may_go))):
+        kept = folder / f"{number}.scope"
+        save = ["prompt", "save", "-f", folder / "report.txt", "-o", kept, "--model", tiny_folder]
+        assert scope(*save, *then).code == 0
+        refused = scope("generate", "--prompt-cache", kept, *writes, *now)
+        assert (refused.code, refused.stdout) == (1, "") and "protect_prompt" in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
 def test_the_file_says_which_model_reads_on_wherever_one_is(scope, folder, writes, tiny_folder, monkeypatch):
     (folder / "model").symlink_to(tiny_folder)
     monkeypatch.chdir(folder)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -157,6 +158,39 @@ def test_a_batch_writes_texts_on_both_sides_of_the_switch_as_each_alone(phi3, sc
             record = json.loads((out / f"{name}.run.json").read_text())
             which = "more than 512" if more or tokens + 20 > 512 else "up to 512"
             assert f"texts of {which} tokens" in " ".join(record["notes"])
+
+
+def test_a_prompt_file_goes_on_with_the_factors_that_it_was_read_with(phi3, dynamic, scope, tmp_path):
+    """One set of them turns all keys of a text, wherever its prompt was read."""
+
+    def texts(model, *context):
+        """Of a prompt that is read, and of its file."""
+        asked, file = ["--model", model, "--kv", "plain", *context], tmp_path / "kept.scope"
+        long = ["--temperature", 0, "--max-new-tokens", 450, "--ignore-eos", "-q"]
+        read = scope("generate", "--raw", "x" * 100, *asked, *long)
+        saved = scope("prompt", "save", "--raw", "x" * 100, *asked, "-o", file, "--force")
+        assert (read.code, saved.code) == (0, 0)
+        return read.stdout, partial(scope, "generate", "--prompt-cache", file, *long)
+
+    _, from_file = texts(phi3)
+    other = from_file()
+    assert (other.code, other.stdout) == (1, "") and "RoPE" in other.stderr and "--context" in other.stderr
+    read, from_file = texts(phi3, "--context", 1000)
+    assert from_file().stdout == read
+    read, from_file = texts(dynamic, "--context", 1024)
+    assert from_file().stdout == read
+    assert from_file("--context", 2048).code == 1
+
+
+def test_a_text_does_not_get_longer_than_its_factors(phi3, scope, tmp_path):
+    story = tmp_path / "story.txt"
+    asked = ["--raw", "x" * 100, "--model", phi3, "--kv", "plain", "--ignore-eos", "-q"]
+    assert scope("generate", *asked, "--max-new-tokens", 20, "-o", story, "--keep-checkpoint").code == 0
+    longer = scope("resume", story, "--max-new-tokens", 450)
+    assert longer.code == 1 and "RoPE" in longer.stderr
+    assert scope("resume", story, "--max-new-tokens", 60, "-q").code == 0
+    whole = scope("generate", *asked, "--max-new-tokens", 60)
+    assert story.read_text() == whole.stdout
 
 
 @pytest.mark.parametrize(("context", "prompt_tokens"), [(None, 400), (1024, 400), (1024, 700)])
