@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from resource import RLIMIT_NOFILE, getrlimit
@@ -20,7 +21,7 @@ from scope_cli.sinks.jsonl import JsonLines
 from scope_cli.sinks.plain import PlainText
 from scope_cli.sinks.record import RunRecord
 from scope_cli.sinks.several import Every, InOrder, Only
-from scope_cli.sinks.states import States
+from scope_cli.sinks.states import Outdated, States
 from scope_cli.sinks.summary import Summary
 from scope_cli.sinks.terminal import Terminal
 from scope_cli.sinks.textfile import FileMode, TextFile
@@ -67,6 +68,9 @@ def open_sinks(
     for prompt, output in enumerate(outputs):
         text = TextFile(output.file, output.mode, output.start)
         answer = WithoutThinking(text, just_thought=output.just_thought)
+        if output.mode != "resume" and output.file.is_file():
+            replaced = partial(states.has, prompt) if states is not None else lambda: False
+            sinks.append(Only(prompt, Outdated(output.file, replaced)))
         sinks.append(Only(prompt, text if thinking == "show" else answer))
         if output.file.is_file():  # beside a pipe or a device there is no place for a record
             sinks.append(Only(prompt, RunRecord(output.file, output.about)))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from scope_cli.engine.cadence import Cadence
 from scope_cli.engine.checkpoint import Checkpoint, remove_checkpoint, write_checkpoint
 from scope_cli.errors import ScopeError
-from scope_cli.events import Event, Finished, Started
+from scope_cli.events import Event, Finished, Started, Token
 from scope_cli.sinks.textfile import TextFile
 from scope_cli.sinks.thinking import WithoutThinking
 
@@ -120,6 +120,10 @@ class States:
     def close(self) -> None:
         """What is there stays."""
 
+    def has(self, prompt: int) -> bool:
+        """Is the state beside this text its own?"""
+        return self._texts[prompt].begun
+
     @property
     def left(self) -> list[Path]:
         """Texts that are not through and can be gone on with."""
@@ -139,3 +143,23 @@ class States:
             if not self._warned:
                 self._warn(f"warning: cannot write {state_of(text.path)}: {why}; the text continues")
             self._warned = True
+
+
+class Outdated:
+    """A state from before, of another text in the same file: gone when there is new text, because
+    scope resume would write that text over this one.
+
+    replaced: has this text a state of its own by now, which took the place of that one?
+    """
+
+    def __init__(self, output: Path, replaced: Callable[[], bool] = lambda: False) -> None:
+        self._state, self._replaced, self._looked = state_of(output), replaced, False
+
+    def receive(self, event: Event) -> None:
+        if not self._looked and isinstance(event, Token | Finished):
+            self._looked = True
+            if not self._replaced():
+                remove_checkpoint(self._state)
+
+    def close(self) -> None:
+        """Without new text the old one is still there, and so is its state."""

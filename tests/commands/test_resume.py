@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from scope_cli.engine.checkpoint import read_checkpoint, read_facts, write_checkpoint
+from scope_cli.engine.checkpoint import Checkpoint, read_checkpoint, read_facts, write_checkpoint
 from scope_cli.sinks import states
 from tests.helpers.forked import Forked
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
@@ -327,3 +327,30 @@ def test_a_text_behind_another_goes_on_behind_it(scope_in, argv, tmp_path, whole
     process.kill()
     assert scope("resume", folder / "story.txt", "-q").code == 0
     assert (folder / "story.txt").read_bytes() == b"Before.\n" + expected["story.txt"]
+
+
+@pytest.mark.parametrize("kept_none", [True, False])
+@pytest.mark.parametrize("way", ["--force", "--append", "deleted"])
+def test_a_state_from_before_does_not_outlive_new_text(broken_off, argv, monkeypatch, way, kept_none):
+    """It knew a prompt alone: nothing in the new text would have told scope resume that it is another's."""
+    scope, folder = broken_off
+    story, state = folder / "story.txt", folder / "story.txt.state"
+    kept = read_checkpoint(state)
+    facts = kept.facts | {"lane": None, "text": kept.facts["text"] | {"end": 0}}
+    write_checkpoint(state, Checkpoint(facts, {"ids": torch.arange(3, dtype=torch.int32)}))
+    if way == "deleted":
+        story.unlink()
+    if not kept_none:
+        monkeypatch.setattr(states, "write_checkpoint", raises(OSError(28, "No space left on device")))
+    more = [way] * (way != "deleted") + ["--no-checkpoint" if kept_none else "--keep-checkpoint"]
+    assert scope(*argv("greedy", folder, *more)).code == 0
+    written = story.read_bytes()
+    assert not state.exists()
+    assert scope("resume", story).code == 2 and story.read_bytes() == written != b""
+
+
+def raises(error):
+    def fail(*given):
+        raise error
+
+    return fail
