@@ -13,7 +13,7 @@ from typing import Any
 from scope_cli import __version__
 from scope_cli.errors import ModelError
 from scope_cli.files import cache_folder
-from scope_cli.models.making import Say, alone
+from scope_cli.models.making import ELSEWHERE, Say, alone
 from scope_cli.models.model_folder import ModelFolder
 
 CONVERSION = 3  # of GGUF files; what an older one made is made again
@@ -57,8 +57,7 @@ def make_once(folder: Path, name: str, make: Make, say: Say) -> ModelFolder:
     except OSError as error:
         if error.errno is None:
             raise
-        hint = "SCOPE_CACHE names another folder for models"
-        raise ModelError(f"cannot write {error.filename or folder}: {error.strerror}", hint) from error
+        raise ModelError(f"cannot write {error.filename or folder}: {error.strerror}", ELSEWHERE) from error
     return _folder_of(name, folder, made, say)
 
 

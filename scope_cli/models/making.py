@@ -10,6 +10,7 @@ from scope_cli.files import cache_folder
 from scope_cli.units import as_bytes
 
 Say = Callable[[str], None]
+ELSEWHERE = "SCOPE_CACHE names another folder for models"
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def making(needed: int, what: str, say: Say) -> Iterator[Callable[[int], None]]:
         if needed > (free := shutil.disk_usage(where).free):
             raise ModelError(
                 f"{what} takes {as_bytes(needed)} in {where}, {as_bytes(free)} are free there",
-                "SCOPE_CACHE names another folder for models; `scope models rm` makes room",
+                f"{ELSEWHERE}; `scope models rm` makes room",
             )
         say(f"{what}, once: {as_bytes(needed)} in {where}")
         with bar(what.partition(" ")[0], needed) as show:
@@ -32,8 +33,7 @@ def making(needed: int, what: str, say: Say) -> Iterator[Callable[[int], None]]:
     except OSError as error:
         if error.errno is None:
             raise
-        hint = "SCOPE_CACHE names another folder for models"
-        raise ModelError(f"{what} failed: {error.filename or where}: {error.strerror}", hint) from error
+        raise ModelError(f"{what} failed: {error.filename or where}: {error.strerror}", ELSEWHERE) from error
 
 
 @contextmanager
@@ -51,15 +51,21 @@ def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def alone(folder: Path, say: Say) -> Iterator[None]:
-    """One process at a time makes `folder`; the lock ends with its process."""
+    """One process at a time makes `folder`; the lock ends with its process.
+
+    Raises ModelError where none can be had: what cannot be locked cannot be made.
+    """
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        say(f"another scope is making {folder.name}; waiting for it")
-        lock.acquire()
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            say(f"another scope is making {folder.name}; waiting for it")
+            lock.acquire()
+    except OSError as error:
+        raise ModelError(f"cannot write to {folder.parent}: {error.strerror}", ELSEWHERE) from error
     try:
         yield
     finally:

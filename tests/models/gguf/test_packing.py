@@ -49,6 +49,23 @@ def test_the_loss_is_in_the_first_line_and_the_record_at_every_start(tmp_path, s
     assert '"packed_from": "Q4_K, Q6_K"' in events and '"packing_loss": 0.00' in events
 
 
+def test_a_cache_that_cannot_be_written_is_the_users_to_mend(tmp_path, scope, monkeypatch):
+    """The model is there, its packed form is not: as in an image that is read-only."""
+    monkeypatch.setenv("SCOPE_CACHE", str(tmp_path / "cache"))
+    file = write(tmp_path / "tiny.gguf", kind="Q4_1", **SETTINGS).path
+    argv = ["generate", "hi", "--model", file, "--device", "cpu", "--max-new-tokens", "2", "--compile", "off"]
+    assert scope(*argv).code == 0
+    (packed,) = (tmp_path / "cache" / "models").rglob("packed-int4.json")
+    packed.unlink()
+    monkeypatch.setattr("filelock.FileLock.acquire", refuses)
+    refused = scope(*argv)
+    assert refused.code == 2 and "cannot write to" in refused.stderr and "SCOPE_CACHE" in refused.stderr
+
+
+def refuses(*given, **more):
+    raise OSError(30, "Read-only file system")
+
+
 def test_int4_would_lose_more_of_what_is_not_in_4_bits(tmp_path):
     """What the choice is for."""
     loaded = opened(tmp_path, "Q6_K", load_in="int4").load(attention="sdpa")
