@@ -22,7 +22,7 @@ from scope_cli.engine.run_plan import RunPlan
 from scope_cli.errors import UsageError
 from scope_cli.files import cache_folder
 from scope_cli.models.opening import opened_model
-from scope_cli.native.build import SWITCH, will_build
+from scope_cli.native.build import SWITCH, is_kept, will_build
 from scope_cli.settings.load import LoadedProfile, load_profile
 from scope_cli.sinks.several import Every
 from scope_cli.sinks.textfile import FileMode
@@ -204,7 +204,9 @@ def load(
     plan = RunPlan.of(profile, [work.plan for work in works], opened.device.type, side_by_side)
     plan.check_fits(opened)
     if opened.device.type == "cpu" and os.environ.get(SWITCH) != "off" and will_build(cache_folder()):
-        phases.begin("building the native step with this machine's C++ compiler, once")
+        folder = cache_folder()
+        often = "once" if is_kept(folder) else f"for this run: {folder} cannot be written"
+        phases.begin(f"building the native step with this machine's C++ compiler, {often}")
         library()
     phases.reach("tokenizer and plan")
     form = f" as {opened.load_in}" if opened.load_in else ""

@@ -38,9 +38,19 @@ class BuildError(Exception):
     """No library, and why: one line."""
 
 
+class NotKept(BuildError):
+    """The cache folder takes no library."""
+
+
 def will_build(cache: Path) -> bool:
     """Would `library_file` begin to compile? It takes some seconds, on a busy machine minutes."""
     return not _is_there(cache) and next(compilers(), None) is not None
+
+
+def is_kept(cache: Path) -> bool:
+    """Can what is built be written into the cache folder, as far as can be said without trying?"""
+    there = next(one for one in [cache / "native", *(cache / "native").parents] if one.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def expected(cache: Path) -> bool:
@@ -59,7 +69,10 @@ def _places(cache: Path) -> list[Path]:
 
 
 def library_file(cache: Path) -> Path:
-    """The library of exactly these sources, built now where there is none. Raises BuildError."""
+    """The library of exactly these sources, built now where there is none.
+
+    Raises BuildError; NotKept is one.
+    """
     places = _places(cache)
     file, folder = places[-1], places[-1].parent
     if there := next(filter(Path.is_file, places), None):
@@ -75,7 +88,7 @@ def library_file(cache: Path) -> Path:
     except Timeout as error:
         raise BuildError(f"another process has been building in {folder} for {PATIENCE_S:.0f} s") from error
     except OSError as error:
-        raise BuildError(f"{folder} cannot be written: {error.strerror or error}") from error
+        raise NotKept(f"{folder} cannot be written: {error.strerror or error}") from error
     return file
 
 

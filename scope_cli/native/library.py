@@ -10,13 +10,14 @@ import os
 from ctypes import POINTER, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
 from scope_cli.errors import first_line
 from scope_cli.files import cache_folder
-from scope_cli.native.build import SETS, SWITCH, BuildError, library_file
+from scope_cli.native.build import SETS, SWITCH, BuildError, NotKept, library_file
 from scope_cli.native.layout import Kind, packed_shape
 
 INSTRUCTIONS = tuple(SETS)
@@ -40,7 +41,11 @@ def _found() -> "Library | str":
     if os.environ.get(SWITCH) == "off":
         return f"${SWITCH} is off"
     try:
-        return Library(library_file(cache_folder()))
+        try:
+            return Library(library_file(cache_folder()))
+        except NotKept:
+            with TemporaryDirectory(prefix="scope-native-") as own:  # once it is loaded its file may go
+                return Library(library_file(Path(own)))
     except (BuildError, OSError, AttributeError) as error:
         return first_line(error)
 

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from scope_cli.native import build
+from scope_cli.native import library as loaded
 from scope_cli.native.build import BuildError, compilers, library_file
 from scope_cli.native.library import Library, library
 
@@ -175,6 +177,18 @@ def test_a_cache_that_cannot_be_written_is_a_reason(sources, tmp_path):
         library_file(tmp_path / "cache")
 
 
+def test_where_the_cache_cannot_be_written_it_is_built_for_this_process(sources, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    assert build.is_kept(cache) and build.is_kept(tmp_path)
+    cache.write_text("a file")
+    assert not build.is_kept(cache)
+    monkeypatch.setenv("SCOPE_CACHE", str(cache))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(loaded, "Library", lambda file: ctypes.CDLL(str(file)))
+    assert loaded._found.__wrapped__().scope_one() == 1
+    assert not list(tmp_path.glob("scope-native-*")) and cache.read_text() == "a file"
+
+
 def build_into(cache, folder, queue):
     build.FOLDER = folder
     queue.put(str(library_file(cache)))
@@ -207,6 +221,7 @@ def test_what_a_killed_build_left_is_removed_and_nothing_of_it_used(sources, tmp
     code = f"""
         from pathlib import Path
         from scope_cli.native import build
+from scope_cli.native import library as loaded
         build.FOLDER = Path({str(sources)!r})
         build._cpu_features = lambda: {AVX2}
         build.library_file(Path({str(tmp_path / "cache")!r}))
