@@ -10,6 +10,7 @@ import typer
 
 from scope_cli.cache.shape import CacheShape
 from scope_cli.commands import options as o
+from scope_cli.commands.io import tell
 from scope_cli.commands.live import MetricsAddress, MetricsPort, StatsFile, live_sinks
 from scope_cli.commands.outputs import OutputFile, new_states, open_sinks
 from scope_cli.commands.write import Watch, ending_of, write
@@ -68,6 +69,13 @@ def resume_command(
     kept = [one for one in texts_of_run(file.expanduser()) if one.goes_on(max_new_tokens)]
     if not kept:
         raise finished(file)
+    if lost := without_state(kept):
+        if not any(one.lane for one in kept):
+            raise UsageError(
+                f"the run was killed before it began: there is no state yet of {lost}",
+                "run its command again, with --force",
+            )
+        tell(f"warning: no state was kept of {lost}: nothing is written there")
 
     settings = settings_of(kept[0], max_new_tokens)
     outputs = [one.output(["scope", *(ctx.obj or [])]) for one in kept]
@@ -159,6 +167,23 @@ def texts_of_run(file: Path) -> list[Kept]:
         ):
             found.append(Kept(other, facts))
     return found
+
+
+def without_state(kept: list[Kept]) -> str:
+    """The other texts of the run that are not through and cannot be gone on with, in words."""
+    others = [kept[0].path.with_name(name) for name in kept[0].facts["names"]]
+    lost = [one for one in others if not state_of(one).is_file() and not is_through(one)]
+    return ", ".join(printable(one.name) for one in lost)
+
+
+def is_through(text: Path) -> bool:
+    """What its record says; without one it has not begun, unless somebody put it elsewhere."""
+    import json
+
+    try:
+        return bool(json.loads(record_of(text).read_bytes())["status"] == "finished")
+    except (OSError, ValueError, KeyError, TypeError):
+        return not text.is_file() or text.stat().st_size > 0
 
 
 def no_state(file: Path) -> UsageError:

@@ -159,6 +159,36 @@ def test_texts_that_were_not_begun_are_begun(scope_in, argv, whole, tmp_path):
     assert texts(folder) == expected and not list(folder.glob("*.state"))
 
 
+def test_a_run_that_was_killed_between_its_first_states_is_begun_anew(scope_in, argv, whole, tmp_path):
+    """No text has begun by then, and one that goes on alone would leave the others empty."""
+    (scope, folder), expected = scope_in, whole("three in two lanes")
+    process = Forked(tmp_path / "said", *argv("three in two lanes", folder, "--checkpoint-every", 9999))
+    while process.alive and not (folder / "story-3.txt.state").is_file():
+        time.sleep(0.001)
+    process.kill()
+    begun = not all(read_facts(file)["lane"] is None for file in folder.glob("*.state"))
+    (folder / "story-3.txt.state").unlink()
+    (folder / "story-2.txt.state").unlink()
+    assert not begun and len(list(folder.glob("*.state"))) == 1
+    before = everything(folder)
+    refused = scope("resume", folder / "story-1.txt", "-q")
+    assert (refused.code, refused.stdout) == (2, "") and everything(folder) == before
+    assert "story-2.txt, story-3.txt" in refused.stderr and "--force" in refused.stderr
+    assert scope(*argv("three in two lanes", folder, "--force", "-q")).code == 0
+    assert texts(folder) == expected
+
+
+def test_what_has_lost_its_state_is_named_when_the_others_go_on(scope_in, argv, tmp_path):
+    scope, folder = scope_in
+    process = Forked(tmp_path / "said", *argv("three in two lanes", folder, "--checkpoint-every", 0.01))
+    wait_for(process, folder, 2)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    (folder / "story-3.txt.state").unlink()
+    ran = scope("resume", folder / "story-1.txt", "-q")
+    assert ran.code == 0 and "no state was kept of story-3.txt" in ran.stderr
+
+
 def test_a_text_that_is_through_can_be_made_longer(scope_in, argv, whole, tmp_path):
     (scope, folder), expected = scope_in, whole("sampled")
     short = argv("sampled", folder, "--keep-checkpoint", "--max-new-tokens", 50, "-q")
