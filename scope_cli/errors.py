@@ -37,6 +37,15 @@ class BusyError(ScopeError):
     exit_code = 3
 
 
+class WriteError(ScopeError):
+    """A file cannot be written; where the disk is full, that room helps."""
+
+    def __init__(self, path: object, error: OSError) -> None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = "make room, or name a file on another disk" if full else "is the folder there, and writable?"
+        super().__init__(f"cannot write {path}: {error.strerror}", hint)
+
+
 class AuditError(ScopeError):
     """The cache did not do what the profile promised: our bug, told as a fact."""
 

@@ -68,10 +68,10 @@ class Database:
                 self._prepare()
             self._file = self._identity()
         except (sqlite3.DatabaseError, OSError) as error:
-            raise UsageError(
-                f"cannot use {self.path}: {error}",
-                "is the folder writable, and the file a ledger of scope batch?",
-            ) from error
+            hint = "is the folder writable, and the file a ledger of scope batch?"
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                hint = "make room, and the same command goes on"
+            raise UsageError(f"cannot use {self.path}: {error}", hint) from error
 
     def _identity(self) -> tuple[int, int]:
         status = self.path.stat()

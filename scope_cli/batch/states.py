@@ -83,8 +83,9 @@ class RowStates:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._widths[row.number] = write_checkpoint(path, Checkpoint(facts, state.tensors), width)
         except (OSError, ScopeError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
             if not self._warned:
-                self._say(f"warning: cannot keep where rows are: {error}; they are written on without")
+                self._say(f"warning: cannot keep where rows are: {why}; they are written on without")
             self._warned = True
 
     def drop(self, number: int) -> None:

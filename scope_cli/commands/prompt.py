@@ -16,7 +16,7 @@ from scope_cli.console.safe import printable
 from scope_cli.console.signals import Interruption
 from scope_cli.engine.checkpoint import Checkpoint, Refused, read_facts, write_checkpoint
 from scope_cli.engine.run_plan import RunPlan
-from scope_cli.errors import ScopeError, UsageError
+from scope_cli.errors import UsageError, WriteError
 from scope_cli.models.fingerprint import fingerprint
 from scope_cli.models.opening import opened_model
 from scope_cli.settings.load import LoadedProfile, load_profile
@@ -85,7 +85,7 @@ def save_command(
     try:
         write_checkpoint(output, Checkpoint(facts, state.tensors))
     except OSError as error:
-        raise ScopeError(f"cannot write {output}: {error.strerror}") from error
+        raise WriteError(output, error) from error
     if not quiet:
         tell("\n".join(shown(output, facts)))
 

@@ -15,7 +15,7 @@ from scope_cli.console import tables
 from scope_cli.console.progress import Progress
 from scope_cli.console.tables import Table
 from scope_cli.engine.plan import packable
-from scope_cli.errors import ScopeError, UsageError
+from scope_cli.errors import UsageError, WriteError
 from scope_cli.formats.base import SHORT
 from scope_cli.measure.evaluate import tune as search
 from scope_cli.measure.evaluate.tune import Tuned
@@ -179,7 +179,7 @@ def write_profile(output: Path, settings: LoadedProfile, best: Any, text: str, m
     try:
         output.write_text(head + yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     except OSError as error:
-        raise ScopeError(f"cannot write {output}: {error.strerror}") from error
+        raise WriteError(output, error) from error
 
 
 def _words(keys: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scope_cli.console.safe import as_json
-from scope_cli.errors import ScopeError
+from scope_cli.errors import WriteError
 from scope_cli.events import Event, Failed, Finished, Started
 from scope_cli.files import replace_file
 
@@ -54,7 +54,7 @@ class RunRecord:
         try:
             replace_file(self.path, f"{text}\n")
         except OSError as error:
-            raise ScopeError(f"cannot write {self.path}: {error.strerror}") from error
+            raise WriteError(self.path, error) from error
 
 
 def _status(results: list[dict[str, Any]]) -> str:

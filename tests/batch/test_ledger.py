@@ -148,6 +148,17 @@ def test_a_ledger_that_cannot_grow_says_so(ledger, monkeypatch):
     assert len(ledger.rows()) == 3 and ledger.sound()
 
 
+def test_a_disk_that_is_full_before_the_ledger_begins_is_no_damaged_ledger(tmp_path, monkeypatch):
+    def full(self):
+        self._db.execute("PRAGMA max_page_count=1")
+        self._db.execute("CREATE TABLE one (a)")
+
+    monkeypatch.setattr(Ledger, "_prepare", full)
+    with pytest.raises(UsageError, match="disk is full") as told:
+        Ledger(tmp_path)
+    assert "make room" in told.value.hint
+
+
 def test_tokens_left_are_planned_or_as_many_as_others_took(ledger):
     with ledger.transaction():
         for number, (state, planned) in enumerate([("done", 100), ("waiting", 100), ("running", 10)]):

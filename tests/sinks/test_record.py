@@ -60,8 +60,9 @@ def test_a_record_that_cannot_be_replaced_stays_whole(events_of_a_run, tmp_path,
     started, *_, finished = events_of_a_run(["a"])
     sink.receive(started)
     monkeypatch.setattr("pathlib.Path.replace", _disk_full)
-    with pytest.raises(ScopeError, match="No space left"):
+    with pytest.raises(ScopeError, match="No space left") as full:
         sink.receive(finished)
+    assert "make room" in full.value.hint
     assert json.loads((tmp_path / "book.txt.run.json").read_text())["status"] == "running"
 
 

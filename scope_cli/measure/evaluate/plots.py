@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scope_cli.errors import ScopeError
+from scope_cli.errors import WriteError
 from scope_cli.measure.evaluate.compare import METRICS, Line
 from scope_cli.measure.palette import COLOURS, styles
 
@@ -38,7 +38,7 @@ def save(drawn: Figure, path: Path) -> None:
     try:
         drawn.savefig(path)
     except OSError as error:
-        raise ScopeError(f"cannot write {path}: {error.strerror}") from error
+        raise WriteError(path, error) from error
     finally:
         plt.close(drawn)
 

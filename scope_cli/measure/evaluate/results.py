@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scope_cli.console.safe import as_json
-from scope_cli.errors import ScopeError, UsageError
+from scope_cli.errors import UsageError, WriteError
 from scope_cli.files import replace_file
 from scope_cli.machine.description import machine
 
@@ -43,7 +43,7 @@ def write_result(result: dict[str, Any], path: Path) -> None:
     try:
         replace_file(path, f"{as_json(result)}\n")
     except OSError as error:
-        raise ScopeError(f"cannot write {path}: {error.strerror}") from error
+        raise WriteError(path, error) from error
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scope_cli.errors import ScopeError, UsageError
+from scope_cli.errors import UsageError, WriteError
 from scope_cli.machine.description import machine
 from scope_cli.machine.installed import need
 from scope_cli.measure.profiling import plots
@@ -109,7 +109,7 @@ class Page:
         try:
             target.write_bytes(content)
         except OSError as error:
-            raise ScopeError(f"cannot write {target}: {error.strerror}") from error
+            raise WriteError(target, error) from error
 
     def html(self, svg: str) -> str:
         """One file that needs no other."""
