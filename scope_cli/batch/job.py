@@ -24,6 +24,7 @@ from scope_cli.batch.work import encode, packed, seed_of, settings_of
 from scope_cli.batch.writer import OutputError, publish
 from scope_cli.console.safe import printable
 from scope_cli.errors import ScopeError, UsageError
+from scope_cli.models.registry import from_anywhere
 from scope_cli.settings.load import LoadedProfile
 from scope_cli.units import counted
 
@@ -47,6 +48,7 @@ class JobSettings:
     def as_dict(self) -> dict[str, Any]:
         profile = self.settings.profile.as_dict()
         del profile["description"]
+        profile["model"]["name"] = from_anywhere(profile["model"]["name"])
         return {
             **profile,
             "prompt_template": self.frame.template,
@@ -84,6 +86,7 @@ def check_settings(ledger: Ledger, job: JobSettings, accept: bool, say: Say = la
     before, now = ledger.get("settings"), job.as_dict()
     if before is None:
         return False
+    before["model"]["name"] = from_anywhere(before["model"]["name"])  # jobs from before kept it as typed
     if job.lanes is None:  # auto takes what was chosen
         now["lanes"] = before["lanes"]
     changed = list(differences(before, now))

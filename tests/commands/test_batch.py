@@ -667,3 +667,14 @@ def test_what_prompts_have_in_common_is_read_once_and_changes_no_text(
     assert f"copied:    {6 * common:,} of {prompts:,} prompt tokens, from prompts that begin alike" in said
     lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert [line["reused_prompt_tokens"] for line in lines] == reused
+
+
+def test_a_model_by_another_path_is_the_same_model(scope, tiny_folder, tmp_path, monkeypatch):
+    prompts = tmp_path / "two.jsonl"
+    prompts.write_text('{"prompt": "the sea"}\n{"prompt": "the sky"}\n')
+    monkeypatch.chdir(tiny_folder.parent)
+    for model in (tiny_folder.name, tiny_folder):
+        more = ["--model", model, "--max-new-tokens", 5, "--compile", "off", "--limit", 1]
+        result = scope("batch", prompts, "--output-dir", tmp_path / "out", *more)
+        assert result.code == 0, result.stderr
+    assert "done:      2 of 2 prompts" in result.stderr
