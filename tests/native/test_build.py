@@ -221,7 +221,6 @@ def test_what_a_killed_build_left_is_removed_and_nothing_of_it_used(sources, tmp
     code = f"""
         from pathlib import Path
         from scope_cli.native import build
-from scope_cli.native import library as loaded
         build.FOLDER = Path({str(sources)!r})
         build._cpu_features = lambda: {AVX2}
         build.library_file(Path({str(tmp_path / "cache")!r}))
