@@ -25,7 +25,12 @@ FEW = ("attention", "accumulated", "lru", "rkv", "random", "tri")  # of each kin
 
 @pytest.mark.parametrize(
     ("family", "interval"),
-    [("llama", 2), ("gemma3", 2), ("llama", 1), pytest.param("llama", 8, marks=pytest.mark.long)],
+    [
+        pytest.param("llama", 2, marks=pytest.mark.inductor),
+        ("gemma3", 2),
+        ("llama", 1),
+        pytest.param("llama", 8, marks=pytest.mark.long),
+    ],
 )
 def test_compiled_and_plain_agree_over_hundreds_of_steps_and_it_is_compiled_once(
     models,
@@ -54,6 +59,7 @@ def test_compiled_and_plain_agree_over_hundreds_of_steps_and_it_is_compiled_once
     assert counters["stats"]["unique_graphs"] == graphs[-1], "another cache was compiled anew"
 
 
+@pytest.mark.inductor
 def test_a_compiled_step_makes_nothing_as_large_as_the_slots(models):
     """It writes a token into them where they lie."""
     chosen = settings_of(**{"sampling.temperature": 0.0, "decode.budget": 22})
