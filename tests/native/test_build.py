@@ -126,7 +126,9 @@ def test_a_library_of_all_sets_serves_who_wants_one(sources, tmp_path, monkeypat
 
 
 @pytest.mark.skipif(platform.machine() not in build.X86, reason="other machines have one set")
-@pytest.mark.parametrize("only", build.SETS)
+@pytest.mark.parametrize(
+    "only", [pytest.param(only, marks=[] if only == "avx2" else pytest.mark.long) for only in build.SETS]
+)
 def test_each_set_is_a_library_by_itself(only, native, tmp_path, monkeypatch):
     quick = """
         import subprocess, sys
