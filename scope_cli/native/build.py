@@ -64,8 +64,9 @@ def _is_there(cache: Path) -> bool:
 
 def _places(cache: Path) -> list[Path]:
     """Where a library may lie that can be used here; the last one is built where there is none."""
-    folder = cache / "native" / _cpu_kind()
-    return [FOLDER / library_name(), folder / library_name(), folder / library_name(needed_sets())]
+    folder, digest = cache / "native" / _cpu_kind(), _digest()
+    whole, own = _name(all_sets(), digest), _name(needed_sets(), digest)
+    return [FOLDER / whole, folder / whole, folder / own]
 
 
 def library_file(cache: Path) -> Path:
@@ -178,7 +179,11 @@ def sources(sets: Sequence[str]) -> list[Path]:
 
 def library_name(sets: Sequence[str] | None = None) -> str:
     """Of these sources, on this kind of machine, with these sets of instructions; None: with all."""
-    return f"libscope-{platform.machine()}-{'-'.join(sets or all_sets())}-{_digest()}.so"
+    return _name(sets or all_sets(), _digest())
+
+
+def _name(sets: Sequence[str], digest: str) -> str:
+    return f"libscope-{platform.machine()}-{'-'.join(sets)}-{digest}.so"
 
 
 def _digest() -> str:
