@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from resource import RLIMIT_NOFILE, getrlimit
@@ -69,8 +68,7 @@ def open_sinks(
         text = TextFile(output.file, output.mode, output.start)
         answer = WithoutThinking(text, just_thought=output.just_thought)
         if output.mode != "resume" and output.file.is_file():
-            replaced = partial(states.has, prompt) if states is not None else lambda: False
-            sinks.append(Only(prompt, Outdated(output.file, replaced)))
+            sinks.append(Only(prompt, Outdated(output.file, prompt, states)))
         sinks.append(Only(prompt, text if thinking == "show" else answer))
         if output.file.is_file():  # beside a pipe or a device there is no place for a record
             sinks.append(Only(prompt, RunRecord(output.file, output.about)))

@@ -149,16 +149,16 @@ class Outdated:
     """A state from before, of another text in the same file: gone when there is new text, because
     scope resume would write that text over this one.
 
-    replaced: has this text a state of its own by now, which took the place of that one?
+    states: they may have put this text's own in its place by then; None: none are kept
     """
 
-    def __init__(self, output: Path, replaced: Callable[[], bool] = lambda: False) -> None:
-        self._state, self._replaced, self._looked = state_of(output), replaced, False
+    def __init__(self, output: Path, prompt: int, states: States | None) -> None:
+        self._state, self._prompt, self._states, self._looked = state_of(output), prompt, states, False
 
     def receive(self, event: Event) -> None:
         if not self._looked and isinstance(event, Token | Finished):
             self._looked = True
-            if not self._replaced():
+            if self._states is None or not self._states.has(self._prompt):
                 remove_checkpoint(self._state)
 
     def close(self) -> None:
