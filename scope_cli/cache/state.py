@@ -101,7 +101,7 @@ def _check_filled_for(cache: ScopeCache, numbers: Mapping[str, Any]) -> None:
     if now is not None and then is not None and not isclose(now, then, rel_tol=1e-4):
         raise OtherShape(
             "its keys have RoPE's factors for a text of another length than is planned now",
-            "--context N, when the prompt is read, settles for which",
+            "that is settled when a prompt is read: --context N says there how long its text may become",
         )
 
 
