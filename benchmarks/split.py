@@ -2,6 +2,7 @@
 
     python benchmarks/split.py              # three known texts of 2,048 tokens, a few minutes each
     python benchmarks/split.py --tokens 512
+    python benchmarks/split.py --products   # which of a step's products could do with activations of 8 bits?
 
 Nothing is evicted. The file's own weights in float32 and plain slots say what each token's distribution is;
 against that stand products of packed weights (which keep the file's weights, and round a prompt's activations
@@ -21,10 +22,9 @@ from torch import Tensor, nn
 from scope_cli.engine.replay import read_once
 from scope_cli.measure.evaluate.fidelity import Reference, measure
 from scope_cli.models.model import LoadedModel, open_model
+from scope_cli.native.layout import BLOCK
 from scope_cli.settings.load import load_profile
 from scope_cli.settings.schema import ModelSettings
-
-BLOCK = 32  # activations that share a scale
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Part:
     packs: bool = False
     kv: str = "plain"
     largest: int | None = None  # activations of a step become whole numbers up to it
+    into: tuple[str, ...] = ("",)  # those that go into products whose names end so
 
 
 PARTS = {
@@ -45,24 +46,36 @@ PARTS = {
     "activations of a step in 8 bits": Part(largest=127),
 }
 
+PRODUCTS = {  # into which 8 bits go
+    "gate, up": Part(largest=127, into=("gate_proj", "up_proj")),
+    "down": Part(largest=127, into=("down_proj",)),
+    "attention's output": Part(largest=127, into=("o_proj",)),
+    "all of these": Part(largest=127, into=("gate_proj", "up_proj", "down_proj", "o_proj")),
+    "queries": Part(largest=127, into=("q_proj",)),
+    "keys, values": Part(largest=127, into=("k_proj", "v_proj")),
+    "head": Part(largest=127, into=("lm_head",)),
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="KL(float32 || default), split into its parts.")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--tokens", type=int, help="of each text's output; all where it is left out")
+    parser.add_argument("--products", action="store_true", help="8 bits for some of a step's products alone")
     args = parser.parse_args()
+    parts = PRODUCTS if args.products else PARTS
     plain, packed = load(args.model, "float32", None), load(args.model, "auto", "auto")
     assert packed.opened.load_in, "the default packs this model's weights"
     print(f"| KL(float32 \\|\\| ...) | {' | '.join(PROMPT_TOKENS)} |\n|---|{'--:|' * len(PROMPT_TOKENS)}")
-    found: dict[str, list[float]] = {name: [] for name in PARTS}
+    found: dict[str, list[float]] = {name: [] for name in parts}
     for prompt in PROMPT_TOKENS:
         text = known_text(prompt)
         text = replace(text, output_ids=text.output_ids[: args.tokens])
         reference = Reference.of(plain, text)
         own = replace(reference, loaded=packed, state=read_once(packed, text.prompt_ids))
-        for name, part in PARTS.items():
+        for name, part in parts.items():
             profile = load_profile("full", {"cache.kv": part.kv})
-            with rounded(plain.model, part.largest):
+            with rounded(plain.model, part):
                 kl, *_interval = measure(own if part.packs else reference, profile).kl
             found[name].append(kl)
     for name, kls in found.items():
@@ -70,16 +83,20 @@ def main() -> None:
 
 
 @contextmanager
-def rounded(model: nn.Module, largest: int | None) -> Iterator[None]:
-    """What goes into the model's products rounded, block by block, as native/rounding.h does; None: not."""
+def rounded(model: nn.Module, part: Part) -> Iterator[None]:
+    """What goes into the model's products rounded, block by block, as native/rounding.h does it."""
 
     def in_steps(_module: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
         blocks = given[0].unflatten(-1, (-1, BLOCK))
-        one = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-30) / largest
+        one = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-30) / part.largest
         return (((blocks / one).round() * one).flatten(-2),)
 
-    products = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    hooks = [product.register_forward_pre_hook(in_steps) for product in products if largest]
+    products = [
+        module
+        for name, module in model.named_modules()
+        if part.largest and isinstance(module, nn.Linear) and name.endswith(part.into)
+    ]
+    hooks = [product.register_forward_pre_hook(in_steps) for product in products]
     try:
         yield
     finally:
